@@ -1,0 +1,147 @@
+"""Expectation over transformation, and how to differentiate a purifier.
+
+A gradient mode is a transform purifier -> purifier: what the attacker differentiates. The function
+attacked and the function evaluated are then two values, named separately in every result.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+AVERAGES = ("logits", "softmax")
+
+
+def draws(fn: Callable, num_samples: int, chunk: int | None = None) -> Callable:
+    """`drawn(key, *args)`: outputs of `fn(fold_in(key, i), *args)` stacked over i < num_samples.
+
+    chunk: how many are computed at once (all by default). A chunk is recomputed in the backward
+    pass, so memory grows with the chunk and not with num_samples.
+    """
+
+    def drawn(key, *args):
+        def one(i):
+            return fn(jax.random.fold_in(key, i), *args)
+
+        if chunk is None or chunk >= num_samples:
+            return jax.vmap(one)(jnp.arange(num_samples))
+        return jax.lax.map(jax.checkpoint(one), jnp.arange(num_samples), batch_size=chunk)
+
+    return drawn
+
+
+def expectation(fn: Callable, num_samples: int, chunk: int | None = None) -> Callable:
+    """`mean(key, *args)`: the mean of `draws`. Its gradient is the mean of the single gradients,
+    which is expectation over transformation (Athalye et al. 2018)."""
+    drawn = draws(fn, num_samples, chunk)
+    return lambda key, *args: jax.tree.map(lambda a: a.mean(0), drawn(key, *args))
+
+
+def average_logits(logits: jax.Array, average: str) -> jax.Array:
+    """Logits of S runs [S, K] -> [K]: their mean ('logits'), or the log of the mean probability
+    ('softmax')."""
+    if average == "logits":
+        return logits.mean(0)
+    if average == "softmax":
+        log_probabilities = jax.nn.log_softmax(logits)
+        return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(logits.shape[0])
+    raise ValueError(f"average={average!r} is unknown; known: {', '.join(AVERAGES)}")
+
+
+@jax.custom_jvp
+def straight_through(value: jax.Array, point: jax.Array) -> jax.Array:
+    """`value`, bit for bit, with the derivative of `point`."""
+    return value
+
+
+@straight_through.defjvp
+def _(primals, tangents):
+    return primals[0], tangents[1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BPDA:
+    """Forward through the purifier, identity backward (Athalye et al. 2018)."""
+
+    purifier: Callable
+    nge = 0
+
+    @property
+    def nfe(self):
+        return self.purifier.nfe
+
+    @property
+    def stochastic(self):
+        return self.purifier.stochastic
+
+    def __call__(self, key, image):
+        return straight_through(jax.lax.stop_gradient(self.purifier(key, image)), image)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Blind:
+    """No purifier at all: the attacker sees the classifier alone."""
+
+    nfe = 0
+    nge = 0
+    stochastic = False
+
+    def __call__(self, key, image):
+        return image
+
+
+def _replace(mode: str, purifier, **fields):
+    known = {field.name for field in dataclasses.fields(purifier)}
+    if missing := set(fields) - known:
+        raise ValueError(
+            f"gradient={mode!r} does not apply to {type(purifier).__name__}: it has no "
+            f"{', '.join(sorted(missing))}"
+        )
+    return dataclasses.replace(purifier, **fields)
+
+
+def exact(purifier):
+    """All T steps, step size and clip included, by backpropagation through a scan."""
+    has_loop = any(field.name == "loop" for field in dataclasses.fields(purifier))
+    return dataclasses.replace(purifier, loop="scan") if has_loop else purifier
+
+
+def exact_detached_step(purifier):
+    """As exact, with the step size and the stop decision held constant."""
+    return _replace("exact_detached_step", exact(purifier), detach_step=True)
+
+
+def exact_straight_through(purifier):
+    """As exact_detached_step, plus identity through the clip of the initial noise (Croce et al.
+    2022). A purifier with no adaptive step has nothing to detach."""
+    fields = {field.name for field in dataclasses.fields(purifier)}
+    base = exact_detached_step(purifier) if "detach_step" in fields else exact(purifier)
+    return _replace("exact_straight_through", base, straight_through_noise=True)
+
+
+GRADIENT_MODES = {
+    "exact": exact,
+    "exact_detached_step": exact_detached_step,
+    "exact_straight_through": exact_straight_through,
+    "bpda": BPDA,
+    "blind": lambda purifier: Blind(),
+}
+
+
+def attacked_purifier(gradient: str, purifier, surrogate=None):
+    """The purifier that the attacker differentiates instead of `purifier`.
+
+    gradient: a name of GRADIENT_MODES, or 'surrogate': exactly through another purifier.
+    Raises ValueError for an unknown mode, one that does not apply, or a missing surrogate.
+    """
+    if gradient == "surrogate":
+        if surrogate is None:
+            raise ValueError("gradient='surrogate' needs the name of the surrogate purifier")
+        return exact(surrogate)
+    if gradient not in GRADIENT_MODES:
+        known = ", ".join([*GRADIENT_MODES, "surrogate"])
+        raise ValueError(f"gradient={gradient!r} is unknown; known: {known}")
+    return GRADIENT_MODES[gradient](purifier)

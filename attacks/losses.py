@@ -1,0 +1,38 @@
+"""Losses that an attack maximises: (logits [K], label) -> scalar, positive or growing once fooled."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+
+
+def cross_entropy(logits: Array, label: Array) -> Array:
+    """-log softmax(logits)[label]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+
+
+def margin(logits: Array, label: Array) -> Array:
+    """Largest other logit minus the label's: positive exactly where the label is not the answer
+    (Carlini and Wagner 2017)."""
+    return _largest_other(logits, label) - logits[label]
+
+
+def dlr(logits: Array, label: Array) -> Array:
+    """Difference of logits ratio (Croce and Hein 2020): the margin over the spread between the
+    largest and the third largest logit, so that rescaling the logits changes nothing.
+
+    Raises ValueError for fewer than three classes, where it is undefined.
+    """
+    if logits.shape[-1] < 3:
+        raise ValueError(f"the DLR loss needs at least 3 classes, got {logits.shape[-1]}")
+    largest = jax.lax.top_k(logits, 3)[0]
+    return margin(logits, label) / (largest[0] - largest[2] + 1e-12)
+
+
+def _largest_other(logits: Array, label: Array) -> Array:
+    is_label = jnp.arange(logits.shape[-1]) == label
+    return jnp.max(jnp.where(is_label, -jnp.inf, logits))
+
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

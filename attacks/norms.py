@@ -1,0 +1,73 @@
+"""The balls an attack may move in, for one image: steepest ascent, projection, start, distance."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class Norm(NamedTuple):
+    """steepest(gradient) -> direction: the unit-norm step that raises a linear function most.
+    project(point, center, eps) -> point: the nearest point of the ball and of the box [0, 1].
+    random(key, center, eps) -> point: a random start in the ball and the box.
+    size(difference) -> scalar: the norm itself.
+    """
+
+    steepest: Callable[[Array], Array]
+    project: Callable[[Array, Array, float], Array]
+    random: Callable[[Array, Array, float], Array]
+    size: Callable[[Array], Array]
+
+
+def _linf_project(point: Array, center: Array, eps: float) -> Array:
+    return jnp.clip(point, jnp.maximum(center - eps, 0.0), jnp.minimum(center + eps, 1.0))
+
+
+def _linf_random(key: Array, center: Array, eps: float) -> Array:
+    noise = jax.random.uniform(key, center.shape, center.dtype, -eps, eps)
+    return _linf_project(center + noise, center, eps)
+
+
+def _l2_size(difference: Array) -> Array:
+    return jnp.sqrt(jnp.sum(difference**2))
+
+
+def _l2_steepest(gradient: Array) -> Array:
+    size = _l2_size(gradient)
+    return gradient / jnp.where(size > 0, size, 1.0)
+
+
+def _l2_project(point: Array, center: Array, eps: float) -> Array:
+    """The nearest point of ball and box is clip(center + t (point - center)) for some t in [0, 1]
+    (from the optimality conditions), whose distance grows with t: bisection. Shrinking first and
+    clipping after would leave budget unused wherever a pixel is clipped."""
+
+    def at(t):
+        return jnp.clip(center + t * (point - center), 0.0, 1.0)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        inside = _l2_size(at(middle) - center) <= eps
+        return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
+
+    one = jnp.ones((), point.dtype)
+    low, _ = jax.lax.fori_loop(0, 40, halve, (0.0 * one, one))
+    return at(jnp.where(_l2_size(at(one) - center) <= eps, one, low))
+
+
+def _l2_random(key: Array, center: Array, eps: float) -> Array:
+    """Uniform in the ball, then projected onto the box."""
+    direction_key, radius_key = jax.random.split(key)
+    direction = _l2_steepest(jax.random.normal(direction_key, center.shape, center.dtype))
+    radius = eps * jax.random.uniform(radius_key, (), center.dtype) ** (1.0 / center.size)
+    return _l2_project(center + radius * direction, center, eps)
+
+
+NORMS = {
+    "linf": Norm(jnp.sign, _linf_project, _linf_random, lambda d: jnp.max(jnp.abs(d))),
+    "l2": Norm(_l2_steepest, _l2_project, _l2_random, _l2_size),
+}

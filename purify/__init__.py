@@ -1,0 +1,1 @@
+"""Adversarial purification with score-based generative models."""

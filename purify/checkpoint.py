@@ -1,0 +1,150 @@
+"""Checkpoints: Orbax in <workdir>/<role>/checkpoints, and the settings that made them beside it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from purify import models
+from purify.jsonl import write_json
+from purify.networks import Classifier, Score
+from purify.types import PyTree
+
+# role -> the mode of main.py that makes its checkpoint
+ROLES = {"classifier": "train_classifier", "score": "train"}
+
+
+class MissingCheckpoint(FileNotFoundError):
+    """There is no checkpoint of a role; `mode` of main.py makes one."""
+
+    def __init__(self, folder: Path, role: str):
+        self.mode = ROLES[role]
+        super().__init__(f"no {role} checkpoint in {folder}: make it with --mode={self.mode}")
+
+
+class Checkpoints:
+    """The checkpoints of one training run, newest two kept; a save is whole or absent."""
+
+    def __init__(self, folder: Path):
+        self._root = (folder / "checkpoints").absolute()
+        self._checkpointer = ocp.training.Checkpointer(
+            self._root,
+            preservation_policy=ocp.training.preservation_policies.LatestN(2),
+            cleanup_tmp_directories=True,  # what a killed run left half-written
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._checkpointer.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    @property
+    def latest_path(self) -> Path | None:
+        return None if self.latest_step is None else self._root / str(self.latest_step)
+
+    def save(self, step: int, state: PyTree) -> None:
+        self._checkpointer.save(step, state)
+
+    def restore(self, abstract_state: PyTree | None = None) -> PyTree:
+        """The newest state, placed as abstract_state says; ValueError if its files are damaged."""
+        try:
+            return self._checkpointer.load(self.latest_step, abstract_state)
+        except Exception as error:  # Orbax raises many kinds, all of which mean: unreadable
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise ValueError(
+                f"checkpoint {self.latest_path} cannot be read ({reason[:200]}); delete that "
+                "folder to go on from the one before it"
+            ) from error
+
+
+def claim(folder: Path, settings: Mapping) -> None:
+    """Write settings.json, or check that the run in `folder` was made with the same settings.
+
+    Raises ValueError that lists the fields that differ: resuming would mix two runs.
+    """
+    path = folder / "settings.json"
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        if differing := differing_fields(read_settings(folder), settings):
+            raise ValueError(
+                f"{folder} was made with other settings: {'; '.join(differing)}; choose another "
+                "--workdir, or delete that folder"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+
+
+def read_settings(folder: Path) -> dict:
+    path = folder / "settings.json"
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise ValueError(f"{path} is damaged; delete {folder} and train again") from None
+
+
+def differing_fields(old, new, prefix: str = "") -> list[str]:
+    """'a.b: 1 -> 2' for every leaf of two nested dicts that is not equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [
+            line
+            for key in keys
+            for line in differing_fields(old.get(key), new.get(key), f"{prefix}{key}.")
+        ]
+    return [] if old == new else [f"{prefix[:-1]}: {old!r} -> {new!r}"]
+
+
+def load_classifier(workdir: Path | str) -> Classifier:
+    """The classifier trained in `workdir`, averaged (EMA) weights."""
+    params, settings = _load(Path(workdir), "classifier")
+    return Classifier(params, models.build(**settings["network"]))
+
+
+def load_score(workdir: Path | str) -> Score:
+    """The score model trained in `workdir`, averaged (EMA) weights."""
+    params, settings = _load(Path(workdir), "score")
+    return Score(params, models.build(**settings["network"]), settings["head"])
+
+
+def image_shape(workdir: Path | str) -> tuple[int, int, int]:
+    """(H, W, C) of the images that the networks of `workdir` were trained on."""
+    for role in ROLES:
+        folder = Path(workdir) / role
+        if (folder / "settings.json").exists():
+            return tuple(read_settings(folder)["image_shape"])
+    raise MissingCheckpoint(Path(workdir) / "score", "score")
+
+
+def _load(workdir: Path, role: str) -> tuple[PyTree, dict]:
+    folder = workdir / role
+    if not (folder / "settings.json").exists():
+        raise MissingCheckpoint(folder, role)
+    with Checkpoints(folder) as checkpoints:
+        if checkpoints.latest_step is None:
+            raise MissingCheckpoint(folder, role)
+        state = checkpoints.restore()
+    return jax.tree.map(jax.numpy.asarray, state["ema"]), read_settings(folder)
+
+
+def weight_hash(params: PyTree) -> str:
+    """SHA-256 over the sorted (path, dtype, shape, bytes) of all leaves, in hex."""
+    digest = hashlib.sha256()
+    leaves = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    for path, leaf in sorted(leaves, key=lambda item: item[0]):
+        digest.update(f"{path} {leaf.dtype} {leaf.shape}\n".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

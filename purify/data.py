@@ -1,0 +1,321 @@
+"""Labelled images by data set, split and slice, held in memory as uint8.
+
+The dataset index of an image is its position in the split that was asked for, slice included; it is
+the image's identity wherever random keys are drawn.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from purify.builders import Digits8x8, FashionMnistIdx
+from purify.image_io import (
+    ENCODINGS,
+    MAX_INTEGER,
+    check_shape,
+    image_files,
+    load_npz,
+    read_image,
+    take_images,
+    take_integers,
+    to_uint8,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels of one split."""
+
+    images: np.ndarray  # uint8 [n, H, W, C]
+    labels: np.ndarray  # int32 [n]
+    class_names: tuple[str, ...]
+    name: str
+    split: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load(
+    name: str, split: str, *, data_dir: str | Path | None = None, path: str | Path | None = None
+) -> Dataset:
+    """Loads one split of a data set.
+
+    Args:
+      name: a key of DATASETS.
+      split: 'train', 'test', ...; slices and sums as in TFDS: 'train[:90%]', 'train[:500]+test'.
+      data_dir: folder of prepared TFDS data (config.data.dir); default the environment variable
+        TFDS_DATA_DIR, then ~/tensorflow_datasets. digits8x8 and fashion_mnist_idx are prepared
+        there on first use; the data sets of TFDS itself must have been.
+      path: source of the data sets that have one (config.data.path): of `folder`, a folder
+        <path>/<split>/<class>/*.png|jpg|jpeg; of `npz`, an archive of <split>_images (uint8, or
+        float in [0, 1], kept to 8 bits) and <split>_labels; of `fashion_mnist_idx`, a folder of IDX
+        files, by default where Debian's package puts them.
+
+    Raises FileNotFoundError for missing data and ValueError for an unknown name or split, an empty
+    slice, an unused path, and damaged data or images of different sizes.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"config.data.name '{name}' is unknown: choose of {', '.join(DATASETS)}")
+    if path and name not in TAKES_PATH:
+        raise ValueError(
+            f"config.data.path '{path}' is not used by {name}: unset it, or choose of "
+            f"{', '.join(TAKES_PATH)} as config.data.name"
+        )
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    source = DATASETS[name](name, os.path.expanduser(data_dir), path)
+    images, labels = [], []
+    for part, start, stop in _ranges(name, split, source.splits):
+        for image, label, where in source.read(part, start, stop):
+            check_shape(image.shape, where, images[0].shape if images else None)
+            images.append(image)
+            labels.append(label)
+    return Dataset(np.stack(images), np.array(labels, np.int32), source.class_names, name, split)
+
+
+def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:
+    """Dataset indices of one training step: int64 [batch_size], a function of seed and step alone.
+
+    Each epoch is a fresh permutation cut into whole batches: it visits no example twice, and drops
+    the num_examples % batch_size examples left over (other ones each epoch).
+
+    Raises ValueError for a negative seed or step, and unless 1 <= batch_size <= num_examples.
+    """
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(f"batch_size {batch_size}: allowed are 1 to the {num_examples} examples")
+    if seed < 0 or step < 0:
+        raise ValueError(f"seed {seed} and step {step}: neither may be negative")
+    epoch, position = divmod(step, num_examples // batch_size)
+    order = np.random.default_rng((seed, epoch)).permutation(num_examples)
+    return order[position * batch_size :][:batch_size]
+
+
+@dataclass(frozen=True)
+class _Source:
+    class_names: tuple[str, ...]
+    splits: Mapping[str, tfds.core.SplitInfo]
+    # (split, start, stop) -> triples of image uint8 [H, W, C], label, what errors call the image
+    read: Callable[[str, int, int], Iterator[tuple[np.ndarray, int, str]]]
+
+
+def _ranges(
+    name: str, split: str, splits: Mapping[str, tfds.core.SplitInfo]
+) -> list[tuple[str, int, int]]:
+    """TFDS's own reading of a split with slices, as (split, start, stop) of at least one image."""
+    sizes = ", ".join(f"{key} ({info.num_examples})" for key, info in splits.items())
+    try:
+        slices = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+    except Exception as error:  # TFDS raises ValueError, NotImplementedError, AssertionError
+        reason = str(error).strip().splitlines()[-1].rstrip(".")
+        raise ValueError(f"split '{split}' of {name}: {reason}; it has {sizes}") from error
+    ranges = [
+        (part.splitname, part.from_ or 0, part.to if part.to is not None else size)
+        for part in slices
+        for size in [splits[part.splitname].num_examples]
+    ]
+    if not any(start < stop for _, start, stop in ranges):
+        raise ValueError(f"split '{split}' of {name} is empty: widen the slice; it has {sizes}")
+    return ranges
+
+
+def _split_infos(sizes: Mapping[str, int]) -> dict[str, tfds.core.SplitInfo]:
+    return {
+        split: tfds.core.SplitInfo(name=split, shard_lengths=[size], num_bytes=0)
+        for split, size in sizes.items()
+    }
+
+
+def _digits(name: str, data_dir: str, path: str | Path | None) -> _Source:
+    return _from_builder(_prepared(Digits8x8, data_dir))
+
+
+def _fashion(name: str, data_dir: str, path: str | Path | None) -> _Source:
+    make = functools.partial(FashionMnistIdx, path=path) if path else FashionMnistIdx
+    return _from_builder(_prepared(make, data_dir))
+
+
+def _published(name: str, data_dir: str, path: str | Path | None) -> _Source:
+    with _quiet():
+        builder = tfds.builder(name, data_dir=data_dir)
+        prepared = builder.is_prepared()
+    if not prepared:
+        raise FileNotFoundError(f"{name} is not in '{builder.data_dir}': {_how_to(name, data_dir)}")
+    return _from_builder(builder)
+
+
+def _how_to(name: str, data_dir: str) -> str:
+    return (
+        "set config.data.dir or TFDS_DATA_DIR to a copy in array_record format, or prepare one "
+        "(this step alone needs `pip install tensorflow importlib_resources`): "
+        f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
+        f"data_dir='{data_dir}', file_format='array_record').download_and_prepare()\""
+    )
+
+
+def _from_builder(builder: Any) -> _Source:
+    """The data of a prepared TFDS builder. Decoded here: TFDS would ask for OpenCV."""
+
+    def read(split, start, stop):
+        where = f"{builder.name} in '{builder.data_dir}'"
+        try:
+            source = builder.as_data_source(
+                split=split, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+            records = source.__getitems__(range(start, stop))
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{where} is a {builder.info.file_format.value} copy, which cannot be read: "
+                f"{_how_to(builder.name, '<another folder>')}"
+            ) from error
+        except Exception as error:  # whatever the record reader makes of missing or damaged files
+            raise ValueError(
+                f"{where} is damaged: delete that folder and prepare it anew"
+            ) from error
+        for record in records:
+            yield read_image(record["image"], where), record["label"], where
+
+    return _Source(tuple(builder.info.features["label"].names), builder.info.splits, read)
+
+
+def _prepared(make: Callable[..., Any], data_dir: str) -> Any:
+    """The TFDS builder that make(data_dir=...) gives, its data prepared on first use.
+
+    Preparation happens in a private folder that is renamed into place: of several processes that
+    prepare at once the first wins, and no reader ever sees a part.
+    """
+    with _quiet():
+        builder = make(data_dir=data_dir)
+        if builder.is_prepared():
+            return builder
+        try:
+            os.makedirs(data_dir, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=data_dir, prefix=".preparing_") as private:
+                prepared = make(data_dir=private)
+                prepared.download_and_prepare(file_format="array_record")
+                os.makedirs(os.path.dirname(builder.data_dir), exist_ok=True)
+                try:
+                    os.rename(prepared.data_dir, builder.data_dir)
+                except OSError:
+                    if not make(data_dir=data_dir).is_prepared():  # else another process was first
+                        raise
+        except OSError as error:
+            raise ValueError(
+                f"config.data.dir '{data_dir}' does not take the prepared {builder.name} "
+                f"({error}): set it to a folder that can be written"
+            ) from error
+        return make(data_dir=data_dir)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences TFDS, which prints, logs warnings and draws progress bars while it prepares data."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _existing(name: str, path: str | Path | None, form: str) -> Path:
+    if not path:
+        raise ValueError(f"config.data.path is not set: {name} needs {form}")
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"config.data.path '{path}' does not exist: {name} needs {form}")
+    return path
+
+
+def _folder(name: str, data_dir: str, path: str | Path | None) -> _Source:
+    """Labelled folders. Classes are those of all splits, sorted by name.
+
+    Files are ordered by a hash of class and file name: fixed, but mixing the classes, so that a
+    slice of a split is a sample of it.
+    """
+    form = f"a folder <split>/<class>/*, files {', '.join(ENCODINGS)}"
+    root = _existing(name, path, form)
+    splits = _subfolders(root)
+    classes = sorted({folder.name for split in splits for folder in _subfolders(split)})
+    files = {
+        split.name: sorted(
+            (
+                (file, label)
+                for label, folder in enumerate(classes)
+                if (split / folder).is_dir()
+                for file in image_files(split / folder)
+            ),
+            key=lambda item: hashlib.sha256(
+                f"{item[0].parent.name}/{item[0].name}".encode()
+            ).digest(),
+        )
+        for split in splits
+    }
+    if not any(files.values()):
+        raise ValueError(f"config.data.path '{root}' holds no such files: {name} needs {form}")
+
+    def read(split, start, stop):
+        for file, label in files[split][start:stop]:
+            where = f"config.data.path: '{file}'"
+            yield read_image(file, where), label, where
+
+    return _Source(tuple(classes), _split_infos({s: len(f) for s, f in files.items()}), read)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(item for item in folder.iterdir() if item.is_dir() and item.name[0] != ".")
+
+
+def _npz(name: str, data_dir: str, path: str | Path | None) -> _Source:
+    """An .npz archive; there are as many classes as the highest label of any split asks for."""
+    form = "an .npz archive of arrays <split>_images and <split>_labels"
+    path = _existing(name, path, form)
+    where = f"config.data.path '{path}'"
+    arrays = load_npz(path, where)
+    splits = [key.removesuffix("_images") for key in arrays if key.endswith("_images")]
+    if not splits:
+        raise ValueError(f"{where} holds arrays [{', '.join(arrays)}]: {name} needs {form}")
+    images = {split: take_images(arrays, f"{split}_images", where) for split in splits}
+    labels = {
+        split: take_integers(arrays, f"{split}_labels", where, len(images[split]), MAX_INTEGER)
+        for split in splits
+    }
+    num_classes = 1 + max(int(array.max()) for array in labels.values())
+
+    def read(split, start, stop):
+        part = to_uint8(images[split][start:stop])
+        for image, label in zip(part, labels[split][start:stop], strict=True):
+            yield image, label, f"{where}: {split}_images"
+
+    sizes = {split: len(array) for split, array in images.items()}
+    return _Source(tuple(str(label) for label in range(num_classes)), _split_infos(sizes), read)
+
+
+DATASETS: dict[str, Callable[[str, str, str | Path | None], _Source]] = {
+    "digits8x8": _digits,
+    "fashion_mnist_idx": _fashion,
+    "cifar10": _published,
+    "cifar100": _published,
+    "mnist": _published,
+    "svhn_cropped": _published,
+    "folder": _folder,
+    "npz": _npz,
+}
+TAKES_PATH = ("fashion_mnist_idx", "folder", "npz")

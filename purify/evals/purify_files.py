@@ -1,0 +1,44 @@
+"""--mode=purify: purify a folder of images, or an array, with the configured purifier."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from purify import parallel, purifiers
+from purify.checkpoint import image_shape, load_score
+from purify.image_io import open_images
+from purify.random import index_keys, stream_key
+
+
+def run(config, workdir: Path, input: str | None, output: str | None) -> None:
+    """Write purified versions of the images in `input` to `output`, in the same form.
+
+    One purification each, with noise of its own, folded from the seed and the image's position.
+    """
+    for name, value in (("input", input), ("output", output)):
+        if not value:
+            raise ValueError(f"--mode=purify needs --{name}=PATH")
+    batch_size = config.eval.batch_size
+    parallel.check_batch_size("config.eval.batch_size", batch_size)
+    name = config.defense.purifier
+    source = open_images(input, output, image_shape(workdir))
+    options = config[name].to_dict() if name in purifiers.PURIFIERS else {}
+    purifier = parallel.replicate(purifiers.build(name, load_score(workdir), **options))
+
+    @jax.jit
+    def purify(purifier, keys, images):
+        return jax.vmap(purifier)(keys, images)
+
+    root = stream_key(config.seed, "purify")
+    purified = np.empty_like(source.images)
+    with tqdm(total=len(purified), desc=f"purify ({name})", unit="image") as progress:
+        for start in range(0, len(purified), batch_size):
+            at = np.arange(start, min(start + batch_size, len(purified)))
+            padded = np.resize(at, batch_size)
+            batch = parallel.shard((index_keys(root, padded), source.images[padded]))
+            purified[at] = jax.device_get(purify(purifier, *batch))[: len(at)]
+            progress.update(len(at))
+    source.write(purified)
+    print(f"wrote {len(purified)} purified images to {output}")

@@ -1,0 +1,188 @@
+"""What an evaluation leaves: results.json, attacked images, figures, the table on the terminal."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from purify.checkpoint import ROLES
+from purify.evals import plots
+from purify.evals.plan import Row
+from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
+from purify.evals.store import provenance
+from purify.jsonl import read_lines, write_json
+from purify.noise import add_noise
+from purify.random import index_keys, stream_key
+
+FIGURE_IMAGES = 10
+
+
+def print_table(results: dict) -> None:
+    """The rows of results.json as a table; '*' marks the lowest attacked mean of each defence."""
+    table = Table(title=results["title"], caption=CAPTION, caption_justify="left")
+    columns = ("defence", "attack", "n", "mean of draws [95 %]", "one draw", "vote", "worst of N",
+               "S=1", "clean", "nfe", "nge", "s/image")  # fmt: skip
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position < 2 else "right", no_wrap=True)
+    groups: dict[tuple, dict[str, dict]] = {}
+    for row in results["rows"]:
+        key = row["defense"]["name"], row["attack"]
+        groups.setdefault(key, {})[protocol_name(row)] = row
+    previous = None
+    for (defense, attack), by_protocol in sorted(
+        groups.items(), key=lambda item: _order(results, item[0])
+    ):
+        if previous not in (None, defense):
+            table.add_section()
+        main = by_protocol.get("mean") or by_protocol["fixed_key"]
+        mark = "*" if results["headline"].get(defense) == attack else " "
+        shown = f"{_percent(main)}{mark}[{100 * main['low']:3.0f}, {100 * main['high']:3.0f}]"
+        table.add_row(
+            "" if previous == defense else defense,
+            attack,
+            str(main["num_images"]),
+            shown,
+            *(_percent(by_protocol.get(p)) for p in ("ensemble", "vote", "worst_of_n", SINGLE_RUN)),
+            "" if main["clean_accuracy"] is None else f"{100 * main['clean_accuracy']:.1f}",
+            *(f"{main[f'{name}_per_image']:,.0f}" for name in ("nfe", "nge")),
+            f"{main['seconds_per_image']:.3f}",
+        )
+        previous = defense
+    Console(width=max(Console().width, 118)).print(table)
+
+
+CAPTION = (
+    "n images; mean: share of fresh S-run draws that are right (bootstrap over images, exact where "
+    "every image has one outcome);\none draw: a single S-run ensemble; vote: majority of its runs; "
+    "worst of N: right in all N draws (resubmission); S=1: single runs;\nclean: mean of draws on the "
+    "same images unattacked; nfe, nge: score-network forwards and gradients per image, attack and "
+    "scoring;\n*: the lowest attacked mean of a defence, its headline. A BPDA number is no evidence "
+    "without the exact one beside it."
+)
+
+
+def _order(results: dict, group: tuple[str, str]) -> tuple[int, int]:
+    cfg = results["config"]["eval"]
+    attacks = ("clean", "given", *cfg["attacks"])
+    return cfg["defenses"].index(group[0]), attacks.index(group[1])
+
+
+def _percent(row: dict | None) -> str:
+    return "" if row is None else f"{100 * row['accuracy']:.1f}"
+
+
+def write(config, evaluation, rows: list[Row], settings: dict, workdir: Path) -> None:
+    """Write results.json, attacked images (.npz) and figures; print the table and the paths."""
+    store, seed = evaluation.store, config.seed
+    done = [(row, [store.records(row.name)[i] for i in _indices(evaluation, row)]) for row in rows]
+    clean = {row.defense_name: records for row, records in done if row.attack_name == "clean"}
+    entries = []
+    for row, records in done:
+        same = {record["index"]: record for record in clean.get(row.defense_name, [])}
+        unattacked = [same[r["index"]] for r in records] if same else []
+        entries += result_rows(row, records, unattacked, seed=seed)
+    results = {
+        "title": f"{config.data.name}, {settings['data']['test_split']}",
+        "rows": entries,
+        "headline": headlines(entries),
+        "comparisons": comparisons(config, done, seed=seed),
+        "weights": settings["weights"],
+        **provenance(),
+        "config": config.to_dict(),
+    }
+    write_json(store.folder / "results.json", results)
+    paths = [store.folder / "results.json", store.folder / "images.jsonl"]
+    paths += [_save_attacked(evaluation, row) for row in _crafting(rows)]
+    paths += _figures(config, evaluation, done, entries, workdir)
+    print_table(results)
+    print_comparisons(results)
+    print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
+    print("checkpoints:\n" + "\n".join(f"  {workdir / r / 'checkpoints'}" for r in ROLES))
+
+
+def print_comparisons(results: dict) -> None:
+    for entry in results["comparisons"]:
+        verdict = "beats" if entry["beats"] else "does not beat"
+        print(
+            f"{entry['a']} {verdict} {entry['b']}: {100 * entry['mean_difference']:+.1f} points "
+            f"[{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}], n {entry['num_images']}"
+        )
+
+
+def _indices(evaluation, row: Row) -> list[int]:
+    return [int(i) for i in evaluation.indices[: row.num_images]]
+
+
+def _crafting(rows: list[Row]) -> list[Row]:
+    """One row for each set of attacked images: the one with most images."""
+    by_name: dict[str, Row] = {}
+    for row in rows:
+        if row.attack and row.num_images > getattr(by_name.get(row.crafted), "num_images", 0):
+            by_name[row.crafted] = row
+    return list(by_name.values())
+
+
+def _save_attacked(evaluation, row: Row) -> Path:
+    """<crafted>.npz with images, labels and index: what --mode=eval_robust --input reads."""
+    path = evaluation.store.folder / "attacked" / f"{row.crafted}.npz"
+    path.parent.mkdir(exist_ok=True)
+    n = row.num_images
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(
+        partial,
+        images=evaluation.attacked_images(row)[:n],
+        labels=evaluation.labels[:n],
+        index=evaluation.indices[:n],
+    )
+    partial.replace(path)
+    return path
+
+
+def _figures(config, evaluation, done: list, entries: list[dict], workdir: Path) -> list[Path]:
+    """PNG files beside results.json; their paths."""
+    folder = evaluation.store.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    paths = [folder / "accuracy.png"]
+    plots.accuracy_bars(
+        paths[0],
+        [e for e in entries if protocol_name(e) in ("mean", "fixed_key")],
+    )
+    curves = {role: read_lines(workdir / role / "metrics.jsonl") for role in ROLES}
+    if any(curves.values()):
+        paths.append(folder / "training.png")
+        plots.training_curves(paths[-1], {role: lines for role, lines in curves.items() if lines})
+    for row, _ in done:
+        if row.attack and row.defense_name == config.defense.purifier:
+            paths.append(folder / f"{row.name}.png")
+            _image_figure(paths[-1], evaluation, row)
+    return paths
+
+
+def _image_figure(path: Path, evaluation, row: Row) -> None:
+    """Clean, attacked, noised and purified versions of the first images, with predictions; noise
+    and purification are those of the first run of the first draw that was scored."""
+    n = min(FIGURE_IMAGES, row.num_images)
+    clean, attacked = evaluation.images[:n], np.array(evaluation.attacked_images(row)[:n])
+    keys = index_keys(stream_key(evaluation.seed, "defense"), evaluation.indices[:n])
+
+    @jax.jit
+    def versions(defense, keys, images):
+        def one(key, image):
+            run_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+            purified = defense.purifier(run_key, image)
+            return add_noise(run_key, image, defense.purifier.sigma), purified
+
+        noised, purified = jax.vmap(one)(keys, images)
+        return noised, purified, *map(jax.vmap(defense.classifier), (images, noised, purified))
+
+    noised, purified, *logits = jax.device_get(versions(row.defense, keys, attacked))
+    clean_logits = jax.device_get(jax.jit(jax.vmap(row.defense.classifier))(clean))
+    shown = dict(clean=clean, attacked=attacked, noised=noised, purified=purified)
+    labels = evaluation.labels[:n]
+    captions = {
+        name: [(str(p), bool(p == y)) for p, y in zip(values.argmax(-1), labels, strict=True)]
+        for name, values in zip(shown, (clean_logits, *logits), strict=True)
+    }
+    plots.image_rows(path, shown, captions)

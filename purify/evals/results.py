@@ -1,0 +1,165 @@
+"""From per-image records to the numbers of results.json: protocols, intervals, comparisons."""
+
+import numpy as np
+
+from purify.evals.plan import Row
+from purify.evals.stats import Estimate, bootstrap_mean, mcnemar, paired_difference, proportion
+
+SINGLE_RUN = "S=1"
+
+
+def protocols(row: Row, records: list[dict]) -> dict[str, np.ndarray]:
+    """protocol -> one number per image [n]; the records are those of one row.
+
+    mean: share of the N draws that are right. ensemble: whether the first draw (S runs combined)
+    is. vote: whether the majority of that draw's runs is (the smaller class wins a tie).
+    worst_of_n: whether all N draws are. fixed_key: whether the one draw that the attacker knew is;
+    a row of that kind has no other protocol.
+    """
+    correct = np.array([record["correct"] for record in records])
+    if row.fixed_key:
+        return {"fixed_key": correct[:, 0]}
+    votes = [np.bincount(r["predictions"][0]).argmax() == r["label"] for r in records]
+    return {
+        "mean": correct.mean(1),
+        "ensemble": correct[:, 0],
+        "vote": np.array(votes),
+        "worst_of_n": correct.all(1),
+    }
+
+
+def single_run(records: list[dict]) -> np.ndarray:
+    """Per image, the share of right answers among all N S single runs, as if S were 1: [n]."""
+    return np.array([np.mean(np.array(r["predictions"]) == r["label"]) for r in records])
+
+
+def estimate(values: np.ndarray, *, seed: int) -> Estimate:
+    """Clopper-Pearson where every image has one 0/1 outcome, else the bootstrap over images."""
+    if np.isin(values, (0, 1)).all():
+        return proportion(values)
+    return bootstrap_mean(values, seed=seed)
+
+
+def result_rows(row: Row, records: list[dict], clean: list[dict], *, seed: int) -> list[dict]:
+    """The entries of results.json for one row, one a protocol, and one with S = 1.
+
+    records, clean: of the same images, attacked and clean (the clean ones empty where images were
+    given).
+    """
+    purifier, attack = row.defense.purifier, row.attack
+    defense = {
+        "name": row.defense_name,
+        "sigma": getattr(purifier, "sigma", 0.0),
+        "T": getattr(purifier, "num_steps", 1 if purifier.nfe else 0),
+        "S": row.defense.num_runs,
+        "curvature": getattr(purifier, "curvature", None),
+        "average": row.defense.average,
+    }
+    shared = {
+        "attack": row.attack_name,
+        "gradient": row.options.get("gradient"),
+        "surrogate": row.options.get("surrogate") or None,
+        "loss": attack and attack.loss,
+        "norm": attack and attack.norm,
+        "eps": attack and attack.eps,
+        "attack_steps": attack and attack.num_steps,
+        "step_size": attack and attack.step_size,
+        "eot": attack and attack.eot,
+        "eot_samples": attack and attack.eot_samples,
+        "restarts": attack and attack.restarts,
+        "num_images": len(records),
+        "num_draws": row.num_draws,
+    }
+    cost = {
+        f"{name}_per_image": float(np.mean([record[name] for record in records]))
+        for name in ("seconds", "nfe", "nge", "defense_seconds", "defense_nfe")
+    }
+    values, clean_values = protocols(row, records), protocols(row, clean) if clean else {}
+    if row.defense.num_runs > 1 and not row.fixed_key:
+        values[SINGLE_RUN] = single_run(records)
+        clean_values[SINGLE_RUN] = single_run(clean) if clean else None
+    rows = []
+    for protocol, per_image in values.items():
+        accuracy = estimate(per_image, seed=seed)
+        clean_value = clean_values.get(protocol)
+        single = protocol == SINGLE_RUN
+        rows.append(
+            {
+                "defense": defense | ({"S": 1} if single else {}),
+                **shared,
+                "protocol": "mean" if single else protocol,
+                "single_run": single,
+                "accuracy": accuracy.value,
+                "low": accuracy.low,
+                "high": accuracy.high,
+                "clean_accuracy": None if clean_value is None else float(np.mean(clean_value)),
+                **cost,
+                "seed": seed,
+            }
+        )
+    return rows
+
+
+def comparisons(config, done: list[tuple[Row, list[dict]]], *, seed: int) -> list[dict]:
+    """Paired differences on the same images: the headline defence against each other one under the
+    same attack, and every attack on the headline defence against its BPDA row.
+
+    mean_difference: of mean-over-draws accuracy; 'beats': its 95 % interval lies above 0.
+    mcnemar_p: exact, for one S-run draw each.
+    """
+    by_name = {row.name: (row, records) for row, records in done}
+    headline = config.defense.purifier
+    pairs = []
+    for row, _ in done:
+        if row.defense_name != headline:
+            pairs.append((f"{headline}-{row.attack_name}", row.name))
+        elif row.options and row.options["gradient"] not in ("blind", "bpda"):
+            pairs.append((f"{headline}-bpda", row.name))
+    entries = []
+    for a, b in pairs:
+        if a not in by_name or b not in by_name:
+            continue
+        first, second = (
+            {r["index"]: values for r, values in zip(records, _outcomes(records), strict=True)}
+            for _, records in (by_name[a], by_name[b])
+        )
+        common = sorted(first.keys() & second.keys())
+        means = [np.array([side[i][0] for i in common]) for side in (first, second)]
+        draws = [np.array([side[i][1] for i in common]) for side in (first, second)]
+        difference = paired_difference(*means, seed=seed)
+        entries.append(
+            {
+                "a": a,
+                "b": b,
+                "num_images": len(common),
+                "mean_difference": difference.value,
+                "low": difference.low,
+                "high": difference.high,
+                "beats": difference.low > 0,
+                "mcnemar_p": mcnemar(*draws),
+            }
+        )
+    return entries
+
+
+def _outcomes(records: list[dict]) -> list[tuple[float, bool]]:
+    """(mean over draws, first draw) of each image."""
+    return [(float(np.mean(r["correct"])), r["correct"][0]) for r in records]
+
+
+def protocol_name(row: dict) -> str:
+    """The protocol of an entry of results.json, 'S=1' for the mean over single runs."""
+    single = row["defense"]["S"] == 1 and row["protocol"] == "mean" and row["single_run"]
+    return SINGLE_RUN if single else row["protocol"]
+
+
+def headlines(rows: list[dict]) -> dict[str, str]:
+    """defence -> the attack that leaves it the lowest mean-over-draws accuracy."""
+    lowest: dict[str, dict] = {}
+    for row in rows:
+        if protocol_name(row) != "mean" or not row["gradient"]:
+            continue
+        name = row["defense"]["name"]
+        if name not in lowest or row["accuracy"] < lowest[name]["accuracy"]:
+            lowest[name] = row
+    return {name: row["attack"] for name, row in lowest.items()}

@@ -1,0 +1,301 @@
+"""--mode=eval_robust: the attacks of the config against the defence and its baselines."""
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from attacks.gradients import average_logits, draws
+from attacks.pgd import Attacked
+from purify import data, parallel
+from purify.checkpoint import image_shape, load_classifier, load_score, weight_hash
+from purify.defense import Defense, combine
+from purify.evals import report
+from purify.evals.plan import Row, plan
+from purify.evals.store import Store
+from purify.image_io import load_labelled_npz, to_float
+from purify.networks import Classifier, Score
+from purify.purifiers import PURIFIERS
+from purify.random import index_keys, stream_key
+from purify.types import Array, Key
+
+BAR = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} gone, {remaining} left"
+
+
+@functools.partial(jax.jit, static_argnames=("attack", "fixed_key"))
+def craft(
+    attack: Callable,
+    attacked: Defense,
+    attack_keys: Key,
+    defense_keys: Key,
+    images: Array,
+    labels: Array,
+    *,
+    fixed_key: bool,
+) -> Attacked:
+    """Attack a batch: keys [B], images [B, H, W, C], labels [B] -> Attacked, stacked.
+
+    fixed_key: the attacker knows all S keys of the defence's first draw and attacks that one
+    deterministic function; otherwise it never sees the defence's keys.
+    """
+
+    def one(key, defense_key, image, label):
+        def known_draw(_, x):
+            runs = attacked.runs(jax.random.fold_in(defense_key, 0), x)
+            return average_logits(runs, attack.average)
+
+        return attack(key, known_draw if fixed_key else attacked.run, image, label)
+
+    return jax.vmap(one)(attack_keys, defense_keys, images, labels)
+
+
+@functools.partial(jax.jit, static_argnames="num_draws")
+def score(defense: Defense, keys: Key, images: Array, *, num_draws: int) -> tuple[Array, Array]:
+    """Fresh draws of the defence on a batch: logits [B, N, S, K] of all runs, and nfe [B]."""
+
+    def one(key, image):
+        logits, trace = draws(defense.trace, num_draws)(key, image)
+        return logits, trace.nfe.sum()
+
+    return jax.vmap(one)(keys, images)
+
+
+def check_in_ball(adversarial: np.ndarray, clean: np.ndarray, norm: str, eps: float) -> np.ndarray:
+    """Distances [n], checked: in the ball of radius eps and in [0, 1], up to 1e-6.
+
+    Plain NumPy in double precision, sharing no code with the attacks it checks. RuntimeError
+    otherwise: such an image would be a defect of the attack.
+    """
+    difference = (adversarial.astype(np.float64) - clean).reshape(len(clean), -1)
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    distance = np.linalg.norm(difference, ord=order, axis=1)
+    outside = ~np.isfinite(difference).all(1) | (distance > eps + 1e-6)
+    outside |= ((adversarial < -1e-6) | (adversarial > 1 + 1e-6)).reshape(len(clean), -1).any(1)
+    if outside.any():
+        worst = np.nanmax(distance)
+        raise RuntimeError(f"{outside.sum()} attacked images leave the {norm} ball of {eps} or the "
+                           f"box (largest distance {worst}): a defect of the attack")  # fmt: skip
+    return distance
+
+
+class Evaluation:
+    """The rows of one evaluation, image by image, into a Store.
+
+    images: float32 [n, H, W, C] in [0, 1]; labels: int [n]; indices: int [n], distinct: the dataset
+        index of each, which its keys are folded from. Below, a position is one into these arrays.
+    batch_size: of every compiled batch; the last is padded, so that an image's result never
+        depends on its neighbours.
+    progress: a tqdm bar in units of work (see Row.work).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        images: np.ndarray,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        *,
+        seed: int,
+        batch_size: int,
+        progress: tqdm,
+    ):
+        self.store = store
+        self.images, self.labels, self.indices = images, labels, indices
+        self.seed = seed
+        self._keys = {name: stream_key(seed, name) for name in ("attack", "defense")}
+        self._batch_size = batch_size
+        self._progress = progress
+        self._scorers = {}  # compiled `score`, one for each defence and number of draws
+
+    def attacked_images(self, row: Row) -> np.ndarray:
+        """The attacked images of a row, float32 [n, H, W, C], NaN where not attacked yet."""
+        return self.store.array(row.crafted, self.images.shape)
+
+    def craft(self, row: Row) -> None:
+        """Attack the images of a row that were not attacked before, by it or by a row like it."""
+        name = f"attack:{row.crafted}"
+        pending = self._pending(name, row.num_images)
+        if not pending:
+            return
+        self._progress.set_description(f"{row.name}: compiling the attack")
+        attacked = parallel.replicate(row.attacked)
+        static = {"fixed_key": row.fixed_key}
+        program = craft.lower(row.attack, attacked, *self._batch(pending), **static).compile()
+        adversarial = self.attacked_images(row)
+        for at in self._batches(pending, f"{row.name}: attacking"):
+            result, seconds = _timed(program, attacked, *self._batch(at))
+            result = jax.tree.map(lambda a, n=len(at): a[:n], result)
+            distance = check_in_ball(result.image, self.images[at], row.attack.norm, row.attack.eps)
+            adversarial[at] = result.image
+            adversarial.flush()
+            each = zip(self.indices[at], result.loss, result.start_loss, distance, strict=True)
+            self.store.append(
+                name,
+                [
+                    {
+                        "index": int(index),
+                        "loss": float(loss),
+                        "start_loss": float(start_loss),
+                        "distance": float(distance),
+                        "queries": row.attack_queries,
+                        "nfe": row.attack_nfe,
+                        "nge": row.attack_nge,
+                        "seconds": seconds / len(at),
+                    }
+                    for index, loss, start_loss, distance in each
+                ],
+            )
+            self._progress.update(len(at) * row.attack_work)
+
+    def score(self, row: Row, images: np.ndarray) -> None:
+        """Fresh draws of the row's defence on `images` (its attacked ones, or clean ones)."""
+        pending = self._pending(row.name, row.num_images)
+        if not pending:
+            return
+        defense = parallel.replicate(row.defense)
+        key = (row.defense_name, row.num_draws)
+        if key not in self._scorers:
+            self._progress.set_description(f"{row.name}: compiling the defence")
+            _, keys, batch, _ = self._batch(pending, images)
+            self._scorers[key] = score.lower(
+                defense, keys, batch, num_draws=row.num_draws
+            ).compile()
+        logits_file = None
+        for at in self._batches(pending, f"{row.name}: scoring"):
+            _, keys, batch, _ = self._batch(at, images)
+            (logits, nfe), seconds = _timed(self._scorers[key], defense, keys, batch)
+            if logits_file is None:
+                shape = (len(self.images), *logits.shape[1:])
+                logits_file = self.store.array(f"{row.name}.logits", shape)
+            logits_file[at] = logits[: len(at)]
+            logits_file.flush()
+            each = zip(at, logits, nfe, strict=False)  # leaves the padding out
+            records = [self._record(row, *one, seconds / len(at)) for one in each]
+            self.store.append(row.name, records)
+            self._progress.update(len(at) * row.score_work)
+
+    def _record(self, row: Row, at: int, logits: np.ndarray, nfe: int, seconds: float) -> dict:
+        """logits [N, S, K] of the image at a position -> its line, the attack's cost included."""
+        index, label, nfe = int(self.indices[at]), int(self.labels[at]), int(nfe)
+        outputs = jax.vmap(lambda draw: combine(draw, row.defense.average))(logits)
+        record = {
+            "index": index,
+            "label": label,
+            "correct": [bool(output.argmax() == label) for output in outputs],
+            "predictions": logits.argmax(-1).tolist(),  # [N][S], of single runs
+            "defense_nfe": nfe / row.num_draws,
+            "defense_seconds": seconds / row.num_draws,
+        }
+        cost = {"queries": 0, "nfe": nfe, "nge": 0, "seconds": seconds}
+        if row.attack is None:
+            return record | cost
+        attack = self.store.records(f"attack:{row.crafted}")[index]
+        shown = {k: attack[k] for k in ("loss", "start_loss", "distance")}
+        return record | shown | {k: attack[k] + v for k, v in cost.items()}
+
+    def _pending(self, name: str, num_images: int) -> list[int]:
+        done = self.store.records(name)
+        return [at for at in range(num_images) if int(self.indices[at]) not in done]
+
+    def _batches(self, pending: list[int], description: str) -> Iterator[np.ndarray]:
+        self._progress.set_description(description)
+        for start in range(0, len(pending), self._batch_size):
+            yield np.array(pending[start : start + self._batch_size])
+
+    def _batch(self, positions, images: np.ndarray | None = None) -> tuple[Key, Key, Array, Array]:
+        """(attack keys, defence keys, images, labels) of one full batch, padded and sharded."""
+        at = np.resize(positions, self._batch_size)  # repeats positions to fill up, or cuts off
+        images = self.images if images is None else images
+        keys = (index_keys(self._keys[s], self.indices[at]) for s in ("attack", "defense"))
+        return parallel.shard((*keys, images[at], self.labels[at]))
+
+
+def _timed(program: Callable, *args) -> tuple:
+    """(the program's result on the host, seconds until it was there)."""
+    start = time.perf_counter()
+    result = jax.device_get(program(*args))
+    return result, time.perf_counter() - start
+
+
+def run(config, workdir: Path, input: str | None = None) -> None:
+    """Evaluate, print a table, and say what was written.
+
+    input: an .npz of images to score (images, labels, optional index) instead of attacking.
+    """
+    parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
+    classifier, score_model = load_classifier(workdir), load_score(workdir)
+    images, labels, indices = _images(config, image_shape(workdir), input)
+    available = len(labels)
+    rows = plan(config, classifier, score_model, available, given=bool(input))
+    settings = _settings(config, classifier, score_model)
+    if input:
+        settings["input"] = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    store = Store(workdir, "eval_robust", settings)
+
+    needed = max(row.num_images for row in rows)
+    images, labels, indices = images[:needed], labels[:needed], indices[:needed]
+    nfe = sum(row.num_images * (row.attack_nfe + row.score_nfe) for row in rows)
+    nge = sum(row.num_images * row.attack_nge for row in rows)
+    print(
+        f"{len(rows)} rows on {needed} images: at most {nfe:,} network evaluations and {nge:,} "
+        f"network gradients; into {store.folder}"
+    )
+    work = sum(row.num_images * (row.attack_work + row.score_work) for row in rows)
+    with tqdm(total=work, bar_format=BAR, smoothing=0, mininterval=1.0) as progress:
+        evaluation = Evaluation(
+            store,
+            images,
+            labels,
+            indices,
+            seed=config.seed,
+            batch_size=config.eval.batch_size,
+            progress=progress,
+        )
+        for row in rows:
+            if row.attack:
+                evaluation.craft(row)
+            evaluation.score(row, evaluation.attacked_images(row) if row.attack else images)
+        progress.set_description("done")
+    report.write(config, evaluation, rows, settings, workdir)
+
+
+def _images(config, shape: tuple, input: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images float32 in [0, 1], labels, dataset indices) of the test split, or of `input`."""
+    if input:
+        images, labels, indices = load_labelled_npz(input, shape)
+        if len(np.unique(indices)) < len(indices):
+            raise ValueError(f"input '{input}': array index holds the same dataset index twice")
+        return images, labels, indices
+    cfg = config.data
+    dataset = data.load(cfg.name, cfg.test_split, data_dir=cfg.dir, path=cfg.path)
+    if dataset.images.shape[1:] != shape:
+        raise ValueError(
+            f"{cfg.name} has images of shape {dataset.images.shape[1:]}, the networks were trained "
+            f"on {shape}; train in another --workdir"
+        )
+    return to_float(dataset.images), dataset.labels, np.arange(len(dataset.labels))
+
+
+def _settings(config, classifier: Classifier, score_model: Score) -> dict:
+    """Everything that decides the results: two evaluations with equal settings are the same one."""
+    cfg = config.to_dict()
+    evaluated = {k: v for k, v in cfg["eval"].items() if k != "batch_size"}
+    purifiers = {name: cfg[name] for name in PURIFIERS}
+    weights = {
+        "classifier": weight_hash(classifier.params),
+        "score": weight_hash(score_model.params),
+    }
+    return {
+        "seed": cfg["seed"],
+        "data": {k: v for k, v in cfg["data"].items() if k != "dir"},
+        "defense": cfg["defense"],
+        "attacks": {name: cfg["attacks"][name] for name in cfg["eval"]["attacks"]},
+        "eval": evaluated,
+        "weights": weights,
+        **purifiers,
+    }

@@ -1,0 +1,100 @@
+"""The folder of one evaluation: per-image records and arrays that survive a crash."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from purify.checkpoint import claim
+from purify.jsonl import append_lines, read_lines
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+class Store:
+    """<workdir>/<mode>/<8 hex of the settings' SHA-256>/, made on first use.
+
+    Records (dicts with 'row' and 'index') live in images.jsonl, one line an image, and arrays in
+    files of their own, [n, ...] float32, written in place. An image is done when its line is there;
+    its arrays are on disk before that.
+    """
+
+    def __init__(self, workdir: Path, mode: str, settings: Mapping):
+        text = json.dumps(settings, sort_keys=True)
+        self.folder = workdir / mode / hashlib.sha256(text.encode()).hexdigest()[:8]
+        claim(self.folder, settings)
+        self._records: dict[str, dict[int, dict]] = {}
+        for record in read_lines(self._path):
+            self._records.setdefault(record["row"], {}).setdefault(record["index"], record)
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "images.jsonl"
+
+    def records(self, row: str) -> dict[int, dict]:
+        """dataset index -> record, of the images of that row that are done."""
+        return self._records.get(row, {})
+
+    def append(self, row: str, records: list[dict]) -> None:
+        append_lines(self._path, [{"row": row, **record} for record in records])
+        done = self._records.setdefault(row, {})
+        done.update((record["index"], {"row": row, **record}) for record in records)
+
+    def array(self, name: str, shape: tuple[int, ...]) -> np.memmap:
+        """The float32 array arrays/<name>.npy, NaN where nothing was written yet."""
+        path = self.folder / "arrays" / f"{name}.npy"
+        if path.exists():
+            array = np.lib.format.open_memmap(path, mode="r+")
+            if array.shape != shape:
+                raise ValueError(f"{path} has shape {array.shape}, expected {shape}; delete it")
+            return array
+        path.parent.mkdir(exist_ok=True)
+        # Filled under another name first: a file that exists is whole.
+        partial = path.with_suffix(".partial")
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+        array[:] = np.nan
+        array.flush()
+        del array
+        partial.rename(path)
+        return np.lib.format.open_memmap(path, mode="r+")
+
+
+def provenance() -> dict:
+    """Git commit (with '+' where the tree has changes), package versions and the machine."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True)
+        return result.stdout.strip() if result.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD") or "unknown"
+        changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+    except FileNotFoundError:  # git is not installed
+        commit, changed = "unknown", ""
+    return {
+        "commit": commit + changed,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": _processor(),
+    }
+
+
+def _processor() -> str:
+    """What computed: the accelerators if there are any, else the CPU's model name."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{jax.device_count()} x {device.device_kind}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(models)} x {models[0]}" if models else platform.processor()

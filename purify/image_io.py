@@ -1,0 +1,312 @@
+"""Images in and out: a folder of PNG and JPEG files, an .npy array or an .npz archive.
+
+Everything that can be wrong with the files is found on opening, before any computing starts.
+Reading gives pixels alone: metadata (EXIF, colour profiles) is neither applied nor kept.
+"""
+
+import io
+import os
+import shutil
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Shape = tuple[int, int, int]
+
+# JPEG loses least at quality 100 with full-resolution colour; even so it loses something.
+_JPEG = {"format": "JPEG", "quality": 100, "subsampling": 0}
+ENCODINGS = {".png": {"format": "PNG"}, ".jpg": _JPEG, ".jpeg": _JPEG}  # by file suffix
+
+MAX_INTEGER = 2**31 - 1  # labels and dataset indices are int32
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSource:
+    """Opened images, and the way to write their purified versions in the same form."""
+
+    images: np.ndarray  # float32 [n, H, W, C] in [0, 1]
+    output: Path
+    writer: Callable[[Path, np.ndarray], None]  # (path, images): one of the _write_ functions
+
+    def write(self, images: np.ndarray) -> None:
+        """Writes float [n, H, W, C] in [0, 1], in the order of `images`, all at once or not at all.
+
+        Raises ValueError for another shape, values outside [0, 1], or an output that has appeared.
+        """
+        images = np.asarray(images)
+        check_images(images, "purified", self.images.shape[1:])
+        if images.shape != self.images.shape:
+            raise ValueError(
+                f"purified: {len(images)} images for an input of {len(self.images)}: pass one each"
+            )
+        with _all_or_nothing(self.output) as temporary:
+            self.writer(temporary, images)
+
+
+def open_images(path: str | Path, output: str | Path, image_shape: Shape) -> ImageSource:
+    """Reads images and checks that `output` can be written.
+
+    Args:
+      path: a folder of .png, .jpg and .jpeg files (others are left alone), read in order of name
+        and written under the same names (PNG losslessly, JPEG at its best quality); an .npy array
+        [n, H, W, C]; or an .npz archive with such an array `images`, whose other arrays are kept.
+        Arrays are uint8, or float in [0, 1], and keep their dtype.
+      output: a path of the same kind, which must not exist, in a folder that does.
+      image_shape: (H, W, C) of every image.
+
+    Raises FileNotFoundError for a missing path, ValueError for anything else that does not fit.
+    """
+    path, output = Path(path).expanduser(), Path(output).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"input '{path}' does not exist: give a folder, .npy or .npz file")
+    kind = "folder" if path.is_dir() else path.suffix.lower()
+    if kind not in READERS:
+        raise ValueError(f"input '{path}' is of no known kind: give one of {', '.join(READERS)}")
+    if kind != "folder" and output.suffix.lower() != kind:
+        raise ValueError(f"output '{output}' must end in {kind}, as the input '{path}' does")
+    _check_absent(output)
+    if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
+        raise ValueError(f"output '{output}' needs a writable folder '{output.parent}': make it")
+    images, writer = READERS[kind](path, image_shape)
+    return ImageSource(to_float(images), output, writer)
+
+
+def load_labelled_npz(
+    path: str | Path, image_shape: Shape, *, num_classes: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads labelled, for example attacked, images from an .npz archive.
+
+    The archive holds `images` uint8 or float [n, H, W, C] in [0, 1], integer `labels` [n] from 0
+    (below num_classes where given) and, optionally, integer `index` [n]: each image's own position
+    in its data set (default 0, 1, ...).
+
+    Returns images float32 [n, H, W, C] in [0, 1], labels int32 [n], index int32 [n].
+    Raises FileNotFoundError for a missing file, ValueError for anything else that does not fit.
+    """
+    name = f"input '{path}'"
+    arrays = load_npz(path, name)
+    images = take_images(arrays, "images", name, image_shape)
+    highest = MAX_INTEGER if num_classes is None else num_classes - 1
+    labels = take_integers(arrays, "labels", name, len(images), highest)
+    arrays.setdefault("index", np.arange(len(images)))
+    index = take_integers(arrays, "index", name, len(images), MAX_INTEGER)
+    if len(np.unique(index)) < len(index):
+        raise ValueError(f"{name}: index repeats a value: give each image a position of its own")
+    return to_float(images), labels, index
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """uint8 0..255, or float in [0, 1], to float32 in [0, 1]."""
+    scale = 255 if images.dtype == np.uint8 else 1
+    return images.astype(np.float32) / np.float32(scale)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Float in [0, 1] to the nearest uint8 0..255; uint8 stays; the inverse of `to_float`."""
+    if images.dtype == np.uint8:
+        return images
+    return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
+
+
+def read_image(file: Path | bytes, name: str) -> np.ndarray:
+    """Decodes a PNG or JPEG file, given by path or content, to uint8 [H, W, C], C in {1, 3}.
+
+    Raises ValueError, calling the file `name`, for a damaged file and for pixels that are not
+    8-bit greyscale or RGB (no palette, alpha or 16 bits: nothing is converted silently).
+    """
+    try:
+        source = io.BytesIO(file) if isinstance(file, bytes) else file
+        with Image.open(source, formats=("PNG", "JPEG")) as image:
+            image.load()
+            mode, pixels = image.mode, np.asarray(image)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, zlib.error, ... for damage
+        raise ValueError(
+            f"{name} is no readable PNG or JPEG, or is cut short: replace it"
+        ) from error
+    if mode not in ("L", "RGB"):
+        raise ValueError(f"{name} has pixels of mode {mode}: convert it to 8-bit greyscale or RGB")
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def encode_image(image: np.ndarray, suffix: str) -> bytes:
+    """Encodes uint8 [H, W, C], C in {1, 3}, as the file format of a suffix of ENCODINGS."""
+    buffer = io.BytesIO()
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    Image.fromarray(pixels).save(buffer, **ENCODINGS[suffix])
+    return buffer.getvalue()
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The PNG and JPEG files of a folder, sorted by name; hidden and other files are left out."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in ENCODINGS and not file.name.startswith(".") and file.is_file()
+    )
+
+
+def load_npz(path: str | Path, name: str) -> dict[str, np.ndarray]:
+    """All arrays of an .npz archive; `name` is what errors call it.
+
+    Raises FileNotFoundError where there is none, ValueError where it is damaged or holds anything
+    but plain arrays (Python objects would be unpickled, which runs code).
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{name} does not exist: give an .npz file")
+    try:
+        # Opened here, as np.load leaves the file of a damaged archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise TypeError("a member that is no array")
+    except Exception as error:  # zip, zlib and numpy each raise their own kinds for damage
+        raise ValueError(
+            f"{name} is no .npz archive of plain arrays, or is damaged: save it anew"
+        ) from error
+    return arrays
+
+
+def take_images(
+    arrays: Mapping[str, np.ndarray], key: str, name: str, image_shape: Shape | None = None
+) -> np.ndarray:
+    """arrays[key], checked by `check_images`; ValueError where there is none."""
+    _require(arrays, key, name)
+    check_images(arrays[key], f"{name}: {key}", image_shape)
+    return arrays[key]
+
+
+def take_integers(
+    arrays: Mapping[str, np.ndarray], key: str, name: str, length: int, highest: int
+) -> np.ndarray:
+    """arrays[key] as int32 [length]; ValueError unless it holds integers from 0 to `highest`."""
+    _require(arrays, key, name)
+    array = arrays[key]
+    if array.dtype.kind not in "iu" or array.shape != (length,):
+        raise ValueError(
+            f"{name}: {key} is {array.dtype} {list(array.shape)}: give integers [{length}], one "
+            "for each image"
+        )
+    if array.min() < 0 or array.max() > highest:
+        raise ValueError(
+            f"{name}: {key} has values from {array.min()} to {array.max()}: allowed are 0 to "
+            f"{highest}"
+        )
+    return array.astype(np.int32)
+
+
+def _require(arrays: Mapping[str, np.ndarray], key: str, name: str) -> None:
+    if key not in arrays:
+        raise ValueError(f"{name} holds no array {key}, only [{', '.join(arrays)}]: add it")
+
+
+def check_images(images: np.ndarray, name: str, image_shape: Shape | None = None) -> None:
+    """Raises ValueError unless images is [n > 0, *image_shape], uint8 or float in [0, 1]."""
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise ValueError(f"{name} has dtype {images.dtype}: give uint8, or float in [0, 1]")
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"{name} has shape {list(images.shape)}: give [n, H, W, C], none of them 0"
+        )
+    check_shape(images.shape[1:], name, image_shape)
+    if images.dtype.kind == "f" and not ((images >= 0) & (images <= 1)).all():  # False for NaN
+        raise ValueError(
+            f"{name} has values from {images.min()} to {images.max()}: give uint8, or float in "
+            "[0, 1] without NaN"
+        )
+
+
+def check_shape(shape: tuple[int, ...], name: str, expected: tuple[int, ...] | None) -> None:
+    """Raises ValueError where the shape (H, W, C) of an image is not the expected one."""
+    if expected is not None and tuple(shape) != tuple(expected):
+        raise ValueError(
+            f"{name} is {_size(shape)}, expected {_size(expected)}: resize or convert it"
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    colours = {1: " greyscale", 3: " RGB"}.get(shape[-1], "")
+    return "x".join(map(str, shape)) + colours
+
+
+def _read_folder(path: Path, image_shape: Shape):
+    files = image_files(path)
+    if not files:
+        raise ValueError(f"input '{path}' holds no {', '.join(ENCODINGS)} files: put images there")
+    images = []
+    for file in files:
+        name = f"input '{file}'"
+        images.append(read_image(file, name))
+        check_shape(images[-1].shape, name, image_shape)
+    return np.stack(images), partial(_write_folder, [file.name for file in files])
+
+
+def _write_folder(names: list[str], path: Path, images: np.ndarray) -> None:
+    path.mkdir()
+    for name, image in zip(names, to_uint8(images), strict=True):
+        (path / name).write_bytes(encode_image(image, Path(name).suffix.lower()))
+
+
+def _read_npy(path: Path, image_shape: Shape):
+    name = f"input '{path}'"
+    try:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # numpy raises ValueError, EOFError, OSError, ... for damage
+        raise ValueError(f"{name} is no plain .npy array, or is damaged: save it anew") from error
+    check_images(array, name, image_shape)
+    return array, partial(_write_npy, array.dtype)
+
+
+def _write_npy(dtype: np.dtype, path: Path, images: np.ndarray) -> None:
+    with path.open("wb") as file:  # given a name, np.save would append .npy to it
+        np.save(file, _as_dtype(images, dtype), allow_pickle=False)
+
+
+def _read_npz(path: Path, image_shape: Shape):
+    name = f"input '{path}'"
+    arrays = load_npz(path, name)
+    return take_images(arrays, "images", name, image_shape), partial(_write_npz, arrays)
+
+
+def _write_npz(arrays: Mapping[str, np.ndarray], path: Path, images: np.ndarray) -> None:
+    arrays = {**arrays, "images": _as_dtype(images, arrays["images"].dtype)}
+    with zipfile.ZipFile(path, "w") as archive:  # np.savez refuses an array named `file`
+        for key, array in arrays.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _as_dtype(images: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return to_uint8(images) if dtype == np.uint8 else images.astype(dtype)
+
+
+READERS = {"folder": _read_folder, ".npy": _read_npy, ".npz": _read_npz}
+
+
+def _check_absent(output: Path) -> None:
+    if os.path.lexists(output):
+        raise ValueError(f"output '{output}' exists already: name a new path or remove it")
+
+
+@contextmanager
+def _all_or_nothing(output: Path) -> Iterator[Path]:
+    """Yields a temporary sibling path that becomes `output` if, and only if, the block succeeds."""
+    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        _check_absent(output)  # it may have appeared since it was opened
+        os.rename(temporary, output)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,44 @@
+"""JSON-lines files that survive a crash: a line counts once it is whole."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def read_lines(path: Path) -> list[dict]:
+    """All records of the file, none if it does not exist.
+
+    A last line without its newline was cut off while it was written: the file is repaired by
+    dropping it. Any other line that is not JSON is damage, and a ValueError.
+    """
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        os.truncate(path, len(whole))
+    records = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise ValueError(
+                f"{path}: line {number} is damaged; move the file away to start afresh"
+            ) from None
+    return records
+
+
+def append_lines(path: Path, records: Iterable[dict]) -> None:
+    """Append the records in one write and force them to disk."""
+    with open(path, "a") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write the file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)

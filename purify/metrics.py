@@ -1,0 +1,30 @@
+"""Training metrics: one JSON line a report, and the same as TensorBoard events."""
+
+import json
+from pathlib import Path
+
+import tensorboardX
+
+from purify.jsonl import append_lines, read_lines
+
+
+class MetricWriter:
+    """Appends {'step': s, name: value, ...} to <folder>/metrics.jsonl and to event files beside it.
+
+    first_step: where this run starts. Lines of later steps, left by a run that was cut off after
+    its last checkpoint, are dropped: those steps are about to be run again.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int):
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in read_lines(self._path) if line["step"] <= first_step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._events = tensorboardX.SummaryWriter(str(folder / "events"), purge_step=first_step)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        append_lines(self._path, [{"step": step, **values}])
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._events.close()

@@ -1,0 +1,19 @@
+"""The table of networks: name -> Flax Linen module, built from plain options."""
+
+import flax.linen as nn
+
+from purify.models.resnet import ResNet
+from purify.models.unet import UNet
+from purify.tables import check_options, choose
+
+NETWORKS = {"unet": UNet, "resnet": ResNet}
+
+
+def build(arch: str, **options) -> nn.Module:
+    """The network `arch` with its options (lists become tuples, so that modules stay hashable).
+
+    Raises ValueError for an unknown name or option, listing what exists.
+    """
+    network = choose("arch", NETWORKS, arch)
+    check_options(arch, network, options, reserved=frozenset({"parent", "name"}))
+    return network(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})

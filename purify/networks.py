@@ -1,0 +1,60 @@
+"""The two wrappers behind which networks live: frozen pytrees of parameters, called on ONE image."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from purify.types import Array, Image, PyTree
+
+HEADS = ("score", "energy")
+
+
+@flax.struct.dataclass
+class Score:
+    """A noise-blind score model: `score(image) -> h`, float [H, W, C] -> [H, W, C].
+
+    h is the score undivided by sigma, s(x, sigma) = h(x) / sigma: minus the unit noise that the
+    network sees in x, so its root-mean-square is at most about 1.
+
+    head: 'score': the network is h. 'energy': the network is f and h = -grad E of
+    E(x) = 1/2 ||x - f(x)||^2 (Salimans and Ho 2021), a gradient field by construction.
+    """
+
+    params: PyTree
+    network: nn.Module = flax.struct.field(pytree_node=False)
+    head: str = flax.struct.field(pytree_node=False, default="score")
+
+    def __post_init__(self):
+        if self.head not in HEADS:
+            raise ValueError(f"head={self.head!r} is unknown; known: {', '.join(HEADS)}")
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of one call: the energy head also runs a backward pass."""
+        return 1 if self.head == "score" else 2
+
+    def __call__(self, image: Image) -> Array:
+        if self.head == "score":
+            return self._apply(image)
+        return -jax.grad(self.energy)(image)
+
+    def energy(self, image: Image) -> Array:
+        """E(x), a scalar; ValueError for the score head, which has none."""
+        if self.head != "energy":
+            raise ValueError(f"head={self.head!r} has no energy; train with head='energy'")
+        return 0.5 * jnp.sum((image - self._apply(image)) ** 2)
+
+    def _apply(self, image: Image) -> Array:
+        return self.network.apply({"params": self.params}, image[None])[0]
+
+
+@flax.struct.dataclass
+class Classifier:
+    """`classifier(image) -> logits`, float [H, W, C] in [0, 1] -> [num_classes]."""
+
+    params: PyTree
+    network: nn.Module = flax.struct.field(pytree_node=False)
+
+    def __call__(self, image: Image) -> Array:
+        return self.network.apply({"params": self.params}, image[None])[0]

@@ -1,0 +1,149 @@
+"""The table of purifiers. A purifier is a frozen pytree, `purifier(key, image) -> image`."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purify.adp import ADP
+from purify.networks import Score
+from purify.noise import add_noise
+from purify.tables import check_options, choose
+from purify.types import Image, Key, Purifier, Trace, static
+
+
+def _trace(step_sizes, score_norms, nfe: int) -> Trace:
+    """A trace in which every step was taken."""
+    sizes = jnp.asarray(step_sizes)
+    return Trace(jnp.array(sizes.size), sizes, jnp.asarray(score_norms), jnp.array(nfe))
+
+
+@flax.struct.dataclass
+class Identity:
+    """No purification: with it the defence is the undefended classifier."""
+
+    stochastic = False
+    nfe = 0
+    nge = 0
+
+    def __call__(self, key: Key, image: Image) -> Image:
+        return image
+
+    def trace(self, key: Key, image: Image) -> tuple[Image, Trace]:
+        return image, _trace(jnp.zeros(0), jnp.zeros(0), 0)
+
+
+@flax.struct.dataclass
+class NoiseOnly:
+    """Noise without purification: clip(x + sigma n, 0, 1)."""
+
+    sigma: float = static(0.25)
+    straight_through_noise: bool = static(False)
+    stochastic = True
+    nfe = 0
+    nge = 0
+
+    def __call__(self, key: Key, image: Image) -> Image:
+        return add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
+
+    def trace(self, key: Key, image: Image) -> tuple[Image, Trace]:
+        return self(key, image), _trace(jnp.zeros(0), jnp.zeros(0), 0)
+
+
+@flax.struct.dataclass
+class Schedule:
+    """Steps down a known noise schedule: x_{t+1} = clip(x_t + (sigma_t - sigma_{t+1}) h(x_t), 0, 1).
+
+    The levels are geometric from sigma to sigma_min, then 0: Euler steps of the probability-flow
+    ODE of the variance-exploding SDE (Song et al., ICLR 2021), one evaluation a step.
+    """
+
+    score: Score
+    sigma: float = static(0.25)
+    sigma_min: float = static(0.01)
+    num_steps: int = static(5)
+    straight_through_noise: bool = static(False)
+    stochastic = True
+
+    def __post_init__(self):
+        if self.num_steps < 1 or not 0 < self.sigma_min <= self.sigma:
+            raise ValueError(
+                f"Schedule needs num_steps >= 1 and 0 < sigma_min <= sigma, got num_steps="
+                f"{self.num_steps}, sigma_min={self.sigma_min}, sigma={self.sigma}"
+            )
+
+    @property
+    def nfe(self) -> int:
+        return self.num_steps * self.score.nfe
+
+    @property
+    def nge(self) -> int:
+        return self.nfe
+
+    def __call__(self, key: Key, image: Image) -> Image:
+        return self.trace(key, image)[0]
+
+    def trace(self, key: Key, image: Image) -> tuple[Image, Trace]:
+        levels = np.append(np.geomspace(self.sigma, self.sigma_min, self.num_steps), 0.0)
+        step_sizes = jnp.asarray(-np.diff(levels), image.dtype)
+
+        @jax.checkpoint
+        def step(x, step_size):
+            h = self.score(x)
+            norm = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(h**2)))
+            return jnp.clip(x + step_size * h, 0.0, 1.0), norm
+
+        x = add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
+        x, norms = jax.lax.scan(step, x, step_sizes)
+        return x, _trace(step_sizes, norms, self.nfe)
+
+
+@flax.struct.dataclass
+class OneStep:
+    """The one-step denoiser clip(x_0 + sigma h(x_0), 0, 1), h(x_0) being minus the expected noise."""
+
+    score: Score
+    sigma: float = static(0.25)
+    straight_through_noise: bool = static(False)
+    stochastic = True
+
+    @property
+    def nfe(self) -> int:
+        return self.score.nfe
+
+    @property
+    def nge(self) -> int:
+        return self.nfe
+
+    def __call__(self, key: Key, image: Image) -> Image:
+        return self.trace(key, image)[0]
+
+    def trace(self, key: Key, image: Image) -> tuple[Image, Trace]:
+        x = add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
+        h = self.score(x)
+        norm = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(h**2)))
+        step_sizes = jnp.full(1, self.sigma, image.dtype)
+        return jnp.clip(x + self.sigma * h, 0.0, 1.0), _trace(step_sizes, norm[None], self.nfe)
+
+
+PURIFIERS = {
+    "identity": Identity,
+    "noise_only": NoiseOnly,
+    "one_step": OneStep,
+    "schedule": Schedule,
+    "adp": ADP,
+}
+
+
+def build(name: str, score: Score | None, **options) -> Purifier:
+    """The purifier `name`; `score` may be None where none is needed.
+
+    Raises ValueError for an unknown name or option, listing what exists.
+    """
+    make = choose("purifier", PURIFIERS, name)
+    check_options(name, make, options, reserved=frozenset({"score"}))
+    if "score" not in make.__dataclass_fields__:
+        return make(**options)
+    if score is None:
+        raise ValueError(f"purifier {name!r} needs a score model")
+    return make(score, **options)

@@ -1,0 +1,22 @@
+"""Random keys are folded, never carried: key = fold_in(fold_in(root, stream), index).
+
+A draw therefore depends on the root seed, what it is for (its stream) and which image or step it
+belongs to, and on nothing else: not on the batch, the order of work, or an interruption.
+"""
+
+import jax
+
+from purify.types import Array, Key
+
+# Attack and defence draw from different streams, so the attacker never knows the defence's noise.
+STREAMS = {"init": 0, "train": 1, "attack": 2, "defense": 3, "purify": 4, "sample": 5}
+
+
+def stream_key(seed: int, stream: str) -> Key:
+    """The root key of a named stream; KeyError names are those of STREAMS."""
+    return jax.random.fold_in(jax.random.key(seed), STREAMS[stream])
+
+
+def index_keys(key: Key, indices: Array) -> Key:
+    """One key per dataset index: int [n] -> keys [n]."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)

@@ -1,0 +1,23 @@
+"""Looking up a name in one of the project's literal tables, with errors that list what exists."""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+def choose(kind: str, table: Mapping, name: str):
+    """table[name]; ValueError that lists the known names otherwise."""
+    if name not in table:
+        raise ValueError(f"{kind} {name!r} is unknown; known: {', '.join(table)}")
+    return table[name]
+
+
+def check_options(name: str, cls, options: Mapping, *, reserved: frozenset[str] = frozenset()):
+    """ValueError that lists the known options unless all of `options` are fields of dataclass cls.
+
+    reserved: fields that are no options (arrays, or a framework's own).
+    """
+    known = {field.name for field in dataclasses.fields(cls)} - reserved
+    if unknown := set(options) - known:
+        raise ValueError(
+            f"{name} has no option {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
+        )

@@ -1,0 +1,286 @@
+"""Training: one jitted step for classifiers and score models, resumable to the bit."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from purify import data, models, parallel
+from purify.augment import AUGMENTATIONS
+from purify.checkpoint import Checkpoints, claim
+from purify.losses import Metrics
+from purify.metrics import MetricWriter
+from purify.random import index_keys, stream_key
+from purify.tables import check_options, choose
+from purify.types import Array, Image, Key, PyTree
+
+SCHEDULES = ("constant", "cosine")
+# Options that change what is reported and kept, not what is learnt: a resumed run may change them.
+REPORTING = ("log_every", "checkpoint_every")
+# (params, key, image, label) -> (loss, metrics), for one image
+LossFn = Callable[[PyTree, Key, Image, Array], tuple[Array, Metrics]]
+
+
+class TrainingDiverged(ValueError):
+    """The loss or the weights stopped being finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """How to train: Adam(W) with linear warm-up, gradient clipping, an average of the weights.
+
+    schedule: of the learning rate after warm-up, 'constant' or 'cosine' (to zero).
+    ema_decay: of the exponential moving average of the weights, which is what gets used.
+    augment: a name of purify.augment.AUGMENTATIONS.
+    """
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    beta1: float = 0.9
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    augment: str = "none"
+    log_every: int = 50
+    checkpoint_every: int = 500
+
+    def __post_init__(self):
+        for field in ("num_steps", "batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule={self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}"
+            )
+        if not 0 <= self.ema_decay < 1 or self.learning_rate <= 0 or self.clip_norm <= 0:
+            raise ValueError(
+                "training needs 0 <= ema_decay < 1, learning_rate > 0 and clip_norm > 0, got "
+                f"{self.ema_decay}, {self.learning_rate} and {self.clip_norm}"
+            )
+
+    def learning_rate_at(self, step: int) -> Array:
+        """The learning rate of update number `step` (from 0)."""
+        after = max(self.num_steps - self.warmup_steps, 1)
+        rate = self.learning_rate
+        main = (
+            optax.cosine_decay_schedule(rate, after)
+            if self.schedule == "cosine"
+            else optax.constant_schedule(rate)
+        )
+        # Starts at rate / warmup_steps rather than at 0, so that no step is wasted.
+        first = rate / max(self.warmup_steps, 1)
+        warmup = optax.linear_schedule(first, rate, max(self.warmup_steps - 1, 1))
+        return optax.join_schedules([warmup, main], [self.warmup_steps])(step)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(self.learning_rate_at, b1=self.beta1, weight_decay=self.weight_decay),
+        )
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: int32 scalar, updates done; ema: the averaged parameters."""
+
+    step: Array
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+
+
+def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    # A copy, because the step donates its state and may not donate one buffer twice.
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    augment: Callable[[Key, Image], Image],
+) -> Callable:
+    """The compiled step (state, key, indices, images, labels) -> (state, metrics); donates state.
+
+    indices int [B], images uint8 [B, H, W, C], labels int [B], split over the devices. Each image
+    has its own key, folded from the step and its dataset index. metrics: (sum, count) pairs.
+    """
+
+    def one(params, key, image, label):
+        augment_key, loss_key = jax.random.split(key)
+        image = augment(augment_key, image.astype(jnp.float32) / 255.0)
+        return loss_fn(params, loss_key, image, label)
+
+    def train_step(state, key, indices, images, labels):
+        keys = index_keys(jax.random.fold_in(key, state.step), indices)
+
+        def mean_loss(params):
+            loss, metrics = jax.vmap(functools.partial(one, params))(keys, images, labels)
+            return loss.mean(), jax.tree.map(lambda m: m.sum(0), metrics)
+
+        (loss, metrics), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay)
+        norms = {"gradient_norm": gradient, "weight_norm": params}
+        scalars = {"loss": loss} | {k: optax.tree.norm(v) for k, v in norms.items()}
+        metrics |= {name: (value, jnp.ones(())) for name, value in scalars.items()}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def fit(
+    state: TrainState,
+    train_step: Callable,
+    dataset: data.Dataset,
+    options: TrainOptions,
+    *,
+    seed: int,
+    folder: Path,
+    name_metrics: Callable[[dict], dict],
+) -> TrainState:
+    """Train from the newest checkpoint of `folder` (if any) to num_steps.
+
+    A run that is killed and started again ends in the same bits: batches, keys and learning rate
+    are functions of the step alone. Raises TrainingDiverged where the loss or the weights are no
+    longer finite; the last checkpoint was written before that.
+    """
+    parallel.check_batch_size("batch_size", options.batch_size)
+    key = parallel.replicate(stream_key(seed, "train"))
+    state = parallel.replicate(state)
+    with Checkpoints(folder) as checkpoints:
+        if checkpoints.latest_step is not None:
+            abstract = jax.tree.map(_abstract, state)
+            state = checkpoints.restore(abstract)
+        first = int(state.step)
+        writer = MetricWriter(folder, first_step=first)
+        pending = []  # metrics still on the device, one entry a step
+        progress = tqdm(
+            range(first, options.num_steps),
+            initial=first,
+            total=options.num_steps,
+            desc=f"train {folder.name}",
+            unit="step",
+            mininterval=1.0,
+        )
+        for step in progress:
+            indices = data.batch_indices(seed, step, options.batch_size, len(dataset.labels))
+            batch = (indices, dataset.images[indices], dataset.labels[indices])
+            state, metrics = train_step(state, key, *parallel.shard(batch))
+            pending.append(metrics)
+            done = step + 1
+            save = done % options.checkpoint_every == 0 or done == options.num_steps
+            if save or done % options.log_every == 0:
+                report = _collect(pending, done, options, checkpoints)
+                writer.write(done, {k: float(v) for k, v in name_metrics(report).items()})
+                progress.set_postfix(loss=f"{report['loss']:.4g}")
+                pending = []
+            if save:
+                checkpoints.save(done, state)
+        writer.close()
+    return state
+
+
+def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and placement, as Orbax wants them for restoring."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _collect(pending: list[dict], step: int, options: TrainOptions, checkpoints) -> dict:
+    """Fetch the metrics of the last steps, check that all are finite, and average them."""
+    fetched = jax.device_get(pending)
+    for at, metrics in enumerate(fetched, start=step - len(fetched)):
+        for name in ("loss", "gradient_norm", "weight_norm"):
+            if not math.isfinite(metrics[name][0]):
+                good = checkpoints.latest_path or "none was written yet"
+                raise TrainingDiverged(
+                    f"{name} became {metrics[name][0]} at step {at + 1} with learning rate "
+                    f"{float(options.learning_rate_at(at)):.3g}; last good checkpoint: {good}; "
+                    "lower the learning rate or clip_norm"
+                )
+    totals = jax.tree.map(lambda *m: np.sum(m, axis=0), *fetched)
+    # A noise level that no image has drawn has no mean.
+    means = {k: np.where(n > 0, s / np.maximum(n, 1), np.nan) for k, (s, n) in totals.items()}
+    return means | {"learning_rate": np.asarray(options.learning_rate_at(step - 1))}
+
+
+def run_training(
+    role: str,
+    config,
+    workdir: Path,
+    make_loss_fn: Callable[[nn.Module], LossFn],
+    *,
+    extra_settings: Mapping,
+    name_metrics: Callable[[dict], dict] = dict,
+) -> TrainState:
+    """Train the network of a role ('classifier' or 'score') into <workdir>/<role>, and say so.
+
+    make_loss_fn: network -> loss function.
+    extra_settings: what beside network, data and options makes the weights what they are.
+    name_metrics: turns a report with arrays in it into one of scalars.
+    """
+    cfg = config[role].to_dict()
+    check_options(f"config.{role}.train", TrainOptions, cfg["train"])
+    options = TrainOptions(**cfg["train"])
+    augment = choose("augment", AUGMENTATIONS, options.augment)
+    parallel.check_batch_size(f"config.{role}.train.batch_size", options.batch_size)
+    cfg_data = config.data
+    dataset = data.load(
+        cfg_data.name, cfg_data.train_split, data_dir=cfg_data.dir, path=cfg_data.path
+    )
+    if options.batch_size > len(dataset.labels):
+        raise ValueError(
+            f"config.{role}.train.batch_size={options.batch_size} exceeds the "
+            f"{len(dataset.labels)} images of {config.data.name} {config.data.train_split!r}"
+        )
+    shape = dataset.images.shape[1:]
+    network_settings = dict(cfg["network"])
+    if role == "classifier":
+        network_settings["num_classes"] = dataset.num_classes
+    network = models.build(**network_settings)
+    settings = {
+        "network": network_settings,
+        "image_shape": shape,
+        "num_classes": dataset.num_classes,
+        "data": {k: config.data[k] for k in ("name", "path", "train_split")},
+        "seed": config.seed,
+        "train": {k: v for k, v in cfg["train"].items() if k not in REPORTING},
+        **extra_settings,
+    }
+    folder = workdir / role
+    claim(folder, settings)
+
+    init_key = stream_key(config.seed, "init")
+    params = jax.jit(network.init)(init_key, jnp.zeros((1, *shape)))["params"]
+    optimizer = options.optimizer()
+    train_step = make_train_step(
+        make_loss_fn(network), optimizer, ema_decay=options.ema_decay, augment=augment
+    )
+    state = init_state(params, optimizer)
+    state = fit(
+        state,
+        train_step,
+        dataset,
+        options,
+        seed=config.seed,
+        folder=folder,
+        name_metrics=name_metrics,
+    )
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(f"{role}: {count:,} parameters, {int(state.step)} steps, in {folder}")
+    return state

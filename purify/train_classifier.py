@@ -1,0 +1,24 @@
+"""--mode=train_classifier: a classifier of clean images, by cross-entropy."""
+
+from pathlib import Path
+
+import flax.linen as nn
+
+from purify.losses import cross_entropy
+from purify.networks import Classifier
+from purify.train import LossFn, run_training
+
+
+def run(config, workdir: Path) -> None:
+    smoothing = config.classifier.label_smoothing
+
+    def make_loss_fn(network: nn.Module) -> LossFn:
+        def loss_fn(params, key, image, label):
+            classifier = Classifier(params, network)
+            return cross_entropy(classifier, image, label, label_smoothing=smoothing)
+
+        return loss_fn
+
+    run_training(
+        "classifier", config, workdir, make_loss_fn, extra_settings={"label_smoothing": smoothing}
+    )

@@ -1,0 +1,183 @@
+"""Figures are PNG files that hold what was passed in: pixels, bars, lines; bad input is named."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from purify.evals.plots import COLORS, DPI, WIDTH, WRONG, accuracy_bars, image_rows, training_curves
+
+
+def result(defense="adp", attack="pgd", accuracy=0.5, low=0.4, high=0.6, num_images=100):
+    return {
+        "defense": {"name": defense, "sigma": 0.25},
+        "attack": attack,
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "num_images": num_images,
+    }
+
+
+def read(path) -> np.ndarray:
+    """8-bit RGB [H, W, 3] of a PNG that has no transparent pixel."""
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    image = np.round(255 * imread(path)).astype(int)
+    assert (image[..., 3] == 255).all()
+    return image[..., :3]
+
+
+def where(figure: np.ndarray, color: str) -> np.ndarray:
+    return (figure == np.round(255 * np.array(to_rgb(color)))).all(axis=-1)
+
+
+def columns(mask: np.ndarray) -> int:
+    """How many runs of columns hold a pixel of the mask."""
+    return int(np.sum(np.diff(mask.any(axis=0), prepend=False) & mask.any(axis=0)))
+
+
+def contains(figure: np.ndarray, block: np.ndarray) -> bool:
+    """Whether `block` stands somewhere in `figure`, pixel for pixel."""
+    height, width = block.shape[:2]
+    corners = np.argwhere((figure == block[0, 0]).all(axis=-1))
+    return any(
+        np.array_equal(figure[y : y + height, x : x + width], block) for y, x in corners.tolist()
+    )
+
+
+@pytest.mark.parametrize(("size", "channels"), [((8, 8), 1), ((32, 24), 3), ((330, 330), 3)])
+def test_every_pixel_of_every_image_is_in_the_figure(tmp_path, size, channels):
+    images = np.random.default_rng(0).random((2, *size, channels))
+    captions = {"attacked": [("cat", False), ("a caption that is wider than its image", True)]}
+    image_rows(tmp_path / "rows.png", {"clean": images, "attacked": 1 - images}, captions)
+    figure = read(tmp_path / "rows.png")
+    scale = max(1, int(1.6 * DPI / max(size)))  # two images have room for the largest scale
+    for image in (*images, *(1 - images)):
+        levels = np.round(255 * np.broadcast_to(image, (*size, 3)))
+        assert contains(figure, np.kron(levels, np.ones((scale, scale, 1))))
+
+
+def test_many_images_fit_the_width_and_wrong_captions_are_red(tmp_path):
+    grey = np.full((10, 28, 28, 1), 0.5)
+    ok = [(str(i), True) for i in range(10)]
+    image_rows(tmp_path / "ok.png", {"clean": grey, "noised": grey}, {"clean": ok})
+    image_rows(tmp_path / "wrong.png", {"clean": grey}, {"clean": [("7", False), *ok[1:]]})
+    figure, wrong = read(tmp_path / "ok.png"), read(tmp_path / "wrong.png")
+    assert 0.8 * WIDTH * DPI < figure.shape[1] <= WIDTH * DPI
+    assert not where(figure, WRONG).any()
+    assert columns(where(wrong, WRONG)) == 1
+
+
+def test_text_with_dollars_is_no_formula(tmp_path):
+    image_rows(tmp_path / "a.png", {"$x": np.ones((1, 8, 8, 1))}, {"$x": [("$\\bad{$", True)]})
+    accuracy_bars(tmp_path / "b.png", [result("$\\bad{$")])
+
+
+@pytest.mark.parametrize(
+    ("rows", "captions", "message"),
+    [
+        ({}, None, "empty"),
+        ({"clean": np.zeros((8, 8, 1))}, None, "must be"),
+        ({"clean": np.zeros((2, 8, 8, 2))}, None, "1 or 3"),
+        ({"clean": np.zeros((0, 8, 8, 1))}, None, "clean"),
+        ({"a": np.zeros((2, 8, 8, 1)), "b": np.zeros((3, 8, 8, 1))}, None, "first row"),
+        ({"noised": np.full((1, 8, 8, 1), 1.2)}, None, r"\[0, 1\]"),
+        ({"noised": np.full((1, 8, 8, 1), np.nan)}, None, "nan"),
+        ({"clean": np.zeros((2, 8, 8, 1))}, {"clean": [("3", True)]}, "1 entries"),
+        ({"clean": np.zeros((1, 8, 8, 1))}, {"other": [("3", True)]}, "other"),
+    ],
+)
+def test_bad_images_are_named(tmp_path, rows, captions, message):
+    with pytest.raises(ValueError, match=message):
+        image_rows(tmp_path / "rows.png", rows, captions)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bars_stand_in_the_colour_of_their_attack_and_as_high_as_their_accuracy(tmp_path):
+    rows = [
+        result("none", "clean", 1.0, 0.97, 1.0),
+        result("none", "pgd", 0.0, 0.0, 0.04),
+        result("adp", "clean", 0.8, 0.7, 0.9),
+        result("adp", "pgd"),
+        result("adp", "square", 0.25, 0.15, 0.35),  # not run on the undefended network
+    ]
+    accuracy_bars(tmp_path / "bars.png", rows)
+    figure = read(tmp_path / "bars.png")
+    plot = figure[figure.shape[0] // 8 :]  # below the legend
+    assert [columns(where(plot, color)) for color in COLORS[:4]] == [2, 1, 1, 0]
+    heights = [int(where(plot, color).any(axis=1).sum()) for color in COLORS[:3]]
+    assert heights[1] / heights[0] == pytest.approx(0.5, abs=0.02)
+    assert heights[2] / heights[0] == pytest.approx(0.25, abs=0.02)
+
+
+def test_figure_grows_with_the_bars_and_numbers_of_images_may_differ(tmp_path):
+    many = [result(f"d{i}", f"a{j}", num_images=i + 1) for i in range(5) for j in range(10)]
+    accuracy_bars(tmp_path / "one.png", [result(accuracy=0.4 - 1e-12)])  # rounding is forgiven
+    accuracy_bars(tmp_path / "many.png", many)
+    one, figure = read(tmp_path / "one.png"), read(tmp_path / "many.png")
+    assert one.shape[1] < WIDTH * DPI < figure.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "empty"),
+        ([{"attack": "pgd"}], "no defense, num_images"),
+        ([result(low=0.6)], "must rise"),
+        ([result(high=float("nan"))], "must rise"),
+        ([result(accuracy=50.0, high=60.0)], "must rise"),
+        ([result(), result()], "second row of adp under pgd"),
+    ],
+)
+def test_bad_results_are_named(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        accuracy_bars(tmp_path / "bars.png", rows)
+
+
+def test_curves_draw_one_strip_for_each_network(tmp_path):
+    classifier = [
+        {"step": i, "loss": 2.0 / (i + 1), "accuracy": i / 50, "learning_rate": 0.1}
+        for i in range(50)
+    ]
+    classifier[-1] |= {"val_accuracy": 0.8, "note": "text", "val/loss": None}
+    levels = {"loss_by_sigma/0.01": 1.0, "loss_by_sigma/1": float("nan")}
+    score = [{"step": i, "loss": -1.0, **levels} for i in range(3)]
+    training_curves(tmp_path / "both.png", {"classifier": classifier, "score": score})
+    training_curves(tmp_path / "one.png", {"score": score[:1]})
+    both, one = read(tmp_path / "both.png"), read(tmp_path / "one.png")
+    assert both.shape[1] == one.shape[1] == WIDTH * DPI
+    assert both.shape[0] == 2 * one.shape[0]
+    top = both[: len(both) // 2]
+    assert columns(where(top, COLORS[0])) >= 3  # loss, accuracy, learning rate
+    assert where(top, COLORS[1]).any()  # the validation accuracy, a single point
+
+
+def test_a_resumed_run_draws_the_later_of_two_lines(tmp_path):
+    straight = [{"step": i, "loss": 1.0 + i} for i in range(4)]
+    resumed = [*straight[:2], {"step": 2, "loss": 90.0}, {"step": 3, "loss": 99.0}, *straight[2:]]
+    training_curves(tmp_path / "straight.png", {"score": straight})
+    training_curves(tmp_path / "resumed.png", {"score": resumed})
+    assert np.array_equal(read(tmp_path / "straight.png"), read(tmp_path / "resumed.png"))
+
+
+@pytest.mark.parametrize(
+    ("curves", "message"),
+    [
+        ({}, "empty"),
+        ({"score": []}, "no metric"),
+        ({"score": [{"step": 1, "seconds": 2.0}]}, "seconds"),
+        ({"score": [{"loss": 1.0}]}, "no step"),
+        ({"score": [{"step": 1, "loss_by_sigma/0": 1.0}]}, "positive"),
+    ],
+)
+def test_bad_curves_are_named(tmp_path, curves, message):
+    with pytest.raises(ValueError, match=message):
+        training_curves(tmp_path / "curves.png", curves)
+
+
+def test_pyplot_is_never_imported():
+    code = "import sys, purify.evals.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

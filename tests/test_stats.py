@@ -1,0 +1,192 @@
+"""Intervals against scipy, printed tables and simulated coverage; paired tests against both."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from purify.evals.stats import (
+    Estimate,
+    beats,
+    bootstrap_mean,
+    mcnemar,
+    paired_difference,
+    proportion,
+)
+
+
+def outcomes(successes: int, n: int) -> np.ndarray:
+    return np.arange(n) < successes
+
+
+def paired(wins: int, losses: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Outcomes of a and b that disagree on wins + losses images and are right on the others."""
+    index = np.arange(n)
+    return ~((index >= wins) & (index < wins + losses)), index >= wins
+
+
+def covers(estimate: Estimate, truth: float) -> bool:
+    return estimate.low <= truth <= estimate.high
+
+
+# Exact 95 % limits of a binomial proportion, as tabulated for n = 10 and n = 20.
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.3085),
+        (1, 10, 0.0025, 0.4450),
+        (2, 10, 0.0252, 0.5561),
+        (5, 10, 0.1871, 0.8129),
+        (10, 10, 0.6915, 1.0),
+        (0, 20, 0.0, 0.1684),
+        (10, 20, 0.2720, 0.7280),
+    ],
+)
+def test_proportion_matches_the_printed_tables(successes, n, low, high):
+    estimate = proportion(outcomes(successes, n))
+    assert estimate == pytest.approx((successes / n, low, high, n), abs=6e-5)
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.98])
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (3, 7), (499, 1000), (10000, 10000)])
+def test_proportion_matches_scipy(successes, n, confidence):
+    expected = binomtest(successes, n).proportion_ci(confidence)
+    estimate = proportion(outcomes(successes, n).astype(int), confidence=confidence)
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_bootstrap_of_a_well_behaved_mean_agrees_with_the_central_limit():
+    values = np.random.default_rng(0).random(2000)
+    estimate = bootstrap_mean(values)
+    half_width = 1.96 * values.std() / math.sqrt(2000)
+    assert estimate.value == pytest.approx(values.mean())
+    # 10,000 resamples place a 2.5 % quantile within 1 to 2 % of the half width.
+    assert estimate.value - estimate.low == pytest.approx(half_width, rel=0.05)
+    assert estimate.high - estimate.value == pytest.approx(half_width, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("n", "a", "b"),
+    [(100, 0.3, 0.7), (100, 2.0, 2.0), (200, 0.1, 1.9)],
+    ids=["bimodal", "symmetric", "few survive"],
+)
+def test_bootstrap_covers_the_truth_as_often_as_it_says(n, a, b):
+    # Image i survives with chance p_i ~ Beta(a, b); its value is its share of 10 draws. Over 500
+    # data sets, coverage has a standard error of 0.01; 3.5 of those, and 0.01 for the known
+    # shortfall of BCa at this n, are allowed.
+    rng = np.random.default_rng(1)
+    values = rng.binomial(10, rng.beta(a, b, size=(500, n))) / 10
+    hits = [covers(bootstrap_mean(v, num_resamples=1000), a / (a + b)) for v in values]
+    assert 0.905 < np.mean(hits) < 0.985
+
+
+@pytest.mark.parametrize("n", [1, 10, 500])
+def test_bootstrap_of_constant_outcomes_is_clopper_pearson(n):
+    for value in (0.0, 1.0):
+        exact, estimate = proportion(np.full(n, value)), bootstrap_mean(np.full(n, value))
+        assert estimate == pytest.approx(exact)
+        assert estimate.high - estimate.low > 0
+
+
+def test_bootstrap_of_a_constant_inside_the_bounds_leaves_room_on_both_sides():
+    unseen = proportion(np.zeros(20)).high
+    noisy = 0.3 + 1e-15 * np.arange(20)  # float noise is not variation
+    assert bootstrap_mean(noisy) == pytest.approx((0.3, 0.3 * (1 - unseen), 0.3 + 0.7 * unseen, 20))
+    unbounded = bootstrap_mean(np.full(20, 0.3), bounds=(-np.inf, np.inf))
+    assert (unbounded.low, unbounded.high) == (-np.inf, np.inf)
+
+
+def test_bootstrap_depends_on_the_seed_but_not_on_the_order_of_the_images():
+    values = np.random.default_rng(2).random(50)
+    assert bootstrap_mean(values) == bootstrap_mean(values)
+    assert bootstrap_mean(values[::-1])[1:] == pytest.approx(bootstrap_mean(values)[1:])
+    assert bootstrap_mean(values, seed=1) != bootstrap_mean(values)
+
+
+def test_bootstrap_does_not_break_on_the_most_skewed_values():
+    for n in (2, 5, 1000):
+        estimate = bootstrap_mean(outcomes(1, n))
+        assert 0 <= estimate.low <= estimate.value < estimate.high <= 1
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"), [(0, 0, 1.0), (5, 0, 0.0625), (6, 0, 0.03125), (1, 9, 22 / 1024)]
+)
+def test_mcnemar_by_hand(wins, losses, p):
+    assert mcnemar(*paired(wins, losses, 20)) == pytest.approx(p)
+
+
+def test_mcnemar_matches_scipy_and_decides_the_interval():
+    """For every table of up to 12 images: sign, McNemar and the interval tell one story."""
+    n = 12
+    for wins in range(n + 1):
+        for losses in range(n - wins + 1):
+            a, b = paired(wins, losses, n)
+            p, difference = mcnemar(a, b), paired_difference(a, b)
+            if wins + losses:
+                assert p == pytest.approx(binomtest(wins, wins + losses).pvalue)
+            assert (difference.low > 0 or difference.high < 0) == (p < 0.05)
+            assert beats(a, b) == (p < 0.05 and wins > losses)
+            assert -1 <= difference.low <= difference.value <= difference.high <= 1
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (12, 0), (7, 2), (3, 3)])
+def test_swapping_the_two_mirrors_the_difference(wins, losses):
+    a, b = paired(wins, losses, 12)
+    forward, backward = paired_difference(a, b), paired_difference(b, a)
+    assert backward == pytest.approx((-forward.value, -forward.high, -forward.low, 12))
+    assert mcnemar(a, b) == mcnemar(b, a)
+    assert not (beats(a, b) and beats(b, a))
+
+
+def test_no_disagreement_is_no_certainty():
+    a, b = paired(0, 0, 40)
+    unseen = proportion(np.zeros(40)).high
+    assert paired_difference(a, b) == pytest.approx((0, -unseen, unseen, 40))
+    # The same by the bootstrap, which is taken when values are not 0/1.
+    assert paired_difference(a / 2, b / 2) == pytest.approx((0, -unseen, unseen, 40))
+
+
+@pytest.mark.parametrize(("rate", "lean"), [(0.1, 0.4), (0.6, 1.0), (0.3, 0.0), (0.02, -0.5)])
+def test_paired_interval_of_outcomes_covers_the_truth(rate, lean):
+    # 400 data sets: a standard error of 0.011, of which 3 are allowed below the nominal 0.95.
+    rng, n = np.random.default_rng(3), 300
+    shares = [rate * (1 + lean) / 2, rate * (1 - lean) / 2, 1 - rate]
+    tables = rng.multinomial(n, shares, size=400)
+    hits = [
+        covers(paired_difference(*paired(wins, losses, n)), lean * rate)
+        for wins, losses, _ in tables
+    ]
+    assert np.mean(hits) > 0.917
+
+
+def test_pairing_finds_a_small_gain_that_separate_intervals_cannot():
+    rng = np.random.default_rng(4)
+    difficulty = rng.random(200)
+    a = np.clip(difficulty + 0.02 + 0.02 * rng.standard_normal(200), 0, 1)
+    assert beats(a, difficulty) and not beats(difficulty, a)
+    assert bootstrap_mean(a).low < bootstrap_mean(difficulty).high
+    assert not beats(difficulty, difficulty)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: proportion([]), "n at least 1"),
+        (lambda: proportion([[True]]), r"shape \(1, 1\)"),
+        (lambda: proportion([0.5, 1.0]), "0/1"),
+        (lambda: proportion([True], confidence=95), "confidence"),
+        (lambda: bootstrap_mean([0.1, np.nan]), "1 values are NaN"),
+        (lambda: bootstrap_mean([0.1, 1.1]), "bounds"),
+        (lambda: bootstrap_mean([0.1, 0.2], num_resamples=0), "num_resamples"),
+        (lambda: paired_difference([0.5, 1], [0.5]), "lengths 2 and 1"),
+        (lambda: paired_difference([0.5, 1], [0.5, 2]), "bounds"),
+        (lambda: mcnemar([0, 1], [0, 1, 1]), "lengths 2 and 3"),
+        (lambda: mcnemar([0, 0.5], [0, 1]), "a: must be"),
+        (lambda: beats([], []), "n at least 1"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
