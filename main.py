@@ -18,11 +18,12 @@ on where it stopped when the same command is given again.
 import importlib
 import os
 import re
+import runpy
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 # mode -> the module whose run(config, workdir, **files) does it
 MODES = {
@@ -31,10 +32,11 @@ MODES = {
     "eval_robust": "purify.evals.robust",
     "purify": "purify.evals.purify_files",
 }
+CONFIGS = sorted(Path("configs").glob("*.py"))
 FILES = {"eval_robust": ("input",), "purify": ("input", "output")}
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "What to run.")
-_MODE = flags.DEFINE_enum("mode", None, list(MODES), "What to do; see above.", required=True)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/digits.py.")
+_MODE = flags.DEFINE_enum("mode", None, list(MODES), "What to do; see above.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where to write; default runs/<config name>.")
 _INPUT = flags.DEFINE_string("input", None, "Images to read, for purify and eval_robust.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where purify writes; must not exist.")
@@ -48,19 +50,58 @@ def default_workdir(config_file: str) -> Path:
     return Path("runs") / re.sub(r"[^\w.-]", "_", name)
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line; a mistake in it is one line on stderr and exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (AttributeError, KeyError):  # how ml_collections says that a field does not exist
+        fail(unknown_field(argv))
+    except (flags.Error, TypeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        fail(": ".join([lines[0], lines[-1]][: len(lines)]))
+    for name in ("config", "mode"):
+        if flags.FLAGS[name].value is None:
+            fail(f"--{name} is missing; see --help")
+    path, _, _ = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    if not Path(path).is_file():
+        fail(f"--config={path} does not exist; there are {', '.join(map(str, CONFIGS))}")
+    if len(rest) > 1:
+        fail(f"unexpected argument {rest[1]!r}; options begin with --")
+    return rest
+
+
+def unknown_field(argv: list[str]) -> str:
+    """Which of the --config.a.b overrides names no field of the config, and what it could be."""
+    options = dict(arg.lstrip("-").partition("=")[::2] for arg in argv if arg.startswith("-"))
+    path, _, variant = options["config"].partition(":")
+    config = runpy.run_path(path)["get_config"](*filter(None, [variant]))
+    for option in options:
+        value = config
+        for key in option.split(".")[1:]:
+            if not isinstance(value, ConfigDict) or key not in value:
+                known = ", ".join(value) if isinstance(value, ConfigDict) else "nothing below it"
+                return f"--{option}: there is no field {key!r}; known: {known}"
+            value = value[key]
+    return f"a --config override names no field of {path}"
+
+
+def fail(message: str):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options begin with --")
+    del argv
     mode = _MODE.value
     files = {"input": _INPUT.value, "output": _OUTPUT.value}
     for name in files:
         if files[name] and name not in FILES.get(mode, ()):
-            raise app.UsageError(f"--{name} has no meaning for --mode={mode}")
+            fail(f"--{name} has no meaning for --mode={mode}")
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(_WORKDIR.value or default_workdir(config_file))
 
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells its whole day at the default level
+    if flags.FLAGS.verbosity == 0:  # as app.run leaves it; Orbax then tells its whole day
+        logging.set_verbosity(logging.WARNING)
     # Imported here, so that --help and a mistyped flag answer at once.
     from purify.checkpoint import MissingCheckpoint
 
@@ -69,13 +110,13 @@ def main(argv: list[str]) -> None:
         run(_CONFIG.value, workdir, **{name: files[name] for name in FILES.get(mode, ())})
     except MissingCheckpoint as error:
         command = f"python main.py --config={config_file} --mode={error.mode} --workdir={workdir}"
-        sys.exit(f"error: {error}\nrun: {command}")
+        fail(f"{error}\nrun: {command}")
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise
-        sys.exit(f"error: {error}")
+        fail(str(error))
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

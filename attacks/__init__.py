@@ -1,4 +1,4 @@
-"""Attacks on randomised classifiers: `attack(key, logits_fn, image, label)`, compiled, EOT-aware."""
+"""Attacks on randomised classifiers: `attack(key, logits_fn, image, label)`, for one image."""
 
 import dataclasses
 from collections.abc import Callable

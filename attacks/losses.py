@@ -1,4 +1,4 @@
-"""Losses that an attack maximises: (logits [K], label) -> scalar, positive or growing once fooled."""
+"""Losses that an attack maximises: (logits [K], label) -> scalar."""
 
 import jax
 import jax.numpy as jnp

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from purify import models
+from purify import models, purifiers
+from purify.defense import Defense
 from purify.jsonl import write_json
 from purify.networks import Classifier, Score
 from purify.types import PyTree
@@ -27,14 +28,18 @@ class MissingCheckpoint(FileNotFoundError):
 
 
 class Checkpoints:
-    """The checkpoints of one training run, newest two kept; a save is whole or absent."""
+    """The checkpoints of one training run, newest two kept; a save is whole or absent.
 
-    def __init__(self, folder: Path):
+    training: this process is the one that writes them, and may clear away what a killed one left
+    half-written; a reader leaves alone what may be a save in progress.
+    """
+
+    def __init__(self, folder: Path, *, training: bool = False):
         self._root = (folder / "checkpoints").absolute()
         self._checkpointer = ocp.training.Checkpointer(
             self._root,
             preservation_policy=ocp.training.preservation_policies.LatestN(2),
-            cleanup_tmp_directories=True,  # what a killed run left half-written
+            cleanup_tmp_directories=training,
         )
 
     def __enter__(self):
@@ -56,8 +61,12 @@ class Checkpoints:
         self._checkpointer.save(step, state)
 
     def restore(self, abstract_state: PyTree | None = None) -> PyTree:
-        """The newest state, placed as abstract_state says; ValueError if its files are damaged."""
+        """The newest state, placed as abstract_state says, by default NumPy arrays on the host
+        (whatever devices saved it); ValueError if its files are damaged."""
         try:
+            if abstract_state is None:
+                saved = self._checkpointer.metadata(self.latest_step).metadata
+                abstract_state = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
             return self._checkpointer.load(self.latest_step, abstract_state)
         except Exception as error:  # Orbax raises many kinds, all of which mean: unreadable
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -115,6 +124,23 @@ def load_score(workdir: Path | str) -> Score:
     """The score model trained in `workdir`, averaged (EMA) weights."""
     params, settings = _load(Path(workdir), "score")
     return Score(params, models.build(**settings["network"]), settings["head"])
+
+
+def load_defense(
+    workdir: Path | str,
+    purifier: str = "adp",
+    *,
+    num_runs: int = 10,
+    average: str = "logits",
+    **options,
+) -> Defense:
+    """The classifier trained in `workdir` behind a purifier with the score model trained there.
+
+    purifier, options: a name of purify.purifiers.PURIFIERS and its fields, such as sigma=0.25.
+    num_runs, average: see Defense. Raises MissingCheckpoint, and ValueError for unknown names.
+    """
+    built = purifiers.build(purifier, load_score(workdir), **options)
+    return Defense(built, load_classifier(workdir), num_runs=num_runs, average=average)
 
 
 def image_shape(workdir: Path | str) -> tuple[int, int, int]:

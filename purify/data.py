@@ -80,8 +80,8 @@ def load(
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     source = DATASETS[name](name, os.path.expanduser(data_dir), path)
     images, labels = [], []
-    for part, start, stop in _ranges(name, split, source.splits):
-        for image, label, where in source.read(part, start, stop):
+    for part, positions in _positions(name, split, source.splits):
+        for image, label, where in source.read(part, positions):
             check_shape(image.shape, where, images[0].shape if images else None)
             images.append(image)
             labels.append(label)
@@ -109,28 +109,27 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> n
 class _Source:
     class_names: tuple[str, ...]
     splits: Mapping[str, tfds.core.SplitInfo]
-    # (split, start, stop) -> triples of image uint8 [H, W, C], label, what errors call the image
-    read: Callable[[str, int, int], Iterator[tuple[np.ndarray, int, str]]]
+    # (split, positions) -> triples of image uint8 [H, W, C], label, what errors call the image
+    read: Callable[[str, range], Iterator[tuple[np.ndarray, int, str]]]
 
 
-def _ranges(
+def _positions(
     name: str, split: str, splits: Mapping[str, tfds.core.SplitInfo]
-) -> list[tuple[str, int, int]]:
-    """TFDS's own reading of a split with slices, as (split, start, stop) of at least one image."""
+) -> list[tuple[str, range]]:
+    """TFDS's own reading of a split with slices: (split, positions) of at least one image."""
     sizes = ", ".join(f"{key} ({info.num_examples})" for key, info in splits.items())
     try:
         slices = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
     except Exception as error:  # TFDS raises ValueError, NotImplementedError, AssertionError
         reason = str(error).strip().splitlines()[-1].rstrip(".")
         raise ValueError(f"split '{split}' of {name}: {reason}; it has {sizes}") from error
-    ranges = [
-        (part.splitname, part.from_ or 0, part.to if part.to is not None else size)
+    parts = [
+        (part.splitname, range(splits[part.splitname].num_examples)[part.from_ : part.to])
         for part in slices
-        for size in [splits[part.splitname].num_examples]
     ]
-    if not any(start < stop for _, start, stop in ranges):
+    if not any(positions for _, positions in parts):
         raise ValueError(f"split '{split}' of {name} is empty: widen the slice; it has {sizes}")
-    return ranges
+    return parts
 
 
 def _split_infos(sizes: Mapping[str, int]) -> dict[str, tfds.core.SplitInfo]:
@@ -170,13 +169,13 @@ def _how_to(name: str, data_dir: str) -> str:
 def _from_builder(builder: Any) -> _Source:
     """The data of a prepared TFDS builder. Decoded here: TFDS would ask for OpenCV."""
 
-    def read(split, start, stop):
+    def read(split, positions):
         where = f"{builder.name} in '{builder.data_dir}'"
         try:
             source = builder.as_data_source(
                 split=split, decoders={"image": tfds.decode.SkipDecoding()}
             )
-            records = source.__getitems__(range(start, stop))
+            records = source.__getitems__(positions)
         except NotImplementedError as error:
             raise ValueError(
                 f"{where} is a {builder.info.file_format.value} copy, which cannot be read: "
@@ -269,8 +268,8 @@ def _folder(name: str, data_dir: str, path: str | Path | None) -> _Source:
     if not any(files.values()):
         raise ValueError(f"config.data.path '{root}' holds no such files: {name} needs {form}")
 
-    def read(split, start, stop):
-        for file, label in files[split][start:stop]:
+    def read(split, positions):
+        for file, label in (files[split][position] for position in positions):
             where = f"config.data.path: '{file}'"
             yield read_image(file, where), label, where
 
@@ -299,10 +298,10 @@ def _npz(name: str, data_dir: str, path: str | Path | None) -> _Source:
     }
     num_classes = 1 + max(int(array.max()) for array in labels.values())
 
-    def read(split, start, stop):
-        part = to_uint8(images[split][start:stop])
-        for image, label in zip(part, labels[split][start:stop], strict=True):
-            yield image, label, f"{where}: {split}_images"
+    def read(split, positions):
+        for position in positions:
+            image = to_uint8(images[split][position])
+            yield image, int(labels[split][position]), f"{where}: {split}_images"
 
     sizes = {split: len(array) for split, array in images.items()}
     return _Source(tuple(str(label) for label in range(num_classes)), _split_infos(sizes), read)

@@ -53,6 +53,12 @@ class Defense:
         return draws(traced, self.num_runs, self.chunk)(key, image)
 
 
+@jax.jit
+def classify(defense: Defense, keys: Key, images: Array) -> Array:
+    """One draw of the defence for a batch: keys [n], images [n, H, W, C] -> logits [n, K]."""
+    return jax.vmap(defense)(keys, images)
+
+
 def combine(logits: Array, average: str) -> Array:
     """Logits [S, K] of the runs of one draw -> the draw's output [K]."""
     if average == "vote":

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]  # (H, W, C)
+Writer = Callable[[Path, np.ndarray], None]  # (path, images): one of the _write_ functions
 
 # JPEG loses least at quality 100 with full-resolution colour; even so it loses something.
 _JPEG = {"format": "JPEG", "quality": 100, "subsampling": 0}
@@ -33,7 +34,7 @@ class ImageSource:
 
     images: np.ndarray  # float32 [n, H, W, C] in [0, 1]
     output: Path
-    writer: Callable[[Path, np.ndarray], None]  # (path, images): one of the _write_ functions
+    writer: Writer
 
     def write(self, images: np.ndarray) -> None:
         """Writes float [n, H, W, C] in [0, 1], in the order of `images`, all at once or not at all.
@@ -124,7 +125,6 @@ def read_image(file: Path | bytes, name: str) -> np.ndarray:
     try:
         source = io.BytesIO(file) if isinstance(file, bytes) else file
         with Image.open(source, formats=("PNG", "JPEG")) as image:
-            image.load()
             mode, pixels = image.mode, np.asarray(image)
     except Exception as error:  # Pillow raises OSError, SyntaxError, zlib.error, ... for damage
         raise ValueError(
@@ -223,7 +223,7 @@ def check_images(images: np.ndarray, name: str, image_shape: Shape | None = None
         )
 
 
-def check_shape(shape: tuple[int, ...], name: str, expected: tuple[int, ...] | None) -> None:
+def check_shape(shape: Shape, name: str, expected: Shape | None) -> None:
     """Raises ValueError where the shape (H, W, C) of an image is not the expected one."""
     if expected is not None and tuple(shape) != tuple(expected):
         raise ValueError(
@@ -231,12 +231,12 @@ def check_shape(shape: tuple[int, ...], name: str, expected: tuple[int, ...] | N
         )
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def _size(shape: Shape) -> str:
     colours = {1: " greyscale", 3: " RGB"}.get(shape[-1], "")
     return "x".join(map(str, shape)) + colours
 
 
-def _read_folder(path: Path, image_shape: Shape):
+def _read_folder(path: Path, image_shape: Shape) -> tuple[np.ndarray, Writer]:
     files = image_files(path)
     if not files:
         raise ValueError(f"input '{path}' holds no {', '.join(ENCODINGS)} files: put images there")
@@ -254,7 +254,7 @@ def _write_folder(names: list[str], path: Path, images: np.ndarray) -> None:
         (path / name).write_bytes(encode_image(image, Path(name).suffix.lower()))
 
 
-def _read_npy(path: Path, image_shape: Shape):
+def _read_npy(path: Path, image_shape: Shape) -> tuple[np.ndarray, Writer]:
     name = f"input '{path}'"
     try:
         with path.open("rb") as file:
@@ -270,7 +270,7 @@ def _write_npy(dtype: np.dtype, path: Path, images: np.ndarray) -> None:
         np.save(file, _as_dtype(images, dtype), allow_pickle=False)
 
 
-def _read_npz(path: Path, image_shape: Shape):
+def _read_npz(path: Path, image_shape: Shape) -> tuple[np.ndarray, Writer]:
     name = f"input '{path}'"
     arrays = load_npz(path, name)
     return take_images(arrays, "images", name, image_shape), partial(_write_npz, arrays)

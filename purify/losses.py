@@ -1,4 +1,4 @@
-"""Training losses, for one image; each returns (loss, metrics) with metrics as (sum, count) pairs."""
+"""Training losses of one image: (loss, metrics), metrics being (sum, count) pairs."""
 
 import jax
 import jax.numpy as jnp

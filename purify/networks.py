@@ -1,4 +1,4 @@
-"""The two wrappers behind which networks live: frozen pytrees of parameters, called on ONE image."""
+"""The two wrappers behind which networks live: frozen pytrees, called on ONE image."""
 
 import flax.linen as nn
 import flax.struct

@@ -52,7 +52,7 @@ class NoiseOnly:
 
 @flax.struct.dataclass
 class Schedule:
-    """Steps down a known noise schedule: x_{t+1} = clip(x_t + (sigma_t - sigma_{t+1}) h(x_t), 0, 1).
+    """Down a known noise schedule: x_{t+1} = clip(x_t + (sigma_t - sigma_{t+1}) h(x_t), 0, 1).
 
     The levels are geometric from sigma to sigma_min, then 0: Euler steps of the probability-flow
     ODE of the variance-exploding SDE (Song et al., ICLR 2021), one evaluation a step.
@@ -100,7 +100,7 @@ class Schedule:
 
 @flax.struct.dataclass
 class OneStep:
-    """The one-step denoiser clip(x_0 + sigma h(x_0), 0, 1), h(x_0) being minus the expected noise."""
+    """The one-step denoiser clip(x_0 + sigma h(x_0), 0, 1): -h(x_0) is the expected noise."""
 
     score: Score
     sigma: float = static(0.25)

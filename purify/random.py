@@ -5,6 +5,7 @@ belongs to, and on nothing else: not on the batch, the order of work, or an inte
 """
 
 import jax
+import jax.numpy as jnp
 
 from purify.types import Array, Key
 
@@ -20,3 +21,8 @@ def stream_key(seed: int, stream: str) -> Key:
 def index_keys(key: Key, indices: Array) -> Key:
     """One key per dataset index: int [n] -> keys [n]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+def image_keys(seed: int, indices: Array, *, stream: str = "defense") -> Key:
+    """The keys [n] of images by their dataset indices [n]."""
+    return index_keys(stream_key(seed, stream), jnp.asarray(indices))

@@ -163,7 +163,7 @@ def fit(
     parallel.check_batch_size("batch_size", options.batch_size)
     key = parallel.replicate(stream_key(seed, "train"))
     state = parallel.replicate(state)
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, training=True) as checkpoints:
         if checkpoints.latest_step is not None:
             abstract = jax.tree.map(_abstract, state)
             state = checkpoints.restore(abstract)

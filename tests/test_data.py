@@ -173,6 +173,7 @@ def test_processes_that_prepare_at_once_all_succeed(tmp_path):
 def test_a_failed_preparation_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(builder, **kwargs):
         Path(builder.data_dir).mkdir(parents=True)
+        assert Path(builder.data_dir).is_relative_to(tmp_path)  # so a rename will do
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):

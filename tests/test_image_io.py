@@ -1,5 +1,6 @@
 """Images in and out: folders, arrays and archives, checked before work and written whole."""
 
+import io
 import os
 import pickle
 import zipfile
@@ -126,7 +127,9 @@ def test_a_truncated_image_is_named(tmp_path, suffix, kept):
 def test_a_file_that_is_no_image_and_a_damaged_one_are_named(tmp_path):
     path = write_folder(tmp_path / "in", a_png=random_uint8(1)[0])
     content = (path / "a.png").read_bytes()
-    for damaged in (b"no image", content[:40] + b"\xff" + content[41:]):
+    gif = io.BytesIO()
+    Image.new("L", (5, 6)).save(gif, format="GIF")
+    for damaged in (b"no image", gif.getvalue(), content[:40] + b"\xff" + content[41:]):
         (path / "a.png").write_bytes(damaged)
         assert f"'{path / 'a.png'}' is no readable PNG or JPEG" in error_opening(path)
 
@@ -326,6 +329,8 @@ def test_an_output_needs_a_folder_that_can_be_written(source_path, monkeypatch):
     output = source_path.parent / "no" / output_for(source_path).name
     message = error_opening(source_path, output)
     assert f"output '{output}'" in message and f"'{output.parent}'" in message
+    output.parent.touch()
+    assert error_opening(source_path, output) == message
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert "writable" in error_opening(source_path)
 

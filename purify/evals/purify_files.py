@@ -9,7 +9,7 @@ from tqdm import tqdm
 from purify import parallel, purifiers
 from purify.checkpoint import image_shape, load_score
 from purify.image_io import open_images
-from purify.random import index_keys, stream_key
+from purify.random import image_keys
 
 
 def run(config, workdir: Path, input: str | None, output: str | None) -> None:
@@ -31,13 +31,14 @@ def run(config, workdir: Path, input: str | None, output: str | None) -> None:
     def purify(purifier, keys, images):
         return jax.vmap(purifier)(keys, images)
 
-    root = stream_key(config.seed, "purify")
     purified = np.empty_like(source.images)
     with tqdm(total=len(purified), desc=f"purify ({name})", unit="image") as progress:
         for start in range(0, len(purified), batch_size):
             at = np.arange(start, min(start + batch_size, len(purified)))
             padded = np.resize(at, batch_size)
-            batch = parallel.shard((index_keys(root, padded), source.images[padded]))
+            batch = parallel.shard(
+                (image_keys(config.seed, padded, stream="purify"), source.images[padded])
+            )
             purified[at] = jax.device_get(purify(purifier, *batch))[: len(at)]
             progress.update(len(at))
     source.write(purified)

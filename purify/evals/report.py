@@ -1,9 +1,11 @@
 """What an evaluation leaves: results.json, attacked images, figures, the table on the terminal."""
 
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -14,53 +16,53 @@ from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_na
 from purify.evals.store import provenance
 from purify.jsonl import read_lines, write_json
 from purify.noise import add_noise
-from purify.random import index_keys, stream_key
+from purify.random import image_keys
 
 FIGURE_IMAGES = 10
 
 
 def print_table(results: dict) -> None:
     """The rows of results.json as a table; '*' marks the lowest attacked mean of each defence."""
-    table = Table(title=results["title"], caption=CAPTION, caption_justify="left")
-    columns = ("defence", "attack", "n", "mean of draws [95 %]", "one draw", "vote", "worst of N",
-               "S=1", "clean", "nfe", "nge", "s/image")  # fmt: skip
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position < 2 else "right", no_wrap=True)
-    groups: dict[tuple, dict[str, dict]] = {}
+    table = Table(title=results["title"], caption=CAPTION, caption_justify="left", box=SIMPLE_HEAD)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in COLUMNS[:2] else "right", no_wrap=True)
+    groups: dict[tuple[str, str], dict[str, dict]] = {}
     for row in results["rows"]:
         key = row["defense"]["name"], row["attack"]
         groups.setdefault(key, {})[protocol_name(row)] = row
     previous = None
-    for (defense, attack), by_protocol in sorted(
-        groups.items(), key=lambda item: _order(results, item[0])
-    ):
+    for key in sorted(groups, key=lambda key: _order(results, key)):
+        defense, attack = key
         if previous not in (None, defense):
             table.add_section()
-        main = by_protocol.get("mean") or by_protocol["fixed_key"]
+        main = groups[key].get("mean") or groups[key]["fixed_key"]
         mark = "*" if results["headline"].get(defense) == attack else " "
-        shown = f"{_percent(main)}{mark}[{100 * main['low']:3.0f}, {100 * main['high']:3.0f}]"
+        clean = main["clean_accuracy"]
         table.add_row(
             "" if previous == defense else defense,
             attack,
             str(main["num_images"]),
-            shown,
-            *(_percent(by_protocol.get(p)) for p in ("ensemble", "vote", "worst_of_n", SINGLE_RUN)),
-            "" if main["clean_accuracy"] is None else f"{100 * main['clean_accuracy']:.1f}",
+            f"{_percent(main)} [{100 * main['low']:3.0f}, {100 * main['high']:3.0f}]{mark}",
+            *(_percent(groups[key].get(p)) for p in ("ensemble", "vote", "worst_of_n", SINGLE_RUN)),
+            "" if clean is None else f"{100 * clean:.1f}",
             *(f"{main[f'{name}_per_image']:,.0f}" for name in ("nfe", "nge")),
             f"{main['seconds_per_image']:.3f}",
         )
         previous = defense
-    Console(width=max(Console().width, 118)).print(table)
+    # A pipe has no width: give the table what it needs. Markup off: intervals have brackets.
+    width = None if sys.stdout.isatty() else 110
+    Console(width=width, markup=False, highlight=False).print(table)
 
 
-CAPTION = (
-    "n images; mean: share of fresh S-run draws that are right (bootstrap over images, exact where "
-    "every image has one outcome);\none draw: a single S-run ensemble; vote: majority of its runs; "
-    "worst of N: right in all N draws (resubmission); S=1: single runs;\nclean: mean of draws on the "
-    "same images unattacked; nfe, nge: score-network forwards and gradients per image, attack and "
-    "scoring;\n*: the lowest attacked mean of a defence, its headline. A BPDA number is no evidence "
-    "without the exact one beside it."
-)
+COLUMNS = ("defence", "attack", "n", "mean of draws [95 %]", "1 draw", "vote", "worst", "S=1",
+           "clean", "nfe", "nge", "s/image")  # fmt: skip
+CAPTION = """\
+mean of draws: share of fresh S-run draws that are right, in %, over n images (bootstrap over
+  images, exact where every image has one outcome); identity: the undefended classifier
+1 draw: a single S-run draw; vote: majority of its runs; worst: right in all N draws
+  (resubmission); S=1: single runs; clean: mean of draws on the same images unattacked
+nfe, nge: score-network forwards and gradients per image, attack and scoring; s/image: no compiling
+*: a defence's lowest mean under attack, its headline; without an exact row, BPDA says nothing"""
 
 
 def _order(results: dict, group: tuple[str, str]) -> tuple[int, int]:
@@ -165,7 +167,7 @@ def _image_figure(path: Path, evaluation, row: Row) -> None:
     and purification are those of the first run of the first draw that was scored."""
     n = min(FIGURE_IMAGES, row.num_images)
     clean, attacked = evaluation.images[:n], np.array(evaluation.attacked_images(row)[:n])
-    keys = index_keys(stream_key(evaluation.seed, "defense"), evaluation.indices[:n])
+    keys = image_keys(evaluation.seed, evaluation.indices[:n])
 
     @jax.jit
     def versions(defense, keys, images):

@@ -129,7 +129,7 @@ class Evaluation:
         adversarial = self.attacked_images(row)
         for at in self._batches(pending, f"{row.name}: attacking"):
             result, seconds = _timed(program, attacked, *self._batch(at))
-            result = jax.tree.map(lambda a, n=len(at): a[:n], result)
+            result = Attacked(*(array[: len(at)] for array in result))
             distance = check_in_ball(result.image, self.images[at], row.attack.norm, row.attack.eps)
             adversarial[at] = result.image
             adversarial.flush()

@@ -107,7 +107,7 @@ def upsample(x: Array) -> Array:
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block; the last convolution starts at zero, so it starts as identity."""
+    """Pre-activation residual block, the identity at the start: its last convolution is zero."""
 
     features: int
 
