@@ -1,0 +1,106 @@
+"""What all configs share: the paper's constants for purifiers, and the shape of everything else.
+
+A data set's config starts from `base()` and changes what is its own. Attacks and networks of other
+names can be added freely; everything else is fixed, and a field that does not exist is an error.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
+
+def base() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.name = ""
+    config.data.dir = ""  # where TFDS keeps prepared data; '' means TFDS_DATA_DIR or its default
+    config.data.path = ""  # of data sets made from files: the folder or .npz
+    config.data.train_split = "train"
+    config.data.test_split = "test"
+
+    config.classifier = ConfigDict()
+    config.classifier.network = ConfigDict(dict(arch="resnet", widths=(32, 64), blocks=2))
+    config.classifier.label_smoothing = 0.0
+    config.classifier.train = _train()
+    config.classifier.train.update(schedule="cosine", weight_decay=1e-4)
+
+    config.score = ConfigDict()
+    config.score.network = ConfigDict(dict(arch="unet", widths=(32, 64), blocks=1))
+    config.score.head = "score"  # or 'energy'
+    # Purification needs noise up to about the injected level; the paper trains up to sigma 50.
+    config.score.sigma_max = 0.6
+    config.score.sigma_min = 0.01
+    config.score.num_levels = 40
+    config.score.train = _train()
+
+    # One injected noise level for all purifiers, so that --config.adp.sigma changes them together.
+    sigma = FieldReference(0.25)
+    config.adp = ConfigDict()
+    config.adp.sigma = sigma
+    config.adp.lam = 0.05
+    config.adp.tau = 1e-3
+    config.adp.alpha_min = 1e-5
+    config.adp.alpha_max = 0.1
+    config.adp.delta = 1e-3
+    config.adp.num_steps = 10
+    config.adp.curvature = "finite_difference"
+    config.schedule = ConfigDict(dict(sigma=sigma, sigma_min=0.01, num_steps=5))
+    config.one_step = ConfigDict(dict(sigma=sigma))
+    config.noise_only = ConfigDict(dict(sigma=sigma))
+    config.identity = ConfigDict()
+
+    config.defense = ConfigDict()
+    config.defense.purifier = "adp"  # the headline defence, and what --mode=purify runs
+    config.defense.num_runs = 10  # S
+    config.defense.average = "logits"
+
+    config.attacks = ConfigDict()  # by name; see attack()
+
+    config.eval = ConfigDict()
+    config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
+    config.eval.attacks = ("blind", "bpda", "exact")
+    config.eval.num_images = 200
+    config.eval.num_draws = 4  # N fresh draws of the defence per image
+    config.eval.batch_size = 50  # changes no result beyond rounding
+    return config
+
+
+def _train() -> ConfigDict:
+    train = ConfigDict()
+    train.num_steps = 1000
+    train.batch_size = 64
+    train.learning_rate = 1e-3
+    train.warmup_steps = 100
+    train.schedule = "constant"
+    train.beta1 = 0.9
+    train.weight_decay = 0.0
+    train.clip_norm = 10.0
+    train.ema_decay = 0.999
+    train.augment = "none"
+    train.log_every = 100
+    train.checkpoint_every = 1000
+    return train
+
+
+def attack(gradient: str, *, eps: float, norm: str = "linf", **changes) -> ConfigDict:
+    """The options of one attack: PGD with steps of eps / 4, as 2/255 is to 8/255."""
+    options = ConfigDict()
+    options.attack = "pgd"
+    options.gradient = gradient
+    options.surrogate = ""  # the purifier that gradient='surrogate' differentiates
+    options.fixed_key = False  # the attacker knows the keys of the one draw that is scored
+    options.norm = norm
+    options.eps = eps
+    options.num_steps = 40
+    options.step_size = eps / 4
+    options.loss = "cross_entropy"
+    options.eot = "mean_of_loss"
+    options.eot_samples = 1  # 0 means S
+    options.restarts = 1
+    options.random_start = True
+    options.selection_draws = 32
+    options.defenses = ()  # against which defences, () for all
+    options.num_images = 0  # on the first so many images only, 0 for all
+    options.update(changes)
+    return options
