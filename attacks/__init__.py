@@ -1,14 +1,14 @@
 """Attacks on randomised classifiers: `attack(key, logits_fn, image, label)`, for one image."""
 
 import dataclasses
-from collections.abc import Callable
 
 from attacks.pgd import PGD
+from attacks.types import Attack
 
 ATTACKS = {"pgd": PGD}
 
 
-def build(name: str, **options) -> Callable:
+def build(name: str, **options) -> Attack:
     """The attack `name`; ValueError for an unknown name or option, listing what exists."""
     if name not in ATTACKS:
         raise ValueError(f"attack {name!r} is unknown; known: {', '.join(ATTACKS)}")

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +9,9 @@ import jax.numpy as jnp
 from attacks.gradients import AVERAGES, average_logits, draws, expectation
 from attacks.losses import LOSSES
 from attacks.norms import NORMS
-
-Array = jax.Array
+from attacks.types import Array, Attacked, LogitsFn
 
 EOTS = ("mean_of_loss", "loss_of_mean")
-
-
-class Attacked(NamedTuple):
-    """An attack's result for one image.
-
-    image: float [H, W, C], in the ball and in [0, 1].
-    loss: its loss on the selection draws, which no gradient has seen.
-    start_loss: the loss of the clean image on the same draws.
-    """
-
-    image: Array
-    loss: Array
-    start_loss: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +59,9 @@ class PGD:
         for field in ("num_steps", "eot_samples", "restarts", "selection_draws"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
-        if self.eps <= 0 or self.step_size <= 0:
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk={self.chunk} must be None or at least 1")
+        if not (self.eps > 0 and self.step_size > 0):
             raise ValueError(f"eps={self.eps} and step_size={self.step_size} must be positive")
 
     @property
@@ -87,11 +74,13 @@ class PGD:
         """Runs of logits_fn spent on choosing among candidates (and on the clean image)."""
         return (2 * self.restarts + 1) * self._selection_groups * self._group
 
-    def __call__(self, key: Array, logits_fn: Callable, image: Array, label: Array) -> Attacked:
+    def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
         norm = NORMS[self.norm]
         objective = self._objective(logits_fn, label, self.eot_samples)
         selection = expectation(
-            self._objective(logits_fn, label, self._group), self._selection_groups
+            self._objective(logits_fn, label, self._group),
+            self._selection_groups,
+            self.chunk and max(self.chunk // self._group, 1),
         )
         start_key, gradient_key, selection_key = (jax.random.fold_in(key, i) for i in range(3))
 
@@ -131,7 +120,7 @@ class PGD:
     def _selection_groups(self) -> int:
         return -(-self.selection_draws // self._group)
 
-    def _objective(self, logits_fn: Callable, label: Array, num_samples: int) -> Callable:
+    def _objective(self, logits_fn: LogitsFn, label: Array, num_samples: int) -> Callable:
         """(key, image) -> the loss that is maximised, over num_samples runs."""
         loss_fn = LOSSES[self.loss]
         if self.eot == "loss_of_mean":

@@ -68,11 +68,16 @@ class ADP:
             )
         if self.loop not in LOOPS:
             raise ValueError(f"loop={self.loop!r} is unknown; known: {', '.join(LOOPS)}")
-        if self.num_steps < 1 or self.sigma < 0 or not 0 < self.alpha_min <= self.alpha_max:
+        if self.num_steps < 1 or self.sigma < 0:
             raise ValueError(
-                f"ADP needs num_steps >= 1, sigma >= 0 and 0 < alpha_min <= alpha_max, got "
-                f"num_steps={self.num_steps}, sigma={self.sigma}, alpha_min={self.alpha_min}, "
-                f"alpha_max={self.alpha_max}"
+                f"ADP needs num_steps >= 1 and sigma >= 0, got num_steps={self.num_steps}, "
+                f"sigma={self.sigma}"
+            )
+        if not 0 < self.alpha_min <= self.alpha_max or self.lam <= 0 or self.delta <= 0:
+            raise ValueError(
+                "ADP needs 0 < alpha_min <= alpha_max, lam > 0 and delta > 0, got "
+                f"alpha_min={self.alpha_min}, alpha_max={self.alpha_max}, lam={self.lam}, "
+                f"delta={self.delta}"
             )
 
     @property

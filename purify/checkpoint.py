@@ -58,18 +58,28 @@ class Checkpoints:
         return None if self.latest_step is None else self._root / str(self.latest_step)
 
     def save(self, step: int, state: PyTree) -> None:
-        self._checkpointer.save(step, state)
+        # Orbax detects a file cut short but not every changed byte, hence a hash of its own.
+        self._checkpointer.save(step, state, custom_metadata={"sha256": weight_hash(state)})
 
     def restore(self, abstract_state: PyTree | None = None) -> PyTree:
         """The newest state, placed as abstract_state says, by default NumPy arrays on the host
         (whatever devices saved it); ValueError if its files are damaged."""
         try:
+            saved = self._checkpointer.metadata(self.latest_step)
             if abstract_state is None:
-                saved = self._checkpointer.metadata(self.latest_step).metadata
-                abstract_state = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
-            return self._checkpointer.load(self.latest_step, abstract_state)
+                abstract_state = jax.tree.map(
+                    lambda leaf: np.empty(leaf.shape, leaf.dtype), saved.metadata
+                )
+            state = self._checkpointer.load(self.latest_step, abstract_state)
+            recorded = (saved.custom_metadata or {}).get("sha256")
+            if recorded not in (None, weight_hash(state)):
+                raise ValueError("its arrays are not those that were saved")
+            return state
         except Exception as error:  # Orbax raises many kinds, all of which mean: unreadable
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            cause = error
+            while cause.__cause__:  # the first in a chain is the one that says what is wrong
+                cause = cause.__cause__
+            reason = str(cause).strip().splitlines()[0] if str(cause).strip() else repr(cause)
             raise ValueError(
                 f"checkpoint {self.latest_path} cannot be read ({reason[:200]}); delete that "
                 "folder to go on from the one before it"

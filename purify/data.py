@@ -79,7 +79,8 @@ def load(
         )
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     source = DATASETS[name](name, os.path.expanduser(data_dir), path)
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[int] = []
     for part, positions in _positions(name, split, source.splits):
         for image, label, where in source.read(part, positions):
             check_shape(image.shape, where, images[0].shape if images else None)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,8 +23,12 @@ Shape = tuple[int, ...]  # (H, W, C)
 Writer = Callable[[Path, np.ndarray], None]  # (path, images): one of the _write_ functions
 
 # JPEG loses least at quality 100 with full-resolution colour; even so it loses something.
-_JPEG = {"format": "JPEG", "quality": 100, "subsampling": 0}
-ENCODINGS = {".png": {"format": "PNG"}, ".jpg": _JPEG, ".jpeg": _JPEG}  # by file suffix
+_JPEG: dict[str, Any] = {"format": "JPEG", "quality": 100, "subsampling": 0}
+ENCODINGS: dict[str, dict[str, Any]] = {
+    ".png": {"format": "PNG"},
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+}  # by file suffix
 
 MAX_INTEGER = 2**31 - 1  # labels and dataset indices are int32
 

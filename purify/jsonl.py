@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -32,13 +32,26 @@ def read_lines(path: Path) -> list[dict]:
 def append_lines(path: Path, records: Iterable[dict]) -> None:
     """Append the records in one write and force them to disk."""
     with open(path, "a") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
+        file.write(_lines(records))
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: Mapping) -> None:
     """Write the file whole or not at all."""
+    _replace(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_lines(path: Path, records: Iterable[dict]) -> None:
+    """Write a file of these records, whole or not at all."""
+    _replace(path, _lines(records))
+
+
+def _lines(records: Iterable[dict]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)

@@ -1,11 +1,10 @@
 """Training metrics: one JSON line a report, and the same as TensorBoard events."""
 
-import json
 from pathlib import Path
 
 import tensorboardX
 
-from purify.jsonl import append_lines, read_lines
+from purify.jsonl import append_lines, read_lines, write_lines
 
 
 class MetricWriter:
@@ -18,8 +17,9 @@ class MetricWriter:
     def __init__(self, folder: Path, *, first_step: int):
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_lines(self._path) if line["step"] <= first_step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._events = tensorboardX.SummaryWriter(str(folder / "events"), purge_step=first_step)
+        write_lines(self._path, kept)
+        # TensorBoard hides what earlier files hold of purge_step and of later steps.
+        self._events = tensorboardX.SummaryWriter(str(folder / "events"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         append_lines(self._path, [{"step": step, **values}])

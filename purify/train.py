@@ -64,11 +64,15 @@ class TrainOptions:
             raise ValueError(
                 f"schedule={self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}"
             )
-        if not 0 <= self.ema_decay < 1 or self.learning_rate <= 0 or self.clip_norm <= 0:
-            raise ValueError(
-                "training needs 0 <= ema_decay < 1, learning_rate > 0 and clip_norm > 0, got "
-                f"{self.ema_decay}, {self.learning_rate} and {self.clip_norm}"
-            )
+        for field in ("beta1", "ema_decay"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1")
+        for field in ("learning_rate", "clip_norm"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field}={getattr(self, field)} must be positive")
+        for field in ("warmup_steps", "weight_decay"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"{field}={getattr(self, field)} must not be negative")
 
     def learning_rate_at(self, step: int) -> Array:
         """The learning rate of update number `step` (from 0)."""

@@ -1,6 +1,6 @@
 """Types shared by every module: images are float [H, W, C] in [0, 1], keys are typed JAX keys."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -8,7 +8,7 @@ import jax
 Array = jax.Array
 Key = jax.Array
 Image = jax.Array
-PyTree = object
+PyTree = Any
 
 
 def static(default):
@@ -36,7 +36,7 @@ class Purifier(Protocol):
 
     nfe: int  # network evaluations of one call when no image stops early
     nge: int  # network gradients needed to differentiate one call
-    stochastic: bool
+    stochastic: bool  # whether two keys can give two images
 
     def __call__(self, key: Key, image: Image) -> Image: ...
 

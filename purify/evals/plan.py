@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import attacks
 from attacks.gradients import attacked_purifier
+from attacks.types import Attack
 from purify import purifiers
 from purify.defense import Defense
 from purify.networks import Classifier, Score
@@ -28,7 +29,7 @@ class Row:
     defense_name: str
     attack_name: str
     defense: Defense
-    attack: Callable | None
+    attack: Attack | None
     attacked: Defense | None
     options: Mapping
     num_images: int
@@ -99,7 +100,7 @@ def build_defense(config, name: str, *, classifier: Classifier, score: Score | N
     return Defense(purifier, classifier, num_runs=runs, average=config.defense.average)
 
 
-def build_attack(options: Mapping, attacked: Defense) -> Callable:
+def build_attack(options: Mapping, attacked: Defense) -> Attack:
     """The attack that config.attacks.<name> describes, on a defence as the attacker sees it.
 
     eot_samples = 0 means S. A softmax-mean defence is attacked through its own average unless the
@@ -147,3 +148,12 @@ def plan(
             draws = 1 if fixed else num_draws
             rows.append(Row(name, attack_name, defense, attack, attacked, options, count, draws))
     return rows
+
+
+def crafting(rows: list[Row]) -> list[Row]:
+    """One row for each set of attacked images: the one with most images."""
+    by_name: dict[str, Row] = {}
+    for row in rows:
+        if row.attack and row.num_images > getattr(by_name.get(row.crafted), "num_images", 0):
+            by_name[row.crafted] = row
+    return list(by_name.values())

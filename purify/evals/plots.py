@@ -219,7 +219,7 @@ def _group_rows(rows: Sequence[Mapping]) -> tuple[dict[str, list[Mapping]], list
     """Rows by name of the defence, each group in the order of the attacks; and the attacks."""
     if not rows:
         raise ValueError("rows: is empty, must hold at least one result")
-    groups = {}
+    groups: dict[str, list[Mapping]] = {}
     for i, row in enumerate(rows):
         fields = ("defense", "attack", "num_images", "accuracy", "low", "high")
         missing = [field for field in fields if field not in row]
@@ -244,7 +244,8 @@ def _group_rows(rows: Sequence[Mapping]) -> tuple[dict[str, list[Mapping]], list
 
 def _interval(row: Mapping) -> tuple[float, float, float]:
     """(low, accuracy, high), rounded so that the last bit does not put them out of order."""
-    return tuple(round(float(row[field]), 9) for field in ("low", "accuracy", "high"))
+    low, value, high = (round(float(row[name]), 9) for name in ("low", "accuracy", "high"))
+    return low, value, high
 
 
 def _bar_style(i: int) -> dict:
@@ -257,7 +258,7 @@ def _panels(name: str, lines: Sequence[Mapping]) -> dict[str, dict]:
     """Title of each panel -> {metric, or sigma as a number: (steps, values)}, ordered."""
     if any("step" not in line for line in lines):
         raise ValueError(f"curves[{name!r}]: a line has no step")
-    points = {}
+    points: dict[str, dict] = {}
     for line in lines:
         for metric, value in line.items():
             if isinstance(value, int | float):
@@ -266,7 +267,7 @@ def _panels(name: str, lines: Sequence[Mapping]) -> dict[str, dict]:
         metric: np.array(sorted(by_step.items()), dtype=float).T
         for metric, by_step in points.items()
     }
-    panels = {}
+    panels: dict[str, dict] = {}
     for kind in ("loss", "accuracy", "learning_rate"):
         matches = [key for key in series if f"_{key.replace('/', '_')}".endswith(f"_{kind}")]
         panels[kind.replace("_", " ")] = {key: series[key] for key in matches}

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from purify.checkpoint import ROLES
 from purify.evals import plots
-from purify.evals.plan import Row
+from purify.evals.plan import Row, crafting
 from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
 from purify.evals.store import provenance
 from purify.jsonl import read_lines, write_json
@@ -23,7 +23,13 @@ FIGURE_IMAGES = 10
 
 def print_table(results: dict) -> None:
     """The rows of results.json as a table; '*' marks the lowest attacked mean of each defence."""
-    table = Table(title=results["title"], caption=CAPTION, caption_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=results["title"],
+        caption=CAPTION,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in COLUMNS[:2] else "right", no_wrap=True)
     groups: dict[tuple[str, str], dict[str, dict]] = {}
@@ -50,7 +56,7 @@ def print_table(results: dict) -> None:
         )
         previous = defense
     # A pipe has no width: give the table what it needs. Markup off: intervals have brackets.
-    width = None if sys.stdout.isatty() else 110
+    width = None if sys.stdout.isatty() else 120
     Console(width=width, markup=False, highlight=False).print(table)
 
 
@@ -96,7 +102,7 @@ def write(config, evaluation, rows: list[Row], settings: dict, workdir: Path) ->
     }
     write_json(store.folder / "results.json", results)
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
-    paths += [_save_attacked(evaluation, row) for row in _crafting(rows)]
+    paths += [_save_attacked(evaluation, row) for row in crafting(rows)]
     paths += _figures(config, evaluation, done, entries, workdir)
     print_table(results)
     print_comparisons(results)
@@ -115,15 +121,6 @@ def print_comparisons(results: dict) -> None:
 
 def _indices(evaluation, row: Row) -> list[int]:
     return [int(i) for i in evaluation.indices[: row.num_images]]
-
-
-def _crafting(rows: list[Row]) -> list[Row]:
-    """One row for each set of attacked images: the one with most images."""
-    by_name: dict[str, Row] = {}
-    for row in rows:
-        if row.attack and row.num_images > getattr(by_name.get(row.crafted), "num_images", 0):
-            by_name[row.crafted] = row
-    return list(by_name.values())
 
 
 def _save_attacked(evaluation, row: Row) -> Path:
@@ -169,18 +166,8 @@ def _image_figure(path: Path, evaluation, row: Row) -> None:
     clean, attacked = evaluation.images[:n], np.array(evaluation.attacked_images(row)[:n])
     keys = image_keys(evaluation.seed, evaluation.indices[:n])
 
-    @jax.jit
-    def versions(defense, keys, images):
-        def one(key, image):
-            run_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
-            purified = defense.purifier(run_key, image)
-            return add_noise(run_key, image, defense.purifier.sigma), purified
-
-        noised, purified = jax.vmap(one)(keys, images)
-        return noised, purified, *map(jax.vmap(defense.classifier), (images, noised, purified))
-
-    noised, purified, *logits = jax.device_get(versions(row.defense, keys, attacked))
-    clean_logits = jax.device_get(jax.jit(jax.vmap(row.defense.classifier))(clean))
+    noised, purified, *logits = jax.device_get(_versions(row.defense, keys, attacked))
+    clean_logits = jax.device_get(_versions(row.defense, keys, clean))[2]
     shown = dict(clean=clean, attacked=attacked, noised=noised, purified=purified)
     labels = evaluation.labels[:n]
     captions = {
@@ -188,3 +175,17 @@ def _image_figure(path: Path, evaluation, row: Row) -> None:
         for name, values in zip(shown, (clean_logits, *logits), strict=True)
     }
     plots.image_rows(path, shown, captions)
+
+
+@jax.jit
+def _versions(defense, keys, images):
+    """(noised, purified) images of the first run of the first draw, and the classifier's logits for
+    the images, the noised and the purified ones."""
+
+    def one(key, image):
+        run_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+        noised = add_noise(run_key, image, defense.purifier.sigma)
+        return noised, defense.purifier(run_key, image)
+
+    noised, purified = jax.vmap(one)(keys, images)
+    return noised, purified, *map(jax.vmap(defense.classifier), (images, noised, purified))

@@ -6,6 +6,7 @@ from purify.evals.plan import Row
 from purify.evals.stats import Estimate, bootstrap_mean, mcnemar, paired_difference, proportion
 
 SINGLE_RUN = "S=1"
+ATTACK_FIELDS = ("norm", "eps", "step_size", "loss", "eot", "eot_samples", "restarts")
 
 
 def protocols(row: Row, records: list[dict]) -> dict[str, np.ndarray]:
@@ -59,14 +60,8 @@ def result_rows(row: Row, records: list[dict], clean: list[dict], *, seed: int) 
         "attack": row.attack_name,
         "gradient": row.options.get("gradient"),
         "surrogate": row.options.get("surrogate") or None,
-        "loss": attack and attack.loss,
-        "norm": attack and attack.norm,
-        "eps": attack and attack.eps,
-        "attack_steps": attack and attack.num_steps,
-        "step_size": attack and attack.step_size,
-        "eot": attack and attack.eot,
-        "eot_samples": attack and attack.eot_samples,
-        "restarts": attack and attack.restarts,
+        "attack_steps": getattr(attack, "num_steps", None),
+        **{name: getattr(attack, name, None) for name in ATTACK_FIELDS},
         "num_images": len(records),
         "num_draws": row.num_draws,
     }

@@ -5,18 +5,19 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from attacks.gradients import average_logits, draws
-from attacks.pgd import Attacked
+from attacks.types import Attack, Attacked
 from purify import data, parallel
 from purify.checkpoint import image_shape, load_classifier, load_score, weight_hash
 from purify.defense import Defense, combine
 from purify.evals import report
-from purify.evals.plan import Row, plan
+from purify.evals.plan import Row, crafting, plan
 from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
 from purify.networks import Classifier, Score
@@ -27,9 +28,17 @@ from purify.types import Array, Key
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} gone, {remaining} left"
 
 
+class Scored(NamedTuple):
+    """logits [N, S, K] of all runs, answers [N] of the draws, network evaluations of them all."""
+
+    logits: Array
+    answers: Array
+    nfe: Array
+
+
 @functools.partial(jax.jit, static_argnames=("attack", "fixed_key"))
 def craft(
-    attack: Callable,
+    attack: Attack,
     attacked: Defense,
     attack_keys: Key,
     defense_keys: Key,
@@ -55,12 +64,13 @@ def craft(
 
 
 @functools.partial(jax.jit, static_argnames="num_draws")
-def score(defense: Defense, keys: Key, images: Array, *, num_draws: int) -> tuple[Array, Array]:
-    """Fresh draws of the defence on a batch: logits [B, N, S, K] of all runs, and nfe [B]."""
+def score(defense: Defense, keys: Key, images: Array, *, num_draws: int) -> Scored:
+    """Fresh draws of the defence on a batch: keys [B], images [B, H, W, C] -> Scored, stacked."""
 
     def one(key, image):
         logits, trace = draws(defense.trace, num_draws)(key, image)
-        return logits, trace.nfe.sum()
+        outputs = jax.vmap(lambda runs: combine(runs, defense.average))(logits)
+        return Scored(logits, outputs.argmax(-1), trace.nfe.sum())
 
     return jax.vmap(one)(keys, images)
 
@@ -77,7 +87,7 @@ def check_in_ball(adversarial: np.ndarray, clean: np.ndarray, norm: str, eps: fl
     outside = ~np.isfinite(difference).all(1) | (distance > eps + 1e-6)
     outside |= ((adversarial < -1e-6) | (adversarial > 1 + 1e-6)).reshape(len(clean), -1).any(1)
     if outside.any():
-        worst = np.nanmax(distance)
+        worst = distance.max()
         raise RuntimeError(f"{outside.sum()} attacked images leave the {norm} ball of {eps} or the "
                            f"box (largest distance {worst}): a defect of the attack")  # fmt: skip
     return distance
@@ -90,7 +100,6 @@ class Evaluation:
         index of each, which its keys are folded from. Below, a position is one into these arrays.
     batch_size: of every compiled batch; the last is padded, so that an image's result never
         depends on its neighbours.
-    progress: a tqdm bar in units of work (see Row.work).
     """
 
     def __init__(
@@ -102,24 +111,38 @@ class Evaluation:
         *,
         seed: int,
         batch_size: int,
-        progress: tqdm,
     ):
         self.store = store
         self.images, self.labels, self.indices = images, labels, indices
         self.seed = seed
         self._keys = {name: stream_key(seed, name) for name in ("attack", "defense")}
         self._batch_size = batch_size
-        self._progress = progress
-        self._scorers = {}  # compiled `score`, one for each defence and number of draws
+        self._scorers: dict = {}  # compiled `score`, one for each defence and number of draws
+        self._progress: tqdm = None
+        self._estimated = False
+
+    def run(self, rows: list[Row]) -> None:
+        """Do whatever is not done yet, with a progress bar in units of work (see Row)."""
+        left = sum(
+            len(self._pending(f"attack:{row.crafted}", row)) * row.attack_work
+            for row in crafting(rows)
+        )
+        left += sum(len(self._pending(row.name, row)) * row.score_work for row in rows)
+        with tqdm(total=left, bar_format=BAR, smoothing=0, mininterval=1.0) as self._progress:
+            for row in rows:
+                if row.attack:
+                    self._craft(row)
+                self._score(row, self.attacked_images(row) if row.attack else self.images)
+            self._progress.set_description("all rows done")
 
     def attacked_images(self, row: Row) -> np.ndarray:
         """The attacked images of a row, float32 [n, H, W, C], NaN where not attacked yet."""
         return self.store.array(row.crafted, self.images.shape)
 
-    def craft(self, row: Row) -> None:
+    def _craft(self, row: Row) -> None:
         """Attack the images of a row that were not attacked before, by it or by a row like it."""
         name = f"attack:{row.crafted}"
-        pending = self._pending(name, row.num_images)
+        pending = self._pending(name, row)
         if not pending:
             return
         self._progress.set_description(f"{row.name}: compiling the attack")
@@ -151,10 +174,11 @@ class Evaluation:
                 ],
             )
             self._progress.update(len(at) * row.attack_work)
+            self._say_estimate(row, seconds / len(at))
 
-    def score(self, row: Row, images: np.ndarray) -> None:
+    def _score(self, row: Row, images: np.ndarray) -> None:
         """Fresh draws of the row's defence on `images` (its attacked ones, or clean ones)."""
-        pending = self._pending(row.name, row.num_images)
+        pending = self._pending(row.name, row)
         if not pending:
             return
         defense = parallel.replicate(row.defense)
@@ -168,26 +192,26 @@ class Evaluation:
         logits_file = None
         for at in self._batches(pending, f"{row.name}: scoring"):
             _, keys, batch, _ = self._batch(at, images)
-            (logits, nfe), seconds = _timed(self._scorers[key], defense, keys, batch)
+            scored, seconds = _timed(self._scorers[key], defense, keys, batch)
             if logits_file is None:
-                shape = (len(self.images), *logits.shape[1:])
+                shape = (len(self.images), *scored.logits.shape[1:])
                 logits_file = self.store.array(f"{row.name}.logits", shape)
-            logits_file[at] = logits[: len(at)]
+            logits_file[at] = scored.logits[: len(at)]
             logits_file.flush()
-            each = zip(at, logits, nfe, strict=False)  # leaves the padding out
-            records = [self._record(row, *one, seconds / len(at)) for one in each]
-            self.store.append(row.name, records)
+            each = zip(at, *scored, strict=False)  # the shorter `at` leaves the padding out
+            self.store.append(
+                row.name, [self._record(row, i, Scored(*s), seconds / len(at)) for i, *s in each]
+            )
             self._progress.update(len(at) * row.score_work)
 
-    def _record(self, row: Row, at: int, logits: np.ndarray, nfe: int, seconds: float) -> dict:
-        """logits [N, S, K] of the image at a position -> its line, the attack's cost included."""
-        index, label, nfe = int(self.indices[at]), int(self.labels[at]), int(nfe)
-        outputs = jax.vmap(lambda draw: combine(draw, row.defense.average))(logits)
+    def _record(self, row: Row, at: int, scored: Scored, seconds: float) -> dict:
+        """The line of the image at a position; its costs are the attack's and the scoring's."""
+        index, label, nfe = int(self.indices[at]), int(self.labels[at]), int(scored.nfe)
         record = {
             "index": index,
             "label": label,
-            "correct": [bool(output.argmax() == label) for output in outputs],
-            "predictions": logits.argmax(-1).tolist(),  # [N][S], of single runs
+            "correct": (scored.answers == label).tolist(),
+            "predictions": scored.logits.argmax(-1).tolist(),  # [N][S], of single runs
             "defense_nfe": nfe / row.num_draws,
             "defense_seconds": seconds / row.num_draws,
         }
@@ -198,9 +222,18 @@ class Evaluation:
         shown = {k: attack[k] for k in ("loss", "start_loss", "distance")}
         return record | shown | {k: attack[k] + v for k, v in cost.items()}
 
-    def _pending(self, name: str, num_images: int) -> list[int]:
+    def _say_estimate(self, row: Row, seconds_per_image: float) -> None:
+        """Once, after the first batch attacked through a network: how long the rest will take."""
+        if not self._estimated and row.attack_nfe:
+            self._estimated = True
+            left = self._progress.total - self._progress.n
+            minutes = seconds_per_image / row.attack_work * left / 60
+            self._progress.write(f"estimate from the first batch: {minutes:.1f} min of computing")
+
+    def _pending(self, name: str, row: Row) -> list[int]:
+        """Positions of the images that have no record under that name."""
         done = self.store.records(name)
-        return [at for at in range(num_images) if int(self.indices[at]) not in done]
+        return [at for at in range(row.num_images) if int(self.indices[at]) not in done]
 
     def _batches(self, pending: list[int], description: str) -> Iterator[np.ndarray]:
         self._progress.set_description(description)
@@ -245,22 +278,10 @@ def run(config, workdir: Path, input: str | None = None) -> None:
         f"{len(rows)} rows on {needed} images: at most {nfe:,} network evaluations and {nge:,} "
         f"network gradients; into {store.folder}"
     )
-    work = sum(row.num_images * (row.attack_work + row.score_work) for row in rows)
-    with tqdm(total=work, bar_format=BAR, smoothing=0, mininterval=1.0) as progress:
-        evaluation = Evaluation(
-            store,
-            images,
-            labels,
-            indices,
-            seed=config.seed,
-            batch_size=config.eval.batch_size,
-            progress=progress,
-        )
-        for row in rows:
-            if row.attack:
-                evaluation.craft(row)
-            evaluation.score(row, evaluation.attacked_images(row) if row.attack else images)
-        progress.set_description("done")
+    evaluation = Evaluation(
+        store, images, labels, indices, seed=config.seed, batch_size=config.eval.batch_size
+    )
+    evaluation.run(rows)
     report.write(config, evaluation, rows, settings, workdir)
 
 

@@ -1,0 +1,74 @@
+"""Input gradient of a stack of convolutions inside a scan: XLA's own against conv2d's.
+
+    python benchmarks/conv_gradient.py
+
+Both sides alternate in one run; the ratio of their best times is printed, together with what the
+same gradient costs outside a loop.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from purify.models.layers import conv2d  # noqa: E402
+
+STEPS, LAYERS, ROUNDS = 4, 6, 7
+
+
+def xla_conv2d(x, kernel):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+
+def gradient(conv, steps: int):
+    """Compiled input gradient of `steps` applications of the stack, in a scan if more than one."""
+
+    def stack(kernels, x):
+        for kernel in kernels:
+            x = jax.nn.silu(conv(x, kernel))
+        return x
+
+    def value(x, kernels):
+        if steps == 1:
+            return stack(kernels, x).sum()
+        return lax.scan(lambda x, _: (stack(kernels, x), None), x, None, length=steps)[0].sum()
+
+    return jax.jit(jax.grad(value))
+
+
+def main():
+    for batch, side, channels in ((256, 8, 32), (64, 32, 32)):
+        keys = jax.random.split(jax.random.key(0), LAYERS + 1)
+        scale = (2 / (9 * channels)) ** 0.5
+        kernels = [scale * jax.random.normal(key, (3, 3, channels, channels)) for key in keys[1:]]
+        x = jax.random.normal(keys[0], (batch, side, side, channels), jnp.float32)
+        programs = {
+            (name, steps): gradient(conv, steps)
+            for name, conv in (("xla", xla_conv2d), ("conv2d", conv2d))
+            for steps in (1, STEPS)
+        }
+        best = dict.fromkeys(programs, float("inf"))
+        for program in programs.values():
+            jax.block_until_ready(program(x, kernels))  # compile
+        for _ in range(ROUNDS):
+            for key, program in programs.items():
+                start = time.perf_counter()
+                jax.block_until_ready(program(x, kernels))
+                best[key] = min(best[key], (time.perf_counter() - start) / key[1])
+        for name in ("xla", "conv2d"):
+            inside, outside = 1e3 * best[name, STEPS], 1e3 * best[name, 1]
+            print(
+                f"{batch} x {side} x {side} x {channels}, {name:6}: {inside:7.1f} ms an application "
+                f"in a scan, {outside:6.1f} ms unrolled, scan / unrolled {inside / outside:.2f}"
+            )
+        print(f"  in a scan, xla / conv2d: {best['xla', STEPS] / best['conv2d', STEPS]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""main.py as a user runs it, on a budget that a test can afford."""
+
+import dataclasses
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# Small enough for seconds, large enough that every part does something.
+TINY = {
+    "classifier.network.widths": (8,),
+    "classifier.train.num_steps": 120,
+    "classifier.train.warmup_steps": 10,
+    "score.network.widths": (8,),
+    "score.train.num_steps": 150,
+    "score.train.warmup_steps": 10,
+    "defense.num_runs": 2,
+    "adp.num_steps": 3,
+    "eval.num_images": 10,
+    "eval.num_draws": 3,
+    "eval.batch_size": 4,
+    "attacks.blind.num_steps": 5,
+    "attacks.bpda.num_steps": 3,
+    "attacks.bpda.eot_samples": 2,
+    "attacks.bpda.selection_draws": 4,
+    "attacks.exact.num_steps": 3,
+    "attacks.exact.eot_samples": 2,
+    "attacks.exact.selection_draws": 4,
+    "attacks.exact.num_images": 6,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A workdir and the TFDS folder that goes with it."""
+
+    workdir: Path
+    tfds: Path
+
+    def main(self, *arguments: str, devices: int = 1, **run_options):
+        """`python main.py` on digits with the TINY budget; arguments come last, and win."""
+        return main(
+            "--config=configs/digits.py",
+            *(f"--config.{field}={value}" for field, value in TINY.items()),
+            f"--workdir={self.workdir}",
+            *arguments,
+            tfds=self.tfds,
+            devices=devices,
+            **run_options,
+        )
+
+    def config(self, **changes):
+        """The same config as an object; changes: field with '.' as '__' -> value."""
+        config = importlib.import_module("configs.digits").get_config()
+        config.update_from_flattened_dict(TINY)
+        config.data.dir = str(self.tfds)
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+        return config
+
+    def score_only(self) -> tuple[str, ...]:
+        """Arguments of an evaluation without attacks."""
+        return ("--mode=eval_robust", "--config.eval.attacks=()")
+
+
+def main(*arguments: str, tfds: Path | None = None, devices: int = 1, **run_options):
+    """`python main.py ARGUMENTS` from the project's root; returns the completed process."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    if tfds:
+        environment["TFDS_DATA_DIR"] = str(tfds)
+    return subprocess.run(
+        [sys.executable, "main.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        **run_options,
+    )

@@ -1,0 +1,37 @@
+"""Settings for the whole suite, and fixtures that more than one file uses."""
+
+import os
+import tempfile
+
+# Programs that several tests compile, in this process or in one they start, are compiled once.
+_CACHE = tempfile.TemporaryDirectory(prefix="jax-cache-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from tests.command import Trained  # noqa: E402
+from tests.oracles import double_precision  # noqa: E402
+
+# Shapes must match by intent, and only typed keys exist here.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_legacy_prng_key", "error")
+
+
+@pytest.fixture
+def x64():
+    """Double precision inside the test, so that rounding does not hide (or fake) an error."""
+    with double_precision():
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Trained:
+    """Both networks of the digits config, trained by main.py on the TINY budget."""
+    folder = tmp_path_factory.mktemp("trained")
+    trained = Trained(folder / "run", folder / "tfds")
+    for mode in ("train_classifier", "train"):
+        result = trained.main(f"--mode={mode}")
+        assert result.returncode == 0, result.stderr
+    return trained

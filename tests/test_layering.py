@@ -1,0 +1,71 @@
+"""Imports go one way: configs and attacks know nothing of purify, purify nothing of configs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STANDARD = {"collections", "dataclasses", "typing", "functools"}
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names of every module that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def top(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def files(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("file", files("attacks"), ids=lambda file: file.name)
+def test_attacks_import_jax_optax_and_chex_only(file):
+    assert top(imports(file)) <= {"attacks", "jax", "optax", "chex"} | STANDARD
+
+
+@pytest.mark.parametrize("file", files("configs"), ids=lambda file: file.name)
+def test_configs_import_ml_collections_only(file):
+    assert top(imports(file)) <= {"configs", "ml_collections"}
+
+
+def test_only_evaluation_and_training_import_more_of_attacks_than_gradients():
+    allowed = {"attacks", "attacks.gradients"}
+    for file in files("purify"):
+        if "evals" in file.parts:
+            continue
+        used = {name for name in imports(file) if name.split(".")[0] == "attacks"}
+        assert {name for name in used if not name.startswith("attacks.gradients")} <= allowed, file
+
+
+def test_only_evaluation_is_evaluation():
+    for file in files("purify"):
+        if "evals" not in file.parts:
+            assert not any(name.startswith("purify.evals") for name in imports(file)), file
+
+
+def test_library_code_takes_no_config_and_no_flags():
+    """Configs stop at run(): below it, options are plain arguments."""
+    for folder in ("purify", "attacks"):
+        for file in files(folder):
+            assert not top(imports(file)) & {"ml_collections", "absl", "configs"}, file
+
+
+def test_networks_live_behind_their_wrappers():
+    """Flax Linen is confined to the networks, the two wrappers and training."""
+    allowed = {"networks.py", "train.py", "train_classifier.py", "train_score.py"}
+    for file in files("purify"):
+        if "models" not in file.parts and file.name not in allowed:
+            assert "flax.linen" not in imports(file), file

@@ -1,0 +1,137 @@
+"""The commands of the README, and what they say when something is wrong with them."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command import ROOT, main
+
+BASE = ("--config=configs/digits.py",)
+
+
+def test_help_explains_every_mode():
+    text = main("--help").stdout
+    modes = re.search(r"--mode: <([^>]*)>", text).group(1).split("|")
+    assert set(modes) == {"train_classifier", "train", "eval_robust", "purify"}
+    for mode in modes:
+        assert re.search(rf"^  {mode}  +\w", text, re.MULTILINE), mode
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ((), "--config is missing"),
+        (BASE, "--mode is missing"),
+        (("--config=configs/nope.py", "--mode=train"), "configs/digits.py"),
+        (("--config=configs/digits.py:tiny", "--mode=train"), "full"),
+        ((*BASE, "--mode=fly"), "train_classifier|train|eval_robust|purify"),
+        ((*BASE, "--mode=train", "--config.adp.sgima=1"), "known: alpha_max, alpha_min"),
+        ((*BASE, "--mode=train", "--config.nope.x=1"), "known: adp, attacks"),
+        ((*BASE, "--mode=train", "--config.adp.sigma=big"), "could not convert"),
+        ((*BASE, "--mode=train", "--config.adp.num_steps=1.5"), "invalid literal"),
+        ((*BASE, "--mode=train", "--fast"), "fast"),
+        ((*BASE, "--mode=train", "now"), "'now'"),
+        ((*BASE, "--mode=train", "--input=x"), "--input has no meaning"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, tuple) else "",
+)
+def test_a_mistake_in_the_command_is_one_line(arguments, said, tmp_path):
+    result = main(*arguments)
+    assert result.returncode != 0
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+
+
+def test_a_mistake_in_the_config_is_one_line_too(trained):
+    before = sorted(trained.workdir.rglob("*"))
+    result = trained.main("--mode=eval_robust", "--config.eval.defenses=('wall',)")
+    assert result.returncode == 2
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "noise_only" in lines[0]
+    assert sorted(trained.workdir.rglob("*")) == before
+
+
+@pytest.mark.parametrize("missing", ["classifier", "score"])
+def test_without_a_checkpoint_eval_robust_says_which_command_makes_it(trained, tmp_path, missing):
+    if missing == "score":
+        (tmp_path / "classifier").symlink_to(trained.workdir / "classifier")
+    result = trained.main("--mode=eval_robust", f"--workdir={tmp_path}")
+    mode = {"classifier": "train_classifier", "score": "train"}[missing]
+    assert result.returncode == 2
+    command = f"python main.py --config=configs/digits.py --mode={mode} --workdir={tmp_path}"
+    assert result.stderr.strip().splitlines()[-1] == f"run: {command}"
+
+
+def test_the_default_workdir_is_named_after_the_config():
+    script = "import main; print(main.default_workdir('configs/cifar10.py:tiny'))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "runs/cifar10_tiny"
+
+
+def test_purify_writes_the_same_form_back(trained, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(folder / f"{i}.png")
+    np.save(tmp_path / "in.npy", images)
+    for name in ("in", "in.npy"):
+        output = tmp_path / name.replace("in", "out")
+        command = ("--mode=purify", f"--input={tmp_path / name}", f"--output={output}")
+        result = trained.main(*command)
+        assert result.returncode == 0, result.stderr
+        again = trained.main(*command)
+        assert again.returncode == 2 and "exist" in again.stderr  # nothing is overwritten
+    purified = np.load(tmp_path / "out.npy")
+    assert purified.shape == images.shape and purified.dtype == np.uint8
+    assert np.abs(purified.astype(int) - images).max() > 10  # it was purified
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == [f"{i}.png" for i in range(6)]
+    from_folder = np.stack([np.asarray(Image.open(file)) for file in files])[..., None]
+    np.testing.assert_array_equal(from_folder, purified)
+
+
+def test_the_readme_library_lines_run(trained):
+    """The README's python block, with its runs/digits replaced by a small run."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 1
+    code = blocks[0].replace("runs/digits", str(trained.workdir))
+    script = f"{code}\nprint(logits.shape, float(logits.mean()))"
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"TFDS_DATA_DIR": str(trained.tfds), "PATH": "", "HOME": str(trained.tfds)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.match(r"\(\d+, 10\) -?\d", result.stdout)
+
+
+def test_the_readme_commands_exist():
+    """Every `python main.py` line of the README parses: its config, mode and fields exist."""
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^ *(python main\.py .*)$", text, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in dict.fromkeys(lines):
+        arguments = re.sub(r"#.*", "", line).split()[2:]
+        workdir = "--workdir=/nonexistent/run"
+        result = main(*[a.strip("'\"") for a in arguments], workdir, "--config.seed=notanumber")
+        # Every flag before the last one was accepted: the only complaint is about that one.
+        assert "config.seed" in result.stderr, (line, result.stderr)
+
+
+def test_readme_table_is_the_one_that_was_measured():
+    """The table in the README is drawn from the results.json shipped beside it."""
+    results = json.loads((ROOT / "docs" / "digits" / "results.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    for row in results["rows"]:
+        if row["protocol"] == "mean" and not row["single_run"]:
+            assert f"{100 * row['accuracy']:.1f} [" in text, row

@@ -1,0 +1,495 @@
+"""PGD: a contract over every attack, closed-form optima, and exactly what it selects and counts."""
+
+import collections
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attacks
+from attacks import ATTACKS
+from attacks.losses import LOSSES, cross_entropy, margin
+from attacks.norms import NORMS
+from attacks.pgd import EOTS, PGD
+
+SHAPE, CLASSES = (3, 2, 1), 4
+EPS = {"linf": 0.1, "l2": 0.3}
+ORDER, DUAL = {"linf": np.inf, "l2": 2}, {"linf": 1, "l2": 2}
+# These programs are tiny and compiled once each: fast compilation counts, fast code does not.
+QUICK = {"xla_backend_optimization_level": 0}
+traces = []  # one entry for every time Noisy is traced
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Noisy:
+    """A small network behind input noise: a randomised classifier with curved losses.
+
+    The noise is a cheap hash of the key, for jax.random compiles ten times as long.
+    """
+
+    first: jax.Array
+    second: jax.Array
+    sigma: float = dataclasses.field(default=0.2, metadata={"static": True})
+
+    def __call__(self, key, image):
+        traces.append(image.shape)
+        phase = (jax.random.key_data(key) % 1009).sum().astype(image.dtype)
+        noise = jnp.sin(phase * jnp.arange(1, image.size + 1, dtype=image.dtype))
+        return self.second @ jnp.tanh(self.first @ (2 * (image.ravel() + self.sigma * noise) - 1))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """logits = weights @ image + bias, whatever the key."""
+
+    weights: jax.Array  # [K, D]
+    bias: jax.Array  # [K]
+
+    def __call__(self, key, image):
+        return self.weights @ image.ravel() + self.bias
+
+
+def noisy(seed: int = 0, dtype=np.float32, sigma: float = 0.2) -> Noisy:
+    rng = np.random.default_rng(seed)
+    size = int(np.prod(SHAPE))
+    first, second = rng.normal(size=(8, size)), rng.normal(size=(CLASSES, 8))
+    return Noisy(jnp.asarray(first, dtype), jnp.asarray(second, dtype), sigma)
+
+
+def inputs(n: int, dtype=np.float32, seed: int = 1):
+    """Keys, images (a third of the pixels at the border of the box) and labels."""
+    rng = np.random.default_rng(seed)
+    images = np.clip(rng.uniform(-0.25, 1.25, (n, *SHAPE)), 0, 1).astype(dtype)
+    labels = rng.integers(0, CLASSES, n)
+    return jax.random.split(jax.random.key(seed), n), jnp.asarray(images), jnp.asarray(labels)
+
+
+def compiled(attack, options=QUICK):
+    """(keys, logits_fn, images, labels) -> Attacked, for a batch."""
+    batched = jax.vmap(lambda *args: attack(*args), (0, None, 0, 0))
+    return jax.jit(batched, compiler_options=options)
+
+
+def compiled_alone(attack):
+    """(key, logits_fn, image, label) -> Attacked, where logits_fn is a plain function."""
+    return jax.jit(attack, static_argnums=1, compiler_options=QUICK)
+
+
+def distances(name: str, images, centers) -> np.ndarray:
+    difference = np.asarray(images, np.float64) - np.asarray(centers, np.float64)
+    return np.linalg.norm(difference.reshape(len(difference), -1), ord=ORDER[name], axis=1)
+
+
+# The contract of every attack
+
+SMALL = {"pgd": dict(num_steps=4, restarts=2, selection_draws=4, eot_samples=2)}
+CASES = list(itertools.product(ATTACKS, NORMS, LOSSES, EOTS))
+# Fewer of them, in which every entry of every table occurs.
+ENTRIES = [
+    (name, *entries)
+    for name in ATTACKS
+    for entries in zip(itertools.cycle(NORMS), LOSSES, itertools.cycle(EOTS), strict=False)
+]
+
+
+def small(name: str, norm: str, loss: str, eot: str):
+    options = dict(norm=norm, eps=EPS[norm], step_size=EPS[norm] / 2, loss=loss, eot=eot)
+    return attacks.build(name, **options, **SMALL[name])
+
+
+@pytest.mark.parametrize(("name", "norm", "loss", "eot"), CASES)
+def test_every_attack_keeps_its_contract(name, norm, loss, eot):
+    attack = compiled(small(name, norm, loss, eot))
+    keys, images, labels = inputs(3)
+    result = attack(keys, noisy(), images, labels)
+    assert result.image.shape == images.shape and result.image.dtype == images.dtype
+    assert result.loss.shape == result.start_loss.shape == (3,)
+    assert all(np.isfinite(leaf).all() for leaf in result)
+    assert (distances(norm, result.image, images) <= EPS[norm] + 1e-6).all()
+    assert result.image.min() >= 0 and result.image.max() <= 1
+    # It attacks. No promise for one image, as losses are estimates, but clear in the mean.
+    assert np.mean(result.loss) > np.mean(result.start_loss)
+
+    traced = len(traces)
+    again = attack(keys, noisy(), images, labels)
+    jax.tree.map(np.testing.assert_array_equal, again, result)
+    others = jax.random.split(jax.random.key(9), 3)
+    assert (np.asarray(attack(others, noisy(), images, labels).image) != result.image).any()
+    changed = attack(keys, noisy(seed=3), images, labels)
+    assert (np.asarray(changed.image) != result.image).any()
+    assert len(traces) == traced  # neither a second call nor new parameters compile anew
+
+
+@pytest.mark.parametrize(("name", "norm", "loss", "eot"), ENTRIES)
+def test_an_image_is_attacked_the_same_whatever_its_neighbours(name, norm, loss, eot):
+    """In one compiled batch shape to the bit, with the vectorised code that real runs use."""
+    attack = compiled(small(name, norm, loss, eot), options=None)
+    keys, images, labels = inputs(4)
+    result = attack(keys, noisy(), images, labels)
+    others, other_images, other_labels = inputs(4, seed=2)
+    moved = attack(
+        others.at[2].set(keys[0]),
+        noisy(),
+        other_images.at[2].set(images[0]),
+        other_labels.at[2].set(labels[0]),
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2], b[0]), moved, result)
+
+
+@pytest.mark.parametrize(("name", "norm", "loss", "eot"), ENTRIES)
+def test_every_attack_gives_the_same_compiled_batched_and_alone(name, norm, loss, eot, x64):
+    """In double precision: in single, a sign step could turn rounding into another image."""
+    attack = small(name, norm, loss, eot)
+    keys, images, labels = inputs(2, np.float64)
+    batch = compiled(attack)(keys, noisy(0, np.float64), images, labels)
+    alone = attack(keys[1], noisy(0, np.float64), images[1], labels[1])
+    assert alone.image.dtype == np.float64
+    for ours, theirs in zip(alone, batch, strict=True):
+        np.testing.assert_allclose(ours, theirs[1], atol=1e-9)
+
+
+def test_new_attacks_norms_losses_and_modes_join_the_contract():
+    assert set(SMALL) == set(ATTACKS) and set(EPS) == set(NORMS)
+
+
+# Closed-form optima of linear classifiers
+
+
+def box_aware_optimum(norm: str, image: np.ndarray, direction: np.ndarray, eps: float):
+    """The point of ball and box that is furthest along a direction; images are flat."""
+    if norm == "linf":
+        return np.clip(image + eps * np.sign(direction), 0, 1)
+
+    def moved(t):
+        return np.clip(image + t * direction, 0, 1)
+
+    low, high = 0.0, 1e4
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.linalg.norm(moved(middle) - image) < eps else (low, middle)
+    return moved(low)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+@pytest.mark.parametrize("eps_inside", [True, False])
+def test_pgd_reaches_the_optimum_of_a_linear_classifier(norm, loss, eps_inside):
+    rng = np.random.default_rng(0)
+    eps, n, size = EPS[norm], 40, 12
+    images = rng.uniform(eps, 1 - eps, (n, size))
+    if not eps_inside:
+        images = np.clip(rng.uniform(-0.5, 1.5, (n, size)), 0, 1)
+    images = images.astype(np.float32)
+    weights = rng.normal(size=(2, size)).astype(np.float32)
+    labels = rng.integers(0, 2, n)
+    along = (weights[1 - labels] - weights[labels]).astype(np.float64)
+    optimum = [
+        box_aware_optimum(norm, image, direction, eps)
+        for image, direction in zip(images.astype(np.float64), along, strict=True)
+    ]
+    attack = PGD(norm, eps, num_steps=60, step_size=eps / 2, loss=loss, selection_draws=1)
+    result = compiled(attack)(
+        jax.random.split(jax.random.key(0), n),
+        Linear(jnp.asarray(weights), jnp.zeros(2)),
+        jnp.asarray(images.reshape(n, 2, 2, 3)),
+        jnp.asarray(labels),
+    )
+    found = np.asarray(result.image, np.float64).reshape(n, size)
+    best, reached = (np.sum(along * (a - images), 1) for a in (np.array(optimum), found))
+    # To the rounding of pixels. On a sphere a gain short by 1e-6 is a point off by 1e-3 of eps.
+    np.testing.assert_allclose(reached, best, rtol=1e-5)
+    np.testing.assert_allclose(found, optimum, atol={"linf": 1e-6, "l2": 5e-3 * eps}[norm])
+    without_box = eps * np.linalg.norm(along, DUAL[norm], axis=1)
+    if eps_inside:
+        np.testing.assert_allclose(best, without_box, rtol=1e-6)
+    else:  # the box costs something
+        assert (best < 0.99 * without_box).mean() > 0.8
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_robust_accuracy_of_a_binary_linear_classifier_is_its_closed_form(norm):
+    """Right after the attack exactly where the clean margin exceeds eps ||w||_dual."""
+    rng = np.random.default_rng(1)
+    eps, n, size = {"linf": 0.05, "l2": 0.15}[norm], 500, 12
+    images = rng.uniform(eps, 1 - eps, (n, size))
+    weights, bias = rng.normal(size=size), 0.1
+    score = (images - 0.5) @ weights + bias
+    labels = (score > 0).astype(int) ^ (rng.random(n) < 0.1)  # a tenth is wrong to begin with
+    clean_margin = np.where(labels == 1, score, -score)
+    slack = clean_margin - eps * np.linalg.norm(weights, DUAL[norm])
+    robust = slack > 0
+    assert 0.2 < robust.mean() < 0.8 and np.abs(slack).min() > 1e-4  # above rounding
+    logits_fn = Linear(
+        jnp.asarray(np.stack([np.zeros(size), weights]), jnp.float32),
+        jnp.asarray([0.0, bias - 0.5 * weights.sum()], jnp.float32),
+    )
+    attack = PGD(norm, eps, num_steps=20, step_size=eps / 2, selection_draws=1)
+    keys = jax.random.split(jax.random.key(0), n)
+    images = jnp.asarray(images.reshape(n, 2, 2, 3), jnp.float32)
+    attacked = compiled(attack)(keys, logits_fn, images, jnp.asarray(labels)).image
+    logits = jax.vmap(logits_fn)(keys, attacked)
+    np.testing.assert_array_equal(np.argmax(logits, -1) == labels, robust)
+
+
+# Expectation over transformation
+
+# Two linear classifiers, drawn with equal chance, that disagree on the first two of three pixels:
+# each of the three objectives below has an optimum of its own.
+PAIR = np.array([[1.5, 4.0, 2.5], [-3.0, -2.0, 0.0]])
+OFFSETS = np.array([3.0, -1.0])
+OBJECTIVES = {
+    ("mean_of_loss", "logits"): lambda u: np.log1p(np.exp(u)).mean(-1),
+    ("loss_of_mean", "logits"): lambda u: np.log1p(np.exp(u.mean(-1))),
+    ("loss_of_mean", "softmax"): lambda u: -np.log((1 / (1 + np.exp(u))).mean(-1)),
+}
+
+
+def either(key, image):
+    """Logits [0, u] of one of the two classifiers; the label is 0."""
+    drawn = jax.random.bernoulli(key).astype(int)
+    u = jnp.asarray(PAIR, image.dtype)[drawn] @ (image.ravel() - 0.5)
+    return jnp.stack([jnp.zeros_like(u), u + jnp.asarray(OFFSETS, image.dtype)[drawn]])
+
+
+@pytest.mark.parametrize(("eot", "average"), OBJECTIVES)
+def test_eot_finds_the_optimum_of_the_expected_loss_it_is_named_after(eot, average):
+    eps = 0.2
+    offsets = eps * np.array(list(itertools.product(np.linspace(-1, 1, 9), repeat=3)))
+    values = {k: f(offsets @ PAIR.T + OFFSETS) for k, f in OBJECTIVES.items()}
+    objective = OBJECTIVES[eot, average]
+    best = values[eot, average].max()
+    attack = PGD("linf", eps, num_steps=20, step_size=0.05, loss="cross_entropy", eot=eot,
+                 eot_samples=256, average=average, restarts=4, selection_draws=1024)  # fmt: skip
+    image = jnp.full((3, 1, 1), 0.5)
+    result = compiled_alone(attack)(jax.random.key(0), either, image, 0)
+    reached = objective((np.ravel(result.image) - 0.5) @ PAIR.T + OFFSETS)
+    assert reached == pytest.approx(best, abs=1e-5)
+    # The share of each classifier among 1024 selection draws is 1/2 to about 0.016, and no
+    # objective changes by more than 4 for each unit of it.
+    assert result.loss == pytest.approx(best, abs=0.2)
+    for other, value in values.items():
+        if other != (eot, average):  # the optimum of another objective would be seen
+            assert values[eot, average][value.argmax()] < best - 0.1
+
+
+def run_keys(key, num_samples: int):
+    return [jax.random.fold_in(key, i) for i in range(num_samples)]
+
+
+def objective_by_hand(eot: str, average: str, logits_fn, keys, image, label):
+    """The two EOT objectives written as loops over the runs."""
+    runs = [logits_fn(key, image) for key in keys]
+    if eot == "mean_of_loss":
+        return sum(cross_entropy(logits, label) for logits in runs) / len(runs)
+    if average == "softmax":
+        return cross_entropy(jnp.log(sum(jax.nn.softmax(r) for r in runs) / len(runs)), label)
+    return cross_entropy(sum(runs) / len(runs), label)
+
+
+@pytest.mark.parametrize(("eot", "average"), OBJECTIVES)
+def test_gradient_and_losses_are_those_of_the_runs_computed_one_by_one(eot, average, x64):
+    """One L2 step from the clean image moves along the gradient; the losses returned are those on
+    the selection keys. Keys: fold_in(key, 1) for gradients and 2 for selection."""
+    runs, draws = 3, 7
+    attack = PGD("l2", 0.3, num_steps=1, step_size=0.1, eot=eot, eot_samples=runs,
+                 average=average, random_start=False, selection_draws=draws)  # fmt: skip
+    logits_fn, fold = noisy(0, np.float64), jax.random.fold_in
+    keys, images, labels = inputs(1, np.float64)
+    key, image, label = keys[0], 0.2 + 0.6 * images[0], labels[0]  # the step stays in the box
+
+    def objective(keys, x):
+        return objective_by_hand(eot, average, logits_fn, keys, x, label)
+
+    gradient_keys = run_keys(fold(fold(fold(key, 1), 0), 0), runs)
+    gradient = jax.grad(objective, argnums=1)(gradient_keys, image)
+    group = runs if eot == "loss_of_mean" else 1
+    groups = [run_keys(k, group) for k in run_keys(fold(key, 2), -(-draws // group))]
+
+    def selection(x):
+        return sum(objective(keys, x) for keys in groups) / len(groups)
+
+    result = jax.jit(attack, compiler_options=QUICK)(key, logits_fn, image, label)
+    ahead = image + 0.1 * gradient / jnp.linalg.norm(gradient.ravel())
+    expected = ahead if selection(ahead) > selection(image) else image
+    np.testing.assert_allclose(result.image, expected, atol=1e-9)
+    assert np.abs(result.image - image).max() > 0.01  # here, the step pays
+    assert result.loss == pytest.approx(float(selection(expected)), rel=1e-9)
+    assert result.start_loss == pytest.approx(float(selection(image)), rel=1e-9)
+
+
+@pytest.mark.parametrize("eot", EOTS)
+def test_chunks_change_memory_but_not_the_result(eot, x64):
+    keys, images, labels = inputs(1, np.float64)
+    size = int(np.prod(SHAPE))
+
+    def wide(key, image):  # 40 kB of activations a run
+        hidden = jnp.tanh(jax.random.normal(key, (5000, size)) @ image.ravel())
+        return hidden.reshape(CLASSES, -1).sum(1)
+
+    attack = PGD(eps=0.1, num_steps=2, eot=eot, eot_samples=16, selection_draws=64)
+    results, memory = [], []
+    for chunk in (None, 4):
+        program = (
+            compiled_alone(dataclasses.replace(attack, chunk=chunk))
+            .lower(keys[0], wide, images[0], labels[0])
+            .compile()
+        )
+        results.append(program(keys[0], images[0], labels[0]))
+        memory.append(program.memory_analysis().temp_size_in_bytes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), *results)
+    assert memory[1] < memory[0] / 2
+
+
+# What is selected, and what it costs
+
+
+@dataclasses.dataclass(eq=False)
+class Recorder:
+    """A logits_fn that notes every run of another one: runs[key][i] = (image, logits)."""
+
+    logits_fn: object
+    runs: dict = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
+
+    def __call__(self, key, image):
+        logits = self.logits_fn(key, image)
+        jax.debug.callback(self.note, jax.random.key_data(key), image, logits)
+        return logits
+
+    def note(self, key, image, logits):
+        self.runs[tuple(np.asarray(key).tolist())].append((np.asarray(image), np.asarray(logits)))
+
+    def at(self, key):
+        return self.runs[tuple(np.asarray(jax.random.key_data(key)).tolist())]
+
+
+def recorded(attack, logits_fn=None):
+    recorder = Recorder(logits_fn or noisy())
+    keys, images, labels = inputs(1)
+    result = compiled_alone(attack)(keys[0], recorder, images[0], labels[0])
+    jax.effects_barrier()
+    return recorder, keys[0], images[0], labels[0], result
+
+
+@pytest.mark.parametrize("eot", EOTS)
+def test_queries_are_counted_and_selection_shares_no_key_with_gradients(eot):
+    attack = PGD(eps=0.1, num_steps=3, eot=eot, eot_samples=2, restarts=2, selection_draws=5)
+    recorder, *_ = recorded(attack)
+    uses = collections.Counter(len(runs) for runs in recorder.runs.values())
+    draws = 6 if eot == "loss_of_mean" else 5  # three whole means of two
+    scored = 2 * attack.restarts + 1
+    # Each gradient run has a key of its own; each selection key serves every candidate once.
+    assert uses == {1: attack.gradient_queries, scored: draws}
+    assert (attack.gradient_queries, attack.selection_queries) == (12, scored * draws)
+
+
+def test_the_image_returned_is_the_candidate_of_highest_selection_loss():
+    """Candidates: of every restart the iterate of highest loss on its own gradient's draws, and
+    the last iterate."""
+    attack = PGD(eps=0.2, num_steps=5, step_size=0.1, eot_samples=2, restarts=3,
+                 loss="margin", selection_draws=6)  # fmt: skip
+    recorder, key, image, label, result = recorded(attack)
+    fold = jax.random.fold_in
+    candidates, starts = [], []
+    for restart in range(attack.restarts):
+        iterates = []
+        for step in range(attack.num_steps):
+            keys = run_keys(fold(fold(fold(key, 1), restart), step), attack.eot_samples)
+            runs = [recorder.at(k)[0] for k in keys]
+            loss = np.mean([margin(jnp.asarray(logits), label) for _, logits in runs])
+            iterates.append((loss, runs[0][0]))
+        candidates.append(max(iterates, key=lambda pair: pair[0])[1])
+        starts.append(iterates[0][1])
+    assert len({x.tobytes() for x in [*starts, np.asarray(image)]}) == attack.restarts + 1
+    losses = collections.defaultdict(list)  # image -> its losses on the selection keys
+    for draw in run_keys(fold(key, 2), attack.selection_draws):
+        for x, logits in recorder.at(fold(draw, 0)):
+            losses[x.tobytes()].append(float(margin(jnp.asarray(logits), label)))
+    means = {x: np.mean(values) for x, values in losses.items()}
+    assert all(candidate.tobytes() in means for candidate in candidates)
+    clean = np.asarray(image).tobytes()
+    assert means[clean] == pytest.approx(float(result.start_loss), rel=1e-5)
+    del means[clean]
+    assert len(means) > attack.restarts  # the best and the last iterate differ somewhere
+    assert max(means, key=means.get) == np.asarray(result.image).tobytes()
+    assert max(means.values()) == pytest.approx(float(result.loss), rel=1e-5)
+
+
+def test_an_overshooting_attack_returns_its_best_iterate_not_its_last():
+    """Of margin -20 |x - peak| steps of 0.3 jump over the peak again and again."""
+    peak = jnp.asarray([0.61, 0.38]).reshape(1, 2, 1)
+
+    def logits_fn(key, image):
+        return jnp.stack([jnp.float32(0), -20 * jnp.abs(image - peak).sum()])
+
+    attack = PGD(eps=0.5, num_steps=8, step_size=0.3, loss="margin", restarts=3, selection_draws=1)
+    recorder = Recorder(logits_fn)
+    result = compiled_alone(attack)(jax.random.key(0), recorder, jnp.full((1, 2, 1), 0.5), 0)
+    jax.effects_barrier()
+    losses = [float(logits[1]) for runs in recorder.runs.values() for _, logits in runs]
+    assert result.loss == pytest.approx(max(losses), rel=1e-6)
+    assert result.loss > np.mean(losses) + 1
+
+
+def test_from_the_clean_image_a_deterministic_classifier_never_gets_less_fooled():
+    """One selection draw is enough for it, and its loss is exactly that of the image returned."""
+    logits_fn = noisy(sigma=0.0)
+    attack = PGD("l2", 2.0, num_steps=3, step_size=2.0, random_start=False, selection_draws=1)
+    keys, images, labels = inputs(64)
+    result = compiled(attack)(keys, logits_fn, images, labels)
+    loss = jax.vmap(lambda key, x, y: cross_entropy(logits_fn(key, x), y))
+    np.testing.assert_allclose(result.loss, loss(keys, result.image, labels), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.start_loss, loss(keys, images, labels), rtol=1e-4, atol=1e-5)
+    assert (result.loss >= result.start_loss).all()
+
+
+def test_more_restarts_never_lower_the_loss_on_the_same_selection_keys(x64):
+    keys, images, labels = inputs(16, np.float64)
+    one, four = (
+        compiled(PGD("l2", 0.5, num_steps=2, step_size=0.1, restarts=restarts))(
+            keys, noisy(0, np.float64), images, labels
+        )
+        for restarts in (1, 4)
+    )
+    gain = np.asarray(four.loss - one.loss)
+    assert (gain >= -1e-12).all() and (gain > 1e-3).any()
+    np.testing.assert_allclose(four.start_loss, one.start_loss, rtol=1e-12)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(norm="l3"), "norm='l3' is unknown; known: linf, l2"),
+        (dict(loss="hinge"), "loss='hinge' is unknown; known: cross_entropy, margin, dlr"),
+        (dict(eot="vote"), "eot='vote' is unknown; known: mean_of_loss, loss_of_mean"),
+        (dict(average="vote"), "average='vote' is unknown; known: logits, softmax"),
+        (dict(num_steps=0), "num_steps=0 must be at least 1"),
+        (dict(eot_samples=0), "eot_samples=0 must be at least 1"),
+        (dict(restarts=0), "restarts=0 must be at least 1"),
+        (dict(selection_draws=0), "selection_draws=0 must be at least 1"),
+        (dict(chunk=0), "chunk=0 must be None or at least 1"),
+        (dict(eps=0.0), "eps=0.0 and step_size=.* must be positive"),
+        (dict(eps=float("nan")), "eps=nan and step_size=.* must be positive"),
+        (dict(step_size=-0.1), "eps=.* and step_size=-0.1 must be positive"),
+        (dict(step=0.1, steps=3), "pgd has no option step, steps; known: average, chunk, eot,"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.build("pgd", **options)
+
+
+def test_an_unknown_attack_lists_those_there_are():
+    with pytest.raises(ValueError, match="attack 'fgsm' is unknown; known: pgd"):
+        attacks.build("fgsm")
+
+
+def test_build_passes_its_options_on():
+    assert attacks.build("pgd", norm="l2", eps=0.5) == PGD(norm="l2", eps=0.5)

@@ -1,0 +1,429 @@
+"""Evaluation: what is recorded, that it can be interrupted, and that it can be trusted."""
+
+import json
+import logging
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from purify import data
+from purify.checkpoint import load_classifier, load_defense, load_score, weight_hash
+from purify.defense import classify
+from purify.evals import robust
+from purify.evals.plan import plan
+from purify.evals.results import comparisons, estimate, headlines, protocols, result_rows
+from purify.evals.store import Store
+from purify.jsonl import read_lines
+from purify.random import image_keys
+
+TIMES = ("seconds", "defense_seconds")
+ROW_FIELDS = """defense attack gradient loss norm eps attack_steps eot_samples restarts protocol
+num_images num_draws accuracy low high seconds_per_image nfe_per_image nge_per_image seed""".split()
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A workdir of its own with the trained networks in it."""
+    for role in ("classifier", "score"):
+        (tmp_path / role).symlink_to(trained.workdir / role)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory):
+    """(folder, results, records) of one whole evaluation, a fixed-key attack included."""
+    workdir = tmp_path_factory.mktemp("evaluated")
+    for role in ("classifier", "score"):
+        (workdir / role).symlink_to(trained.workdir / role)
+    robust.run(whole(trained), workdir)
+    (folder,) = (workdir / "eval_robust").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    return folder, results, read_lines(folder / "images.jsonl")
+
+
+def whole(trained, **changes):
+    config = trained.config(**changes)
+    fixed = config.attacks.exact.copy_and_resolve_references()
+    fixed.update(fixed_key=True, defenses=("adp",), loss="margin")
+    config.attacks.fixed_key = fixed
+    config.eval.attacks = (*config.eval.attacks, "fixed_key")
+    return config
+
+
+def untimed(records: list[dict]) -> dict[tuple, dict]:
+    """(row, index) -> record, without what no two runs share."""
+    return {(r["row"], r["index"]): {k: v for k, v in r.items() if k not in TIMES} for r in records}
+
+
+def only_folder(workdir):
+    (folder,) = (workdir / "eval_robust").iterdir()
+    return folder
+
+
+# What is recorded
+
+
+def test_every_row_has_the_fields_that_make_the_number(evaluated):
+    _, results, _ = evaluated
+    assert len(results["rows"]) > 50
+    for row in results["rows"]:
+        assert set(ROW_FIELDS) <= set(row)
+        assert set(row["defense"]) >= {"name", "sigma", "T", "S", "curvature"}
+        assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
+    protocols_seen = {row["protocol"] for row in results["rows"]}
+    assert protocols_seen == {"mean", "ensemble", "vote", "worst_of_n", "fixed_key"}
+    adp = next(r for r in results["rows"] if r["defense"]["name"] == "adp")
+    assert adp["defense"]["T"] == 3 and adp["defense"]["curvature"] == "finite_difference"
+
+
+def test_results_name_config_commit_versions_and_weights(evaluated, trained):
+    _, results, _ = evaluated
+    assert results["config"]["adp"]["num_steps"] == 3
+    assert re.fullmatch(r"[0-9a-f]{40}\+?|unknown", results["commit"])
+    assert results["versions"]["jax"] == jax.__version__
+    assert results["weights"] == {
+        "classifier": weight_hash(load_classifier(trained.workdir).params),
+        "score": weight_hash(load_score(trained.workdir).params),
+    }
+
+
+def test_every_image_has_one_line_for_each_row(evaluated):
+    folder, results, records = evaluated
+    lines = [(r["row"], r["index"]) for r in records]
+    assert len(lines) == len(set(lines))
+    adp = [r for r in records if r["row"] == "adp-exact"]
+    assert sorted(r["index"] for r in adp) == list(range(6))
+    for record in adp:
+        assert len(record["correct"]) == 3 and np.shape(record["predictions"]) == (3, 2)
+        assert record["distance"] <= 0.15 + 1e-6 and record["seconds"] > 0
+        # 3 steps of 2 samples; (best, last, clean) on 4 selection draws each.
+        assert record["queries"] == 3 * 2 + 3 * 4
+        # T 3 with 2 evaluations a step; 3 draws of 2 runs are scored.
+        assert 18 * 6 < record["nfe"] <= 18 * 6 + 36 and record["nge"] == 6 * 6
+
+
+def test_logits_of_all_runs_are_stored(evaluated):
+    folder, _, records = evaluated
+    logits = np.load(folder / "arrays" / "adp-bpda.logits.npy")
+    assert logits.shape == (10, 3, 2, 10) and np.isfinite(logits).all()
+    for record in (r for r in records if r["row"] == "adp-bpda"):
+        at = logits[record["index"]]
+        assert at.argmax(-1).tolist() == record["predictions"]
+        assert (at.mean(1).argmax(-1) == record["label"]).tolist() == record["correct"]
+
+
+def test_baselines_and_defence_are_scored_on_the_keys_that_the_library_uses(evaluated, trained):
+    """A draw's key is folded from seed, stream, dataset index and draw: nothing else."""
+    folder, _, _ = evaluated
+    dataset = data.load("digits8x8", "test[:10]", data_dir=trained.tfds)
+    images = dataset.images.astype(np.float32) / 255
+    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(image_keys(0, np.arange(10)), 1)
+    for name in ("noise_only", "adp"):
+        options = {"num_steps": 3} if name == "adp" else {}
+        defense = load_defense(trained.workdir, name, num_runs=2, **options)
+        stored = np.load(folder / "arrays" / f"{name}-clean.logits.npy")[:, 1].mean(1)
+        # Other batch sizes round differently, which an adaptive step amplifies a little.
+        np.testing.assert_allclose(classify(defense, keys, images), stored, atol=1e-3)
+
+
+def test_figures_and_attacked_images_are_written(evaluated):
+    folder, _, _ = evaluated
+    figures = {path.name for path in (folder / "figures").iterdir()}
+    assert {"accuracy.png", "training.png", "adp-bpda.png", "adp-exact.png"} <= figures
+    with np.load(folder / "attacked" / "adp-exact.npz", allow_pickle=False) as saved:
+        assert saved["images"].shape == (6, 8, 8, 1)
+        assert saved["labels"].shape == saved["index"].shape == (6,)
+
+
+def test_the_table_shows_every_row(trained, workdir, capsys):
+    robust.run(trained.config(eval__attacks=("blind",), eval__num_images=4), workdir)
+    shown = capsys.readouterr().out
+    for name in ("identity", "noise_only", "one_step", "schedule", "adp"):
+        assert re.search(rf"^ *{name} +clean +4 ", shown, re.MULTILINE)
+    assert shown.count(" blind ") == 5 and "results.json" in shown and "checkpoints" in shown
+
+
+# Protocols, on records made by hand
+
+
+def row_of(trained, name: str):
+    config = whole(trained)
+    classifier, score = load_classifier(trained.workdir), load_score(trained.workdir)
+    return next(r for r in plan(config, classifier, score, 400) if r.name == name)
+
+
+def test_protocols_by_hand(trained):
+    records = [
+        {"index": 0, "label": 1, "correct": [True, False], "predictions": [[1, 2], [2, 2]]},
+        {"index": 1, "label": 2, "correct": [True, True], "predictions": [[2, 2], [2, 3]]},
+        {"index": 2, "label": 3, "correct": [False, True], "predictions": [[4, 3], [3, 3]]},
+    ]
+    costs = dict.fromkeys(("seconds", "nfe", "nge", "defense_seconds", "defense_nfe"), 1.0)
+    records = [record | costs for record in records]
+    values = protocols(row_of(trained, "adp-bpda"), records)
+    assert values["mean"].tolist() == [0.5, 1.0, 0.5]
+    assert values["ensemble"].tolist() == [True, True, False]
+    assert values["vote"].tolist() == [True, True, True]  # ties go to the smaller class
+    assert values["worst_of_n"].tolist() == [False, True, False]
+    assert list(protocols(row_of(trained, "adp-fixed_key"), records)) == ["fixed_key"]
+    entries = result_rows(row_of(trained, "adp-bpda"), records, records, seed=0)
+    single = next(entry for entry in entries if entry["single_run"])
+    assert single["defense"]["S"] == 1 and single["accuracy"] == pytest.approx(7 / 12)
+    assert {e["protocol"]: e["clean_accuracy"] for e in entries}["vote"] == 1.0
+
+
+def test_intervals_are_exact_only_where_an_image_has_one_outcome():
+    assert estimate(np.array([True] * 9 + [False]), seed=0).low == pytest.approx(0.5550, abs=1e-4)
+    mixed = estimate(np.array([0.5, 1.0] * 20), seed=0)
+    assert mixed.low > 0.6 and mixed.high < 0.9  # Clopper-Pearson would be wider
+
+
+def test_the_headline_is_the_lowest_attacked_mean():
+    def row(defense, attack, accuracy, protocol="mean"):
+        return {
+            "defense": {"name": defense, "S": 5},
+            "attack": attack,
+            "gradient": attack if attack != "clean" else None,
+            "protocol": protocol,
+            "single_run": False,
+            "accuracy": accuracy,
+        }
+
+    rows = [row("adp", "clean", 0.1), row("adp", "bpda", 0.7), row("adp", "exact", 0.4)]
+    rows += [row("adp", "bpda", 0.2, "worst_of_n"), row("one_step", "bpda", 0.3)]
+    assert headlines(rows) == {"adp": "exact", "one_step": "bpda"}
+
+
+def test_comparisons_pair_the_same_images(trained):
+    def records(correct):
+        return [{"index": i, "label": 0, "correct": [c]} for i, c in enumerate(correct)]
+
+    done = [
+        (row_of(trained, "adp-bpda"), records([True] * 40 + [False] * 10)),
+        (row_of(trained, "noise_only-bpda"), records([True] * 10 + [False] * 40)),
+        (row_of(trained, "adp-exact"), records([True] * 39 + [False])),
+    ]
+    noise, exact = comparisons(trained.config(), done, seed=0)
+    assert (noise["a"], noise["b"], noise["beats"]) == ("adp-bpda", "noise_only-bpda", True)
+    assert noise["mean_difference"] == pytest.approx(0.6) and noise["mcnemar_p"] < 1e-8
+    assert exact["num_images"] == 40 and not exact["beats"]  # only the images that both have
+
+
+# Trust
+
+
+def test_every_attacked_image_is_in_the_ball_and_the_box(evaluated, trained):
+    """Read back from the files, and computed here: nothing of the attack is reused."""
+    folder, _, _ = evaluated
+    clean = data.load("digits8x8", "test[:10]", data_dir=trained.tfds).images / 255.0
+    files = list((folder / "attacked").iterdir())
+    assert len(files) >= 9
+    for file in files:
+        with np.load(file, allow_pickle=False) as saved:
+            images, index = saved["images"].astype(np.float64), saved["index"]
+        assert images.min() >= 0 and images.max() <= 1
+        assert np.abs(images - clean[index]).max() <= 0.15 + 1e-6
+        assert np.abs(images - clean[index]).max() > 0.05  # something was attacked
+
+
+@pytest.mark.parametrize("norm, size", [("linf", 0.1), ("l2", 0.8), ("l1", 6.4)])
+def test_the_check_finds_images_outside(norm, size):
+    clean = np.full((2, 8, 8, 1), 0.5)
+    moved = clean + 0.1
+    assert robust.check_in_ball(moved, clean, norm, size + 1e-9) == pytest.approx([size, size])
+    for bad in (moved + 1e-5, np.where(moved == moved, np.nan, 0), clean + 0.6):
+        with pytest.raises(RuntimeError, match="leave the"):
+            robust.check_in_ball(bad, clean, norm, size)
+    with pytest.raises(RuntimeError, match="2 attacked"):
+        robust.check_in_ball(clean + 0.51, clean, norm, 100)
+
+
+def test_an_attack_that_leaves_the_ball_stops_the_evaluation(trained, workdir, monkeypatch):
+    from attacks import norms
+
+    broken = norms.NORMS["linf"]._replace(project=lambda point, center, eps: point)
+    monkeypatch.setitem(norms.NORMS, "linf", broken)
+    config = trained.config(eval__attacks=("blind",), eval__defenses=("identity",))
+    config.attacks.blind.num_steps = 6  # another static value: not the program compiled before
+    with pytest.raises(RuntimeError, match="leave the linf ball"):
+        robust.run(config, workdir)
+
+
+def test_attack_and_defence_never_share_a_key():
+    indices = np.arange(50)
+    attack, defense = (
+        jax.random.key_data(image_keys(0, indices, stream=s)) for s in ("attack", "defense")
+    )
+    assert not {tuple(k) for k in np.asarray(attack)} & {tuple(k) for k in np.asarray(defense)}
+
+
+def test_a_fixed_key_attack_is_scored_on_the_very_draw_it_attacked(evaluated):
+    """Its margin loss is positive exactly where the scored draw is wrong."""
+    _, results, records = evaluated
+    fixed = [r for r in records if r["row"] == "adp-fixed_key"]
+    assert len(fixed) == 6
+    for record in fixed:
+        assert len(record["correct"]) == 1
+        assert (record["loss"] <= 0) == record["correct"][0]
+    (row,) = [r for r in results["rows"] if r["attack"] == "fixed_key"]
+    assert row["protocol"] == "fixed_key" and row["eot_samples"] == 1
+
+
+def test_given_images_are_scored_as_the_attack_scored_them(evaluated, trained, workdir):
+    """Same images, same dataset indices, hence same keys: the same outcomes."""
+    folder, _, records = evaluated
+    robust.run(trained.config(), workdir, input=str(folder / "attacked" / "adp-bpda.npz"))
+    given = read_lines(only_folder(workdir) / "images.jsonl")
+    expected = {r["index"]: r["correct"] for r in records if r["row"] == "adp-bpda"}
+    assert {r["index"]: r["correct"] for r in given if r["row"] == "adp-given"} == expected
+
+
+# Interruption
+
+
+def test_an_interrupted_evaluation_goes_on_exactly(evaluated, trained, workdir):
+    """Half the lines, a torn last one, and arrays that were written ahead of their lines."""
+    folder, results, records = evaluated
+    torn = workdir / "eval_robust" / folder.name
+    shutil.copytree(folder, torn)
+    lines = (folder / "images.jsonl").read_text().splitlines(keepends=True)
+    kept = "".join(lines[: len(lines) // 2]) + lines[-1][:30]
+    (torn / "images.jsonl").write_text(kept)
+    (torn / "results.json").unlink()
+    robust.run(whole(trained), workdir)
+    assert only_folder(workdir) == torn
+    again = read_lines(torn / "images.jsonl")
+    assert len(again) == len(records)
+    assert untimed(again) == untimed(records)
+    for array in (folder / "arrays").iterdir():
+        np.testing.assert_array_equal(np.load(array), np.load(torn / "arrays" / array.name))
+    resumed = json.loads((torn / "results.json").read_text())
+    assert [r["accuracy"] for r in resumed["rows"]] == [r["accuracy"] for r in results["rows"]]
+
+
+def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, monkeypatch):
+    folder, _, records = evaluated
+    shutil.copytree(folder, workdir / "eval_robust" / folder.name)
+    monkeypatch.setattr(robust, "_timed", lambda *_: pytest.fail("computed something again"))
+    robust.run(whole(trained), workdir)
+    assert read_lines(only_folder(workdir) / "images.jsonl") == records
+
+
+def test_a_damaged_record_is_reported_and_not_skipped(evaluated, trained, workdir):
+    folder, _, _ = evaluated
+    copy = workdir / "eval_robust" / folder.name
+    shutil.copytree(folder, copy)
+    lines = (folder / "images.jsonl").read_text().splitlines(keepends=True)
+    (copy / "images.jsonl").write_text("".join([*lines[:3], lines[3][:20] + "\n", *lines[4:]]))
+    with pytest.raises(ValueError, match="line 4 is damaged"):
+        robust.run(whole(trained), workdir)
+
+
+def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_path):
+    classifier, score = load_classifier(trained.workdir), load_score(trained.workdir)
+
+    def folder(config):
+        return Store(tmp_path, "eval_robust", robust._settings(config, classifier, score)).folder
+
+    base = folder(trained.config())
+    assert folder(trained.config(eval__batch_size=7)) == base
+    assert folder(trained.config(adp__sigma=0.1)) != base
+    assert folder(trained.config(attacks__bpda__eps=0.1)) != base
+    assert folder(trained.config(seed=1)) != base
+
+
+def test_a_result_depends_on_no_neighbour(evaluated, trained, workdir):
+    """Seven images instead of ten: other batches, other padding, the same bits."""
+    folder, _, records = evaluated
+    robust.run(whole(trained, eval__num_images=7, attacks__exact__num_images=5), workdir)
+    fewer = untimed(read_lines(only_folder(workdir) / "images.jsonl"))
+    expected = untimed(records)
+    shared = fewer.keys() & expected.keys()
+    assert len(shared) >= 7 * 15
+    assert {key: fewer[key] for key in shared} == {key: expected[key] for key in shared}
+
+
+def test_devices_and_batch_size_change_rounding_only(evaluated, trained, workdir):
+    """On four devices in batches of 8: blind attacks meet no adaptive step, so outcomes and
+    losses agree to float32 rounding over five sign steps; purified logits to what ADP amplifies."""
+    folder, _, records = evaluated
+    result = trained.main(
+        "--mode=eval_robust",
+        f"--workdir={workdir}",
+        "--config.eval.batch_size=8",
+        "--config.eval.attacks=('blind',)",
+        devices=4,
+    )
+    assert result.returncode == 0, result.stderr
+    arrays = only_folder(workdir) / "arrays"
+    for name in ("identity-clean", "adp-clean", "schedule-clean"):
+        one = np.load(folder / "arrays" / f"{name}.logits.npy")
+        four = np.load(arrays / f"{name}.logits.npy")
+        assert np.abs(one - four).max() < 1e-3, name
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(trained, workdir):
+    """kill -9 in the middle, in a process of its own; then the same command finishes."""
+    import os
+    import signal
+    import subprocess
+    import time
+
+    from tests.command import main
+
+    arguments = ("--mode=eval_robust", f"--workdir={workdir}", "--config.eval.attacks=('blind',)")
+    started = []
+
+    def start(command, **options):
+        options.pop("capture_output"), options.pop("text")
+        started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, **options))
+
+    real, subprocess.run = subprocess.run, start
+    try:
+        trained.main(*arguments)
+    finally:
+        subprocess.run = real
+    (process,) = started
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        files = list(workdir.glob("eval_robust/*/images.jsonl"))
+        if files and files[0].read_bytes().count(b"\n") >= 12:
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = files[0].read_bytes()
+    assert before.count(b"\n") < 60, "it was over before it could be killed"
+    result = trained.main(*arguments)
+    assert result.returncode == 0, result.stderr
+    after = read_lines(files[0])
+    assert files[0].read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    assert len(after) == len({(r["row"], r["index"]) for r in after}) == 5 * 10 * 2 + 10
+    assert main  # the helper is the one the other tests use
+
+
+# Compilation
+
+
+def test_every_program_is_compiled_once(trained, workdir, caplog):
+    """Each jitted function of a whole run, training included, compiles once for each shape."""
+    from purify import train_classifier, train_score
+
+    config = whole(trained, eval__batch_size=5)  # shapes that no other test has compiled before
+    config.classifier.train.num_steps = config.score.train.num_steps = 30
+    for role in ("classifier", "score"):
+        (workdir / role).unlink()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        train_classifier.run(config, workdir)
+        train_score.run(config, workdir)
+        robust.run(config, workdir)
+    found = [re.match(r"Compiling jit\((\w+)\) .*", r.getMessage()) for r in caplog.records]
+    caplog.clear()  # thousands of lines that would hide the failure
+    names = [match[1] for match in found if match]
+    counts = {name: names.count(name) for name in ("train_step", "craft", "score", "_versions")}
+    # Two networks. Every attacked function: blind; bpda on five; exact on three; fixed keys on one.
+    # Every defence, and adp also with the one draw of fixed keys. Image figures of 10 and of 6.
+    assert counts == {"train_step": 2, "craft": 10, "score": 6, "_versions": 2}
