@@ -64,7 +64,7 @@ def main():
         for name in ("xla", "conv2d"):
             inside, outside = 1e3 * best[name, STEPS], 1e3 * best[name, 1]
             print(
-                f"{batch} x {side} x {side} x {channels}, {name:6}: {inside:7.1f} ms an application "
+                f"{batch} x {side} x {side} x {channels}, {name:6}: {inside:7.1f} ms a step "
                 f"in a scan, {outside:6.1f} ms unrolled, scan / unrolled {inside / outside:.2f}"
             )
         print(f"  in a scan, xla / conv2d: {best['xla', STEPS] / best['conv2d', STEPS]:.2f}")

@@ -25,6 +25,7 @@ class MetricWriter:
         append_lines(self._path, [{"step": step, **values}])
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+        self._events.flush()  # so that a killed run has lost none
 
     def close(self) -> None:
         self._events.close()

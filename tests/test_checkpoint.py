@@ -1,0 +1,258 @@
+"""Checkpoints come back bit for bit or not at all, and say what to do where they cannot."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purify import models
+from purify.checkpoint import (
+    ROLES,
+    Checkpoints,
+    MissingCheckpoint,
+    claim,
+    differing_fields,
+    image_shape,
+    load_classifier,
+    load_defense,
+    load_score,
+    read_settings,
+    weight_hash,
+)
+from purify.jsonl import write_json
+from purify.train import TrainOptions, init_state
+
+SCORE_SETTINGS = {
+    "network": {"arch": "unet", "widths": [4], "blocks": 0},
+    "image_shape": [4, 4, 1],
+    "head": "energy",
+}
+
+
+def state_of(params):
+    """A training state in which every leaf is random, and the average differs from the weights."""
+    state = init_state(params, TrainOptions(10, 1, 1e-3).optimizer())
+    leaves, tree = jax.tree.flatten(state)
+    rng = np.random.default_rng(0)
+    return tree.unflatten(
+        [
+            jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            else jnp.asarray(7, leaf.dtype)
+            for leaf in leaves
+        ]
+    )
+
+
+def save(folder, state, *steps: int) -> None:
+    with Checkpoints(folder, training=True) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state)
+
+
+def restore(folder, abstract=None):
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore(abstract)
+
+
+# Large enough that Orbax keeps its bytes apart from the index, which has checksums.
+STATE = state_of({"dense": {"kernel": jnp.zeros((70, 70)), "bias": jnp.zeros(3)}})
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save(folder, STATE, 10, 20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def score_workdir(tmp_path_factory):
+    """A workdir with a tiny score model of random weights, and its state."""
+    workdir = tmp_path_factory.mktemp("score")
+    network = models.build(**SCORE_SETTINGS["network"])
+    state = state_of(jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"])
+    claim(workdir / "score", SCORE_SETTINGS)
+    save(workdir / "score", state, 1)
+    return workdir, state
+
+
+# What comes back
+
+
+def test_a_state_comes_back_bit_for_bit(saved):
+    for restored in (restore(saved), restore(saved, STATE)):
+        assert weight_hash(restored) == weight_hash(STATE)
+        assert jax.tree.map(lambda a: a.dtype, restored["ema"] if isinstance(restored, dict)
+                            else restored.ema) == jax.tree.map(lambda a: a.dtype, STATE.ema)  # fmt: skip
+    assert jax.tree.structure(restore(saved, STATE)) == jax.tree.structure(STATE)
+
+
+def test_the_newest_two_checkpoints_are_kept(tmp_path):
+    with Checkpoints(tmp_path, training=True) as checkpoints:
+        assert checkpoints.latest_step is None and checkpoints.latest_path is None
+        for step in (3, 6, 9):
+            checkpoints.save(step, STATE.replace(step=jnp.asarray(step)))
+        assert checkpoints.latest_path == tmp_path / "checkpoints/9"
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 9 and checkpoints.restore()["step"] == 9
+    assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"6", "9"}
+
+
+def test_loading_gives_the_averaged_weights_behind_their_network(score_workdir):
+    workdir, state = score_workdir
+    score = load_score(workdir)
+    assert weight_hash(score.params) == weight_hash(state.ema) != weight_hash(state.params)
+    assert score.head == "energy" and score.network == models.build("unet", widths=(4,), blocks=0)
+    assert score(jnp.zeros((4, 4, 1))).shape == (4, 4, 1)
+    assert image_shape(workdir) == (4, 4, 1)
+
+
+def test_a_reader_leaves_a_save_in_progress_alone_and_the_next_training_clears_it(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    unfinished = tmp_path / "checkpoints/30.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    (unfinished / "part").write_bytes(b"half")
+    restore(tmp_path)
+    assert (unfinished / "part").exists()
+    save(tmp_path, STATE, 40)
+    assert not unfinished.exists()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 40
+
+
+# Damage
+
+
+def damage(path, fault: str, rng) -> None:
+    content = bytearray(path.read_bytes())
+    if fault == "missing":
+        path.unlink()
+    elif fault == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[rng.integers(len(content))] ^= 0xFF
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("fault", "times"), [("missing", 1), ("cut", 1), ("changed", 4)])
+def test_a_damaged_checkpoint_is_one_clear_line_or_the_same_weights(
+    saved, tmp_path, fault, times, capfd
+):
+    """Of every file in turn. Some of Orbax's are not needed to read the weights."""
+    rng, refused = np.random.default_rng(0), 0
+    files = [p.relative_to(saved) for p in saved.rglob("checkpoints/20/**/*") if p.is_file()]
+    assert len(files) > 5
+    for number, file in enumerate(files * times):
+        folder = tmp_path / str(number)
+        shutil.copytree(saved, folder)
+        damage(folder / file, fault, rng)
+        try:
+            assert weight_hash(restore(folder)) == weight_hash(STATE)
+        except ValueError as error:
+            refused += 1
+            message = str(error)
+            assert message.startswith(f"checkpoint {folder}/checkpoints/20 cannot be read (")
+            assert message.endswith("delete that folder to go on from the one before it")
+            assert "\n" not in message and len(message) < 500
+            shutil.rmtree(folder / "checkpoints/20")
+            with Checkpoints(folder) as checkpoints:
+                assert checkpoints.latest_step == 10
+                assert weight_hash(checkpoints.restore()) == weight_hash(STATE)
+    assert refused >= 3 * times
+
+
+def test_a_changed_weight_is_noticed_though_every_file_is_whole(tmp_path, monkeypatch):
+    other = STATE.replace(ema=jax.tree.map(lambda leaf: leaf.at[0].add(1e-6), STATE.ema))
+    with Checkpoints(tmp_path, training=True) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr("purify.checkpoint.weight_hash", lambda _: weight_hash(other))
+            checkpoints.save(1, STATE)
+        with pytest.raises(ValueError, match="its arrays are not those that were saved"):
+            checkpoints.restore()
+
+
+# What is missing
+
+
+def test_a_missing_checkpoint_names_the_mode_that_makes_it(tmp_path):
+    for role, load in (("classifier", load_classifier), ("score", load_score)):
+        for _ in range(2):  # with no folder at all, and with settings but no checkpoint yet
+            with pytest.raises(MissingCheckpoint, match=f"--mode={ROLES[role]}$") as caught:
+                load(tmp_path)
+            assert caught.value.mode == ROLES[role]
+            assert f"no {role} checkpoint in {tmp_path / role}" in str(caught.value)
+            (tmp_path / role).mkdir(exist_ok=True)
+            write_json(tmp_path / role / "settings.json", {"network": {}})
+    with pytest.raises(MissingCheckpoint):
+        load_defense(tmp_path)
+    with pytest.raises(MissingCheckpoint, match="--mode=train$"):
+        image_shape(tmp_path / "elsewhere")
+
+
+# Settings
+
+
+def test_a_run_is_claimed_by_its_settings_and_refused_to_others_by_field(tmp_path):
+    settings = {"train": {"learning_rate": 0.1, "widths": (8, 16)}, "seed": 0}
+    claim(tmp_path / "new/run", settings)
+    claim(tmp_path / "new/run", settings)  # tuples and lists are the same
+    assert read_settings(tmp_path / "new/run")["train"]["widths"] == [8, 16]
+    other = {"train": {"learning_rate": 0.2, "widths": (8,), "extra": 1}, "seed": 0}
+    with pytest.raises(ValueError, match="made with other settings: ") as caught:
+        claim(tmp_path / "new/run", other)
+    fields = str(caught.value).split("settings: ")[1].split("; choose another --workdir")[0]
+    assert fields == (
+        "train.extra: None -> 1; train.learning_rate: 0.1 -> 0.2; train.widths: [8, 16] -> [8]"
+    )
+    assert read_settings(tmp_path / "new/run") == json.loads(json.dumps(settings))
+
+
+def test_differing_fields_lists_every_leaf_once():
+    assert differing_fields({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "c": 2}) == []
+    assert differing_fields({"a": {"b": 1}}, {"a": 5}) == ["a: {'b': 1} -> 5"]
+    assert differing_fields({"a": 1}, {"b": 2}) == ["a: 1 -> None", "b: None -> 2"]
+
+
+@pytest.mark.parametrize("content", ["", '{"network": {"arch"'])
+def test_damaged_settings_are_named(score_workdir, tmp_path, content):
+    shutil.copytree(score_workdir[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "score/settings.json").write_text(content)
+    for fails in (
+        lambda: load_score(tmp_path),
+        lambda: image_shape(tmp_path),
+        lambda: claim(tmp_path / "score", SCORE_SETTINGS),
+    ):
+        with pytest.raises(ValueError, match="settings.json is damaged; delete .*/score and train"):
+            fails()
+
+
+# The hash of weights
+
+
+def test_the_hash_depends_on_path_dtype_shape_and_bytes_and_on_nothing_else():
+    a, b = np.arange(6, dtype=np.float32), np.ones(2, np.float32)
+    tree = {"dense": {"kernel": a, "bias": b}, "scale": b}
+    different = {
+        "renamed": {"dense": {"kernel": a, "offset": b}, "scale": b},
+        "swapped": {"dense": {"kernel": b, "bias": a}, "scale": b},
+        "nested": {"dense": {"kernel": a, "bias": b, "scale": b}},
+        "shape": {"dense": {"kernel": a.reshape(2, 3), "bias": b}, "scale": b},
+        "dtype": {"dense": {"kernel": a.view(np.int32), "bias": b}, "scale": b},
+        "last bit": {"dense": {"kernel": np.nextafter(a, 9, dtype=a.dtype), "bias": b}, "scale": b},
+        "sign of zero": {"dense": {"kernel": a * [-1] + 0 * a, "bias": b}, "scale": b},
+        "missing": {"dense": {"kernel": a, "bias": b}},
+    }
+    hashes = {name: weight_hash(other) for name, other in different.items()}
+    assert len({weight_hash(tree), *hashes.values()}) == len(different) + 1
+    same = [
+        {"scale": b, "dense": {"bias": b, "kernel": a}},  # another order
+        jax.tree.map(jnp.asarray, tree),  # on a device
+        {"dense": {"kernel": np.repeat(a, 2)[::2], "bias": b}, "scale": b},  # not contiguous
+    ]
+    assert {weight_hash(other) for other in same} == {weight_hash(tree)}
+    # Pinned: the hash of a published result must stay what it was.
+    assert weight_hash(tree).startswith("PINNED")

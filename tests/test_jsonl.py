@@ -1,0 +1,78 @@
+"""JSON-lines files: whatever a crash leaves behind, whole lines count and nothing else does."""
+
+import json
+import os
+
+import pytest
+
+from purify import jsonl
+from purify.jsonl import append_lines, read_lines, write_json, write_lines
+
+RECORDS = [{"step": 1, "loss": 0.5}, {"step": 2, "text": 'new\nline, "quote", é'}, {"step": 3}]
+
+
+def test_records_come_back_in_the_order_they_were_appended(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert read_lines(path) == []
+    append_lines(path, RECORDS[:1])
+    append_lines(path, [])
+    append_lines(path, RECORDS[1:])
+    assert read_lines(path) == RECORDS
+    assert len(path.read_bytes().splitlines()) == 3
+
+
+def test_a_file_cut_anywhere_keeps_its_whole_lines_and_takes_new_ones(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    append_lines(path, RECORDS)
+    text = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(text) if byte == ord("\n")]
+    for cut in range(len(text) + 1):
+        path.write_bytes(text[:cut])
+        whole = sum(end <= cut for end in ends)
+        assert read_lines(path) == RECORDS[:whole]
+        # Repaired, so that what is appended now does not continue the broken line.
+        assert path.read_bytes() == text[: ([0] + ends)[whole]]
+        append_lines(path, RECORDS[whole:])
+        assert path.read_bytes() == text
+
+
+def test_a_damaged_line_in_the_middle_is_refused_by_number_and_left_alone(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    damaged = b'{"step": 1}\n{"step": 2\n{"step": 3}\n'
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"{path}: line 2 is damaged; move the file away"):
+        read_lines(path)
+    assert path.read_bytes() == damaged
+
+
+def test_an_append_is_on_disk_when_it_returns(tmp_path, monkeypatch):
+    path, forced = tmp_path / "lines.jsonl", []
+    fsync = os.fsync
+
+    def note(descriptor):
+        forced.append(path.read_bytes())
+        fsync(descriptor)
+
+    monkeypatch.setattr(jsonl.os, "fsync", note)
+    append_lines(path, RECORDS)
+    assert forced == [path.read_bytes()] and len(forced[0].splitlines()) == 3
+
+
+@pytest.mark.parametrize("write", [write_json, write_lines])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, write):
+    path = tmp_path / "file"
+    old, new = ({"a": 1}, {"b": [1, 2]}) if write is write_json else (RECORDS[:1], RECORDS)
+    write(path, old)
+    before = path.read_bytes()
+
+    def power_cut(*args):
+        raise OSError("power cut")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+        patch.setattr(jsonl.os, "replace", power_cut)
+        write(path, new)
+    assert path.read_bytes() == before
+    write(path, new)
+    text = path.read_text()
+    assert [json.loads(text)] == [new] if write is write_json else read_lines(path) == new
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,113 @@
+"""What an evaluation will do: every config's rows, their cost, and what the attacker sees."""
+
+import importlib
+
+import pytest
+
+from attacks.gradients import BPDA, Blind
+from purify import models
+from purify.evals.plan import crafting, plan
+from purify.networks import Classifier, Score
+from purify.purifiers import Schedule
+
+CONFIGS = [("digits", ""), ("digits", "full"), ("fashion_mnist", None), ("cifar10", None)]
+
+
+def make(name: str, variant=None, **changes):
+    """(config, its rows) with networks that have no parameters: nothing is computed here."""
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    config = get_config() if variant is None else get_config(variant)
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    network = models.build(**config.classifier.network.to_dict(), num_classes=10)
+    classifier = Classifier({}, network)
+    score = Score({}, models.build(**config.score.network.to_dict()), config.score.head)
+    return config, {row.name: row for row in plan(config, classifier, score, 10_000)}
+
+
+@pytest.mark.parametrize("name, variant", CONFIGS)
+def test_every_config_plans_the_baselines_and_exact_beside_bpda(name, variant):
+    config, rows = make(name, variant)
+    for defense in ("identity", "noise_only", "one_step", "adp"):
+        assert {f"{defense}-clean", f"{defense}-blind"} <= rows.keys()
+    assert rows["adp-clean"].defense.purifier.lam == config.adp.lam
+    bpda, exact = rows["adp-bpda"], rows["adp-exact"]
+    assert bpda.attack == exact.attack  # same loss, EOT, iterations and starts: only the gradient
+    assert isinstance(bpda.attacked.purifier, BPDA)
+    assert exact.attacked.purifier.loop == "scan" and exact.defense.purifier.loop == "while"
+    assert isinstance(rows["adp-blind"].attacked.purifier, Blind)
+    sigmas = {getattr(row.defense.purifier, "sigma", config.adp.sigma) for row in rows.values()}
+    assert sigmas == {config.adp.sigma}
+
+
+def test_one_sigma_moves_all_purifiers():
+    _, rows = make("digits", adp__sigma=0.1)
+    for name in ("noise_only", "one_step", "schedule", "adp"):
+        assert rows[f"{name}-clean"].defense.purifier.sigma == 0.1
+
+
+def test_costs_by_hand():
+    _, rows = make("digits")
+    row = rows["adp-exact"]
+    # 15 steps of 4 samples; best, last and clean image on 32 draws; T 10 at 2 evaluations a step.
+    assert row.attack_queries == 15 * 4 + 3 * 32
+    assert row.attack_nfe == row.attack_queries * 20 and row.attack_nge == 15 * 4 * 20
+    assert row.score_nfe == 4 * 5 * 20
+    assert rows["adp-bpda"].attack_nge == 0 and rows["adp-bpda"].attack_nfe == row.attack_nfe
+    assert rows["adp-blind"].attack_nfe == 0
+    assert rows["adp-blind"].attack_queries == 40 + 3  # deterministic: one draw is all there are
+    assert rows["schedule-exact"].attack_nge == 15 * 4 * 5
+    _, energy = make("digits", score__head="energy")
+    assert energy["adp-exact"].attack_nfe == 2 * row.attack_nfe
+
+
+def test_the_full_variant_covers_modes_estimators_and_protocols():
+    _, rows = make("digits", "full")
+    full = rows["adp-exact_loss_of_mean"].attack
+    assert (full.eot, full.eot_samples) == ("loss_of_mean", 10)  # 0 means S
+    assert rows["adp-detached"].attacked.purifier.detach_step
+    assert rows["adp-straight"].attacked.purifier.straight_through_noise
+    assert isinstance(rows["adp-surrogate"].attacked.purifier, Schedule)
+    fixed = rows["adp-fixed_key"]
+    assert fixed.fixed_key and fixed.num_draws == fixed.attack.eot_samples == 1
+    assert fixed.attack_queries == (40 + 3) * 10  # each takes all S runs of the known draw
+    assert rows["adp-l2"].attack.norm == "l2"
+
+
+def test_the_average_of_the_defence_is_the_average_attacked():
+    for average, attacked in (("logits", "logits"), ("softmax", "softmax"), ("vote", "logits")):
+        _, rows = make("digits", defense__average=average)
+        assert rows["adp-exact"].attack.average == attacked
+
+
+def test_rows_that_attack_the_same_function_share_its_images():
+    _, rows = make("digits")
+    assert {row.crafted for name, row in rows.items() if name.endswith("-blind")} == {"blind"}
+    names = [row.crafted for row in crafting(list(rows.values()))]
+    assert len(names) == len(set(names)) == 1 + 5 + 3
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(eval__attacks=("fly",)), "'fly' is unknown; known: blind, bpda, exact"),
+        (dict(eval__defenses=("wall",)), "'wall' is unknown; known: identity, noise_only"),
+        (dict(attacks__bpda__loss="hinge"), "known: cross_entropy, margin, dlr"),
+        (dict(attacks__bpda__gradient="none"), "known: exact"),
+        (dict(attacks__bpda__gradient="surrogate"), "needs the name of the surrogate"),
+        (dict(attacks__exact__gradient="exact_detached_step"), "does not apply to OneStep"),
+        (dict(attacks__bpda__norm="l7"), "known: linf, l2"),
+        (dict(attacks__bpda__eps=-1.0), "eps=-1.0"),
+        (dict(attacks__exact__defenses=("wall",)), "known: identity"),
+        (dict(adp__curvature="flat"), "known: finite_difference, jvp, secant"),
+        (dict(adp__num_steps=0), "num_steps=0"),
+        (dict(schedule__sigma_min=0.5), "sigma_min=0.5"),
+        (dict(defense__average="median"), "known: logits, softmax, vote"),
+        (dict(defense__num_runs=0), "num_runs=0"),
+        (dict(eval__num_images=10_001), "from 1 to 10000"),
+        (dict(eval__num_draws=0), "num_draws=0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_does_not_fit_is_refused_before_anything_runs(changes, said):
+    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
+        make("digits", **changes)
