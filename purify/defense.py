@@ -31,6 +31,8 @@ class Defense:
             raise ValueError(f"average={self.average!r} is unknown; known: {', '.join(AVERAGES)}")
         if self.num_runs < 1:
             raise ValueError(f"num_runs={self.num_runs} must be at least 1")
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk={self.chunk} must be None or at least 1")
 
     def __call__(self, key: Key, image: Image) -> Array:
         return combine(self.runs(key, image), self.average)

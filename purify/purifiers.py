@@ -18,6 +18,11 @@ def _trace(step_sizes, score_norms, nfe: int) -> Trace:
     return Trace(jnp.array(sizes.size), sizes, jnp.asarray(score_norms), jnp.array(nfe))
 
 
+def _check_sigma(sigma: float) -> None:
+    if sigma < 0:
+        raise ValueError(f"sigma={sigma} must be at least 0")
+
+
 @flax.struct.dataclass
 class Identity:
     """No purification: with it the defence is the undefended classifier."""
@@ -42,6 +47,9 @@ class NoiseOnly:
     stochastic = True
     nfe = 0
     nge = 0
+
+    def __post_init__(self):
+        _check_sigma(self.sigma)
 
     def __call__(self, key: Key, image: Image) -> Image:
         return add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
@@ -106,6 +114,9 @@ class OneStep:
     sigma: float = static(0.25)
     straight_through_noise: bool = static(False)
     stochastic = True
+
+    def __post_init__(self):
+        _check_sigma(self.sigma)
 
     @property
     def nfe(self) -> int:

@@ -10,6 +10,7 @@ import pytest
 
 from purify import models
 from purify.checkpoint import (
+    HASHES,
     ROLES,
     Checkpoints,
     MissingCheckpoint,
@@ -74,7 +75,8 @@ def score_workdir(tmp_path_factory):
     """A workdir with a tiny score model of random weights, and its state."""
     workdir = tmp_path_factory.mktemp("score")
     network = models.build(**SCORE_SETTINGS["network"])
-    state = state_of(jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"])
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"]
+    state = state_of(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
     claim(workdir / "score", SCORE_SETTINGS)
     save(workdir / "score", state, 1)
     return workdir, state
@@ -84,11 +86,10 @@ def score_workdir(tmp_path_factory):
 
 
 def test_a_state_comes_back_bit_for_bit(saved):
-    for restored in (restore(saved), restore(saved, STATE)):
-        assert weight_hash(restored) == weight_hash(STATE)
-        assert jax.tree.map(lambda a: a.dtype, restored["ema"] if isinstance(restored, dict)
-                            else restored.ema) == jax.tree.map(lambda a: a.dtype, STATE.ema)  # fmt: skip
-    assert jax.tree.structure(restore(saved, STATE)) == jax.tree.structure(STATE)
+    restored = restore(saved, STATE)
+    jax.tree.map(np.testing.assert_array_equal, restored, STATE)
+    assert jax.tree.map(jnp.dtype, restored) == jax.tree.map(jnp.dtype, STATE)
+    assert weight_hash(restore(saved)) == weight_hash(STATE)  # without knowing its structure
 
 
 def test_the_newest_two_checkpoints_are_kept(tmp_path):
@@ -107,7 +108,6 @@ def test_loading_gives_the_averaged_weights_behind_their_network(score_workdir):
     score = load_score(workdir)
     assert weight_hash(score.params) == weight_hash(state.ema) != weight_hash(state.params)
     assert score.head == "energy" and score.network == models.build("unet", widths=(4,), blocks=0)
-    assert score(jnp.zeros((4, 4, 1))).shape == (4, 4, 1)
     assert image_shape(workdir) == (4, 4, 1)
 
 
@@ -138,41 +138,38 @@ def damage(path, fault: str, rng) -> None:
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("fault", "times"), [("missing", 1), ("cut", 1), ("changed", 4)])
-def test_a_damaged_checkpoint_is_one_clear_line_or_the_same_weights(
-    saved, tmp_path, fault, times, capfd
-):
-    """Of every file in turn. Some of Orbax's are not needed to read the weights."""
-    rng, refused = np.random.default_rng(0), 0
+@pytest.mark.parametrize(("fault", "times"), [("missing", 1), ("cut", 1), ("changed", 3)])
+def test_damage_to_any_file_of_a_checkpoint_is_one_clear_line(saved, tmp_path, capfd, fault, times):
+    rng = np.random.default_rng(0)
     files = [p.relative_to(saved) for p in saved.rglob("checkpoints/20/**/*") if p.is_file()]
     assert len(files) > 5
     for number, file in enumerate(files * times):
         folder = tmp_path / str(number)
         shutil.copytree(saved, folder)
         damage(folder / file, fault, rng)
-        try:
+        if (fault, file.name) == ("missing", HASHES):  # no weight is lost with it
             assert weight_hash(restore(folder)) == weight_hash(STATE)
-        except ValueError as error:
-            refused += 1
-            message = str(error)
-            assert message.startswith(f"checkpoint {folder}/checkpoints/20 cannot be read (")
-            assert message.endswith("delete that folder to go on from the one before it")
-            assert "\n" not in message and len(message) < 500
-            shutil.rmtree(folder / "checkpoints/20")
-            with Checkpoints(folder) as checkpoints:
-                assert checkpoints.latest_step == 10
-                assert weight_hash(checkpoints.restore()) == weight_hash(STATE)
-    assert refused >= 3 * times
+            continue
+        with pytest.raises(ValueError) as caught:
+            restore(folder)
+        message = str(caught.value)
+        assert message.startswith(f"checkpoint {folder}/checkpoints/20 cannot be read (")
+        assert message.endswith("delete that folder to go on from the one before it")
+        assert "\n" not in message and len(message) < 500
+        assert file.name == HASHES or str(file.relative_to("checkpoints/20")) in message
+        shutil.rmtree(folder / "checkpoints/20")
+        with Checkpoints(folder) as checkpoints:
+            assert checkpoints.latest_step == 10
+            assert weight_hash(checkpoints.restore()) == weight_hash(STATE)
+    assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_changed_weight_is_noticed_though_every_file_is_whole(tmp_path, monkeypatch):
-    other = STATE.replace(ema=jax.tree.map(lambda leaf: leaf.at[0].add(1e-6), STATE.ema))
-    with Checkpoints(tmp_path, training=True) as checkpoints:
-        with monkeypatch.context() as patch:
-            patch.setattr("purify.checkpoint.weight_hash", lambda _: weight_hash(other))
-            checkpoints.save(1, STATE)
-        with pytest.raises(ValueError, match="its arrays are not those that were saved"):
-            checkpoints.restore()
+def test_unreadable_files_whose_hashes_a_killed_run_did_not_write_are_one_line_too(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints/20" / HASHES).unlink()
+    (tmp_path / "checkpoints/20/state/_METADATA").write_text("{")
+    with pytest.raises(ValueError, match="^checkpoint .*/20 cannot be read .* the one before it$"):
+        restore(tmp_path)
 
 
 # What is missing
@@ -255,4 +252,4 @@ def test_the_hash_depends_on_path_dtype_shape_and_bytes_and_on_nothing_else():
     ]
     assert {weight_hash(other) for other in same} == {weight_hash(tree)}
     # Pinned: the hash of a published result must stay what it was.
-    assert weight_hash(tree).startswith("PINNED")
+    assert weight_hash(tree).startswith("a62d8cce3631ccea")

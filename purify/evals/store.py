@@ -54,12 +54,10 @@ class Store:
                 raise ValueError(f"{path} has shape {array.shape}, expected {shape}; delete it")
             return array
         path.parent.mkdir(exist_ok=True)
-        # Filled under another name first: a file that exists is whole.
+        # Filled under another name first: a file that exists is whole, and has its place on disk.
         partial = path.with_suffix(".partial")
-        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-        array[:] = np.nan
-        array.flush()
-        del array
+        with open(partial, "wb") as file:
+            np.save(file, np.full(shape, np.nan, np.float32))
         partial.rename(path)
         return np.lib.format.open_memmap(path, mode="r+")
 

@@ -1,0 +1,575 @@
+"""Training: options, the step against hand-written oracles, and runs cut off in every way."""
+
+import functools
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from purify import data, train_score
+from purify.checkpoint import Checkpoints, load_score, weight_hash
+from purify.jsonl import read_lines
+from purify.random import stream_key
+from purify.train import (
+    SCHEDULES,
+    TrainingDiverged,
+    TrainOptions,
+    fit,
+    init_state,
+    make_train_step,
+)
+from purify.train_score import name_by_sigma
+from tests.command import ROOT
+
+SEED, SHAPE = 3, (2, 2, 1)
+traces = []  # one entry for every time a loss is traced
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(num_steps=0), "num_steps=0 must be at least 1"),
+        (dict(batch_size=0), "batch_size=0 must be at least 1"),
+        (dict(log_every=0), "log_every=0 must be at least 1"),
+        (dict(checkpoint_every=-1), "checkpoint_every=-1 must be at least 1"),
+        (dict(schedule="step"), "schedule='step' is unknown; known: constant, cosine"),
+        (dict(learning_rate=0.0), "learning_rate=0.0 must be positive"),
+        (dict(learning_rate=float("nan")), "learning_rate=nan must be positive"),
+        (dict(clip_norm=0.0), "clip_norm=0.0 must be positive"),
+        (dict(ema_decay=1.0), "ema_decay=1.0 must be at least 0 and below 1"),
+        (dict(ema_decay=-0.1), "ema_decay=-0.1 must be at least 0 and below 1"),
+        (dict(beta1=1.0), "beta1=1.0 must be at least 0 and below 1"),
+        (dict(warmup_steps=-1), "warmup_steps=-1 must not be negative"),
+        (dict(weight_decay=-0.1), "weight_decay=-0.1 must not be negative"),
+    ],
+)
+def test_an_impossible_option_is_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainOptions(**dict(num_steps=10, batch_size=2, learning_rate=0.1) | changes)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_the_learning_rate_warms_up_linearly_and_then_follows_its_schedule(schedule, warmup):
+    options = TrainOptions(12, 2, 0.3, warmup_steps=warmup, schedule=schedule)
+    for step in range(12):
+        progress = (step - warmup) / (12 - warmup)
+        after = 0.3 * (0.5 * (1 + np.cos(np.pi * progress)) if schedule == "cosine" else 1)
+        expected = 0.3 * (step + 1) / warmup if step < warmup else after
+        # A float32 cosine, near 0 at the end.
+        assert float(options.learning_rate_at(step)) == pytest.approx(expected, rel=1e-5)
+
+
+# One step
+
+
+def small_options(**changes) -> TrainOptions:
+    base = dict(
+        num_steps=7,
+        batch_size=4,
+        learning_rate=0.05,
+        warmup_steps=2,
+        beta1=0.8,
+        weight_decay=0.01,
+        clip_norm=0.5,
+        ema_decay=0.7,
+        log_every=1,
+        checkpoint_every=3,
+    )
+    return TrainOptions(**base | changes)  # fmt: skip
+
+
+def small_loss(params, key, image, label):
+    """A loss that uses everything a step hands out."""
+    traces.append(image.shape)
+    noise = jax.random.normal(key, image.shape)
+    error = params["scale"] * image + params["shift"] * noise - 0.1 * label
+    return jnp.sum(error**2), {"mean_label": (label.astype(jnp.float32), jnp.ones(()))}
+
+
+def small_params():
+    return {"scale": jnp.array([[[0.5], [2.0]], [[-1.0], [0.1]]]), "shift": jnp.float32(0.3)}
+
+
+def small_step(options: TrainOptions, augment=lambda key, image: image):
+    return make_train_step(
+        small_loss, options.optimizer(), ema_decay=options.ema_decay, augment=augment
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset() -> data.Dataset:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (18, *SHAPE), dtype=np.uint8)
+    labels = rng.integers(0, 3, 18).astype(np.int32)
+    return data.Dataset(images, labels, ("a", "b", "c"), "small", "train")
+
+
+def test_optimizer_is_adam_with_decoupled_decay_on_clipped_gradients(x64):
+    """Written out: clip to norm 0.5, moments, their corrections, decay, rate of the step."""
+    options = small_options()
+    optimizer = options.optimizer()
+    params = np.array([0.5, -2.0, 1.0])
+    state, m, v = optimizer.init(jnp.asarray(params)), np.zeros(3), np.zeros(3)
+    rng = np.random.default_rng(0)
+    for step, scale in enumerate([0.1, 1e6, 1e-3, 5.0]):
+        gradient = scale * rng.normal(size=3)
+        updates, state = optimizer.update(jnp.asarray(gradient), state, jnp.asarray(params))
+        gradient *= min(1, 0.5 / np.linalg.norm(gradient))
+        m = 0.8 * m + 0.2 * gradient
+        v = 0.999 * v + 0.001 * gradient**2
+        direction = m / (1 - 0.8 ** (step + 1))
+        direction /= np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8
+        rate = float(options.learning_rate_at(step))
+        expected = -rate * (direction + 0.01 * params)
+        np.testing.assert_allclose(updates, expected, rtol=1e-6)  # of the rate, a float32
+        params = params + np.asarray(updates)
+
+
+def test_a_step_averages_single_images_and_reports_sums_and_counts(dataset):
+    """Each image has its own key, of the step and its dataset index, split for its augmentation."""
+    options = small_options()
+
+    def augment(key, image):
+        return image + 0.1 * jax.random.uniform(key)
+
+    step = small_step(options, augment)
+    indices = np.array([5, 0, 17, 9])
+    batch = (indices, dataset.images[indices], dataset.labels[indices])
+    params, key = small_params(), jax.random.key(2)
+    state = init_state(small_params(), options.optimizer()).replace(step=jnp.asarray(4))
+
+    def by_hand(params):
+        total = 0.0
+        for index, image, label in zip(*batch, strict=True):
+            own = jax.random.fold_in(jax.random.fold_in(key, 4), index)
+            augment_key, loss_key = jax.random.split(own)
+            image = augment(augment_key, image.astype(np.float32) / 255)
+            total += small_loss(params, loss_key, image, jnp.asarray(label))[0]
+        return total / 4
+
+    loss, gradient = jax.value_and_grad(by_hand)(params)
+    after, metrics = step(state, key, *batch)
+    assert int(after.step) == 5
+    updates, _ = options.optimizer().update(gradient, options.optimizer().init(params), params)
+    expected = jax.tree.map(jnp.add, params, updates)
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+    jax.tree.map(compare, after.params, expected)
+    assert metrics["loss"] == (pytest.approx(float(loss), rel=1e-5), 1)
+    assert metrics["mean_label"] == (dataset.labels[indices].sum(), 4)
+    for name, tree in (("gradient_norm", gradient), ("weight_norm", expected)):
+        norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
+        assert metrics[name] == (pytest.approx(norm, rel=1e-5), 1)  # before clipping
+
+
+# A run
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Spy:
+    """A training step that notes what passes through it, and stops or spoils the run."""
+
+    def __init__(self, step, *, stop_at: int | None = None, spoil=None, spoil_at: int = 4):
+        self._step, self._stop_at, self._spoil, self._spoil_at = step, stop_at, spoil, spoil_at
+        self.batches, self.states = [], []
+
+    def __call__(self, state, key, indices, images, labels):
+        at = int(state.step)
+        if at == self._stop_at:
+            raise Interrupted
+        state, metrics = self._step(state, key, indices, images, labels)
+        self.batches.append((at, np.asarray(indices)))
+        self.states.append(jax.tree.map(np.array, (state.params, state.ema)))
+        if self._spoil and at == self._spoil_at:
+            metrics = metrics | {self._spoil[0]: (jnp.asarray(self._spoil[1]), jnp.ones(()))}
+        return state, metrics
+
+
+def run(folder, dataset, options=None, **spying):
+    """The final state and the spy of a run in `folder`, from where it stands."""
+    options = options or small_options()
+    spy = Spy(small_step(options), **spying)
+    state = init_state(small_params(), options.optimizer())
+    folder.mkdir(exist_ok=True)
+    return fit(state, spy, dataset, options, seed=SEED, folder=folder, name_metrics=dict), spy
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, dataset):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    state, spy = run(folder, dataset)
+    return folder, state, spy
+
+
+def test_the_average_follows_its_recursion(uninterrupted):
+    """ema <- 0.7 ema + 0.3 params after every step, from the initial weights."""
+    expected = small_params()
+    for params, ema in uninterrupted[2].states:
+        expected = jax.tree.map(lambda e, p: 0.7 * e + 0.3 * p, expected, params)
+        compare = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+        jax.tree.map(compare, ema, expected)
+    difference = jax.tree.map(lambda e, p: np.abs(e - p).max(), ema, params)
+    assert min(jax.tree.leaves(difference)) > 1e-3  # it is not the weights themselves
+
+
+def test_batches_follow_from_seed_and_step_alone(uninterrupted):
+    steps, batches = zip(*uninterrupted[2].batches, strict=True)
+    assert steps == tuple(range(7))
+    for step, indices in zip(steps, batches, strict=True):
+        np.testing.assert_array_equal(indices, data.batch_indices(SEED, step, 4, 18))
+
+
+def test_one_compilation_serves_a_run_and_its_resumption(tmp_path, dataset):
+    options = small_options()
+    step, before = small_step(options), len(traces)
+    for stop_at in (4, None):
+        spy = Spy(step, stop_at=stop_at)
+        state = init_state(small_params(), options.optimizer())
+        try:
+            fit(state, spy, dataset, options, seed=SEED, folder=tmp_path, name_metrics=dict)
+        except Interrupted:
+            pass
+    assert len(traces) == before + 1
+    assert [at for at, _ in spy.batches] == [3, 4, 5, 6]
+
+
+def visible_events(folder) -> dict:
+    """{(tag, step): value} that TensorBoard shows: a restart hides its step and later ones.
+
+    A record of an event file is its length, a checksum, that many bytes, another checksum.
+    """
+    visible = {}
+    for path in sorted((folder / "events").iterdir()):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event, content = Event.FromString(content[12 : 12 + length]), content[16 + length :]
+            if event.HasField("session_log"):
+                visible = {k: v for k, v in visible.items() if k[1] < event.step}
+            for value in event.summary.value:
+                visible[value.tag, event.step] = value.simple_value
+    return visible
+
+
+@pytest.mark.parametrize("stop_at", [2, 5])
+def test_an_interrupted_run_ends_in_the_same_bits_and_the_same_metrics(
+    uninterrupted, tmp_path, dataset, stop_at
+):
+    """Before the first checkpoint, at step 3, and after it."""
+    with pytest.raises(Interrupted):
+        run(tmp_path, dataset, stop_at=stop_at)
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == stop_at
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # cut off while it was written
+    (events,) = (tmp_path / "events").iterdir()
+    events.rename(events.with_name("0"))  # file names have a resolution of one second
+    state, spy = run(tmp_path, dataset)
+    assert spy.batches[0][0] == (0 if stop_at < 3 else 3)
+    folder, expected, _ = uninterrupted
+    assert weight_hash(state) == weight_hash(expected)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    assert lines == (folder / "metrics.jsonl").read_text()
+    records = [json.loads(line) for line in lines.splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 8))
+    events = visible_events(tmp_path)
+    assert events == visible_events(folder)
+    assert events == {
+        (name, record["step"]): np.float32(value)
+        for record in records
+        for name, value in record.items()
+        if name != "step"
+    }
+
+
+def test_a_finished_run_is_left_as_it_is(uninterrupted, tmp_path, dataset):
+    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
+    state, spy = run(tmp_path, dataset)
+    assert spy.batches == [] and weight_hash(state) == weight_hash(uninterrupted[1])
+
+
+def test_metrics_are_means_over_the_steps_since_the_last_report(uninterrupted, tmp_path, dataset):
+    """Also where log_every does not divide checkpoint_every; how often changes no weight."""
+    state, _ = run(tmp_path, dataset, small_options(log_every=2, checkpoint_every=5))
+    assert weight_hash(state) == weight_hash(uninterrupted[1])
+    single = {line["step"]: line for line in read_lines(uninterrupted[0] / "metrics.jsonl")}
+    reports = read_lines(tmp_path / "metrics.jsonl")
+    assert [report["step"] for report in reports] == [2, 4, 5, 6, 7]
+    first = 1
+    for report in reports:
+        steps = range(first, report["step"] + 1)
+        for name in ("loss", "mean_label", "gradient_norm", "weight_norm"):
+            mean = np.mean([single[step][name] for step in steps])
+            assert report[name] == pytest.approx(mean, rel=1e-5)
+        assert report["learning_rate"] == single[report["step"]]["learning_rate"]
+        first = report["step"] + 1
+
+
+@pytest.mark.parametrize(
+    "spoil", [("loss", np.nan), ("gradient_norm", np.inf), ("weight_norm", np.nan)]
+)
+def test_a_run_that_diverges_stops_with_step_rate_and_an_intact_checkpoint(
+    uninterrupted, tmp_path, dataset, spoil
+):
+    with pytest.raises(TrainingDiverged) as caught:
+        run(tmp_path, dataset, small_options(log_every=2), spoil=spoil)
+    assert str(caught.value) == (
+        f"{spoil[0]} became {spoil[1]} at step 5 with learning rate 0.05; last good checkpoint: "
+        f"{tmp_path}/checkpoints/3; lower the learning rate or clip_norm"
+    )
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [2, 3, 4]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 3
+        restored = checkpoints.restore()
+    params, ema = uninterrupted[2].states[2]
+    assert weight_hash(restored["params"]) == weight_hash(params)
+    assert weight_hash(restored["ema"]) == weight_hash(ema)
+    state, _ = run(tmp_path, dataset)  # and it goes on from there
+    assert weight_hash(state) == weight_hash(uninterrupted[1])
+
+
+def test_a_learning_rate_that_overflows_stops_before_anything_is_saved(tmp_path, dataset):
+    with pytest.raises(TrainingDiverged, match=r"with learning rate 2e\+37; .*: none was written"):
+        run(tmp_path, dataset, small_options(learning_rate=4e37))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step is None
+
+
+def test_a_damaged_checkpoint_stops_a_run_which_goes_on_without_it(
+    uninterrupted, tmp_path, dataset
+):
+    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
+    newest = tmp_path / "checkpoints/7"
+    next(newest.glob("state/d/*")).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"checkpoint {newest} cannot be read .*damaged: state/d/"):
+        run(tmp_path, dataset)
+    shutil.rmtree(newest)
+    state, spy = run(tmp_path, dataset)
+    assert [at for at, _ in spy.batches] == [6]
+    assert weight_hash(state) == weight_hash(uninterrupted[1])
+
+
+def test_the_loss_of_a_noise_level_nobody_drew_is_left_out():
+    sigmas = np.geomspace(0.8, 0.1, 8)
+    by_level = np.array([1.0, np.nan, 3.0, 5.0, np.nan, np.nan, 7.0, 8.0])
+    named = name_by_sigma(sigmas, {"loss": 2.0, "loss_by_level": by_level}, num_bins=4)
+    centres = np.sqrt(sigmas[::2] * sigmas[1::2])
+    expected = dict(zip(centres[[0, 1, 3]], [1.0, 4.0, 7.5], strict=True))
+    assert named == {"loss": 2.0} | {f"loss_by_sigma/{k:.3g}": v for k, v in expected.items()}
+
+
+# The score model of the digits config, by its mode
+
+SMALL = {
+    "score.network.widths": (4,),
+    "score.network.blocks": 0,
+    "score.num_levels": 8,
+    "score.train.batch_size": 8,
+    "score.train.warmup_steps": 5,
+    "score.train.augment": "flip",
+}
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    data.load("digits8x8", "train", data_dir=folder)
+    return folder
+
+
+def small_config(tfds_dir, **train):
+    config = importlib.import_module("configs.digits").get_config()
+    config.update_from_flattened_dict(SMALL | {f"score.train.{k}": v for k, v in train.items()})
+    config.data.dir = str(tfds_dir)
+    return config
+
+
+def final_state(workdir) -> dict:
+    with Checkpoints(workdir / "score") as checkpoints:
+        return checkpoints.restore()
+
+
+def start(workdir, tfds_dir, *arguments: str, devices: int = 1, **train) -> subprocess.Popen:
+    """python main.py --mode=train in a process of its own."""
+    overrides = SMALL | {f"score.train.{k}": v for k, v in train.items()}
+    command = ["--config=configs/digits.py", "--mode=train", f"--workdir={workdir}", *arguments]
+    command += [f"--config.{field}={value}" for field, value in overrides.items()]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "main.py", *command],
+        cwd=ROOT,
+        env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir), "XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+
+
+def kill_once(process: subprocess.Popen, condition, delay: float = 0.0) -> None:
+    """kill -9 from outside, `delay` seconds after the condition came true."""
+    while not condition() and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL)
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, f"it was over before it was killed: {output}"
+
+
+def saved_steps(workdir) -> list[int]:
+    folder = workdir / "score/checkpoints"
+    return sorted(int(item.name) for item in folder.glob("*") if item.name.isdigit())
+
+
+def assert_same_run(workdir, reference) -> None:
+    ours, expected = final_state(workdir), final_state(reference)
+    assert int(ours["step"]) == int(expected["step"])
+    for part in ("params", "ema", "opt_state"):
+        assert weight_hash(ours[part]) == weight_hash(expected[part])
+    metrics = (folder / "score/metrics.jsonl" for folder in (workdir, reference))
+    assert len({path.read_text() for path in metrics}) == 1
+
+
+def test_kill_9_and_the_same_command_again_end_in_the_same_bits(tmp_path, tfds_dir):
+    """Killed once before the first checkpoint and once at some moment after it."""
+    options = dict(num_steps=1500, checkpoint_every=100, log_every=50)
+    reference = start(tmp_path / "reference", tfds_dir, **options)
+    workdir = tmp_path / "killed"
+    launch = functools.partial(start, workdir, tfds_dir, **options)
+    kill_once(launch(), (workdir / "score/metrics.jsonl").exists)
+    assert saved_steps(workdir) == []
+    kill_once(launch(), lambda: saved_steps(workdir), np.random.default_rng().uniform(0, 0.5))
+    assert 100 <= saved_steps(workdir)[-1] < 1500
+    finish(launch())
+    finish(reference)
+    assert_same_run(workdir, tmp_path / "reference")
+    # What is said about the run, once it is done.
+    line = read_lines(workdir / "score/metrics.jsonl")[-1]
+    levels = {name: value for name, value in line.items() if name.startswith("loss_by_sigma/")}
+    assert len(levels) == 8 and np.isfinite(list(levels.values())).all()
+    assert min(levels.values()) <= line["loss"] <= max(levels.values())
+    assert {f"loss_by_sigma/{s:.3g}" for s in np.geomspace(0.6, 0.01, 8)} == set(levels)
+
+
+@pytest.mark.slow
+def test_kill_9_at_ten_random_moments_saves_included_ends_in_the_same_bits(tmp_path, tfds_dir):
+    options = dict(num_steps=150, checkpoint_every=1, log_every=1)
+    reference = start(tmp_path / "reference", tfds_dir, **options)
+    workdir, rng = tmp_path / "killed", np.random.default_rng()
+    launch = functools.partial(start, workdir, tfds_dir, **options)
+    for _ in range(10):
+        before = saved_steps(workdir)
+        kill_once(launch(), lambda b=before: saved_steps(workdir) != b, rng.uniform(0, 0.6))
+    finish(launch())
+    finish(reference)
+    assert_same_run(workdir, tmp_path / "reference")
+
+
+def test_four_devices_train_the_same_model_as_one(tmp_path, tfds_dir):
+    """To rounding: the mean over a batch is summed in another order. What four devices saved, one
+    can load."""
+    options = dict(num_steps=12, checkpoint_every=6, log_every=4)
+    four = start(tmp_path / "four", tfds_dir, devices=4, **options)
+    train_score.run(small_config(tfds_dir, **options), tmp_path / "one")
+    finish(four)
+    # Adam turns a gradient that is nearly 0 into a step of the full rate, so rounding can grow:
+    # 1e-3 of the weights' size, where twelve steps at 2e-3 move them by 1e-2 or more.
+    one, other = load_score(tmp_path / "one").params, load_score(tmp_path / "four").params
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-5)
+    jax.tree.map(compare, other, one)
+    reports = [read_lines(tmp_path / name / "score/metrics.jsonl") for name in ("one", "four")]
+    for ours, theirs in zip(*reports, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_batch_that_cannot_be_split_over_the_devices_is_refused(tmp_path, tfds_dir):
+    process = start(tmp_path, tfds_dir, devices=4, batch_size=6)
+    output = process.communicate()[0].strip()
+    expected = "config.score.train.batch_size=6 must be a positive multiple of the 4 devices"
+    assert (process.returncode, output) == (2, f"error: {expected}")
+
+
+def test_resuming_with_other_settings_is_refused_by_field_but_reporting_may_change(
+    tmp_path, tfds_dir, capsys
+):
+    options = dict(num_steps=4, log_every=2, checkpoint_every=2)
+    train_score.run(small_config(tfds_dir, **options), tmp_path)
+    assert re.search(r"score: [\d,]+ parameters, 4 steps, in .*/score\n$", capsys.readouterr().out)
+    other = small_config(tfds_dir, **options, learning_rate=0.5, ema_decay=0.5)
+    other.score.sigma_max = 0.7
+    other.seed = 1
+    with pytest.raises(ValueError, match="was made with other settings: ") as caught:
+        train_score.run(other, tmp_path)
+    fields = str(caught.value).split("settings: ")[1].split("; choose")[0].split("; ")
+    assert fields == [
+        "seed: 0 -> 1",
+        "sigma_max: 0.6 -> 0.7",
+        "train.ema_decay: 0.999 -> 0.5",
+        "train.learning_rate: 0.002 -> 0.5",
+    ]
+    before = weight_hash(final_state(tmp_path))
+    options |= dict(log_every=1, checkpoint_every=4)
+    train_score.run(small_config(tfds_dir, **options), tmp_path)
+    assert weight_hash(final_state(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score.train.augment": "mirror"}, "augment 'mirror' is unknown; known: none, flip,"),
+        ({"score.train.batch_size": 1198}, "batch_size=1198 exceeds the 1197 images of digits8x8"),
+        ({"score.train.ema_decay": 1.0}, "ema_decay=1.0 must be at least 0 and below 1"),
+        ({"score.network.arch": "mlp"}, "arch 'mlp' is unknown; known: "),
+        ({"score.sigma_min": 0.7}, "noise levels need 0 < sigma_min <= sigma_max"),
+    ],
+)
+def test_a_wrong_config_is_refused_before_anything_is_written(tmp_path, tfds_dir, changes, message):
+    config = small_config(tfds_dir)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        train_score.run(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_option_that_does_not_exist_lists_those_there_are(tmp_path, tfds_dir):
+    config = small_config(tfds_dir)
+    with config.unlocked():
+        config.score.train.momentum = 0.9
+    with pytest.raises(ValueError, match="config.score.train has no option momentum; known: aug"):
+        train_score.run(config, tmp_path)
+
+
+def test_keys_of_training_depend_on_the_seed(dataset, tmp_path):
+    """Through the noise of the loss: the same batch, another seed, other weights."""
+    options = small_options()
+    step, batch = small_step(options), (np.arange(4), dataset.images[:4], dataset.labels[:4])
+    hashes = {
+        weight_hash(
+            step(
+                init_state(small_params(), options.optimizer()), stream_key(seed, "train"), *batch
+            )[0]
+        )
+        for seed in (0, 0, 1)
+    }
+    assert len(hashes) == 2
