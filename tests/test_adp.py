@@ -141,6 +141,26 @@ def test_images_stop_for_good_and_at_different_steps(x64, curvature, loop):
     assert np.max(info.step_sizes) <= adp.alpha_max * (1 + 1e-15)
 
 
+@pytest.mark.parametrize("loop", ["while", "scan"])
+def test_a_secant_that_stops_does_not_start_again(x64, loop):
+    """h falls steeply between x_0 = 0.5 and x_1 = 0.6 and is flat at both: the secant over the step
+    stops the image, where a finite difference at x_1 would take the longest step."""
+
+    class Cliff:
+        nfe = 1
+
+        def __call__(self, image):
+            return 1.0 - 0.5 * jax.nn.sigmoid(100.0 * (image - 0.55))
+
+    adp = ADP(Cliff(), 0.0, tau=0.02, num_steps=5, curvature="secant", loop=loop)
+    purified, info = jax.jit(lambda x: adp.trace(KEY, x))(jnp.full((1, 1, 1), 0.5))
+    assert info.steps == 1 and 0 < info.step_sizes[1] < 0.02 and info.nfe == 3
+    np.testing.assert_allclose(purified, 0.6, atol=1e-3)  # alpha_max h(0.5) = 0.0997
+    # From there, a purification of its own would go on.
+    _, fresh = jax.jit(lambda x: adp.trace(KEY, x))(purified)
+    np.testing.assert_allclose(fresh.step_sizes[0], 0.1, rtol=1e-12)
+
+
 @every_curvature
 def test_scan_and_while_give_the_same_image_and_trace(x64, curvature):
     adp = ADP(make_score((6, 6, 1)), tau=1.5e-3, num_steps=12, curvature=curvature)
@@ -172,16 +192,18 @@ def test_an_image_does_not_depend_on_its_batch(x64, curvature):
 
 @every_curvature
 @pytest.mark.parametrize("value", [0.0, 0.5])
-def test_a_score_without_curvature_gives_the_longest_steps_and_finite_gradients(curvature, value):
+def test_a_score_without_curvature_gives_the_longest_steps_and_finite_gradients(
+    x64, curvature, value
+):
     shape = (2, 3, 1)
-    adp = ADP(ConstantScore(jnp.float32(value)), 0.0, num_steps=4, curvature=curvature, loop="scan")
+    adp = ADP(ConstantScore(jnp.asarray(value)), 0.0, num_steps=4, curvature=curvature, loop="scan")
     x = 0.5 * images(1, shape)[0]
     purified, info = trace(adp, KEY, x)
-    np.testing.assert_allclose(info.step_sizes, 0.1, rtol=1e-6)
-    np.testing.assert_allclose(purified, x + 4 * 0.1 * value, rtol=1e-6)
+    np.testing.assert_allclose(info.step_sizes, 0.1, rtol=1e-14)
+    np.testing.assert_allclose(purified, x + 4 * 0.1 * value, rtol=1e-14)
     gradient = jax.jit(jax.grad(lambda adp, x: jnp.vdot(x, adp(KEY, x)), 1))(adp, x)
     # d/dx <c, x + 0.4 value> with c = x: x again, plus the purified image itself.
-    np.testing.assert_allclose(gradient, x + purified, rtol=1e-5)
+    np.testing.assert_allclose(gradient, x + purified, rtol=1e-13)
 
 
 @every_curvature
@@ -204,7 +226,7 @@ def test_zero_displacement_falls_back_on_a_finite_difference(x64, curvature):
 
 @every_curvature
 @pytest.mark.parametrize("head", ["score", "energy"])
-def test_nfe_and_nge_are_the_evaluations_executed(curvature, head):
+def test_nfe_and_nge_are_the_evaluations_executed(x64, curvature, head):
     """The network is one convolution, so its evaluations, tangents and backward passes are each one
     convolution of the program."""
     score = make_score((4, 4, 1), OneConvolution(), head=head)
@@ -222,7 +244,7 @@ def test_nfe_and_nge_are_the_evaluations_executed(curvature, head):
 
 
 @every_curvature
-def test_traced_nfe_counts_the_real_calls_of_an_image_that_stops(curvature):
+def test_traced_nfe_counts_the_real_calls_of_an_image_that_stops(x64, curvature):
     calls = []
     network = make_score((6, 6, 1))
 

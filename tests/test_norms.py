@@ -11,6 +11,7 @@ from attacks.norms import NORMS
 ORDER = {"linf": np.inf, "l2": 2}
 DUAL = {"linf": 1, "l2": 2}
 EPS = {"linf": 0.2, "l2": 0.7}
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # run once
 both_norms = pytest.mark.parametrize("name", NORMS)
 
 
@@ -134,7 +135,8 @@ def test_a_zero_gradient_gives_a_zero_step(name):
 def test_random_starts_lie_in_the_ball_and_in_the_box(name):
     centers = cases(8, 12)[0].astype(np.float32)
     keys = jax.random.split(jax.random.key(0), (300, 8))
-    draw = jax.jit(jax.vmap(jax.vmap(NORMS[name].random, (0, 0, None)), (0, None, None)))
+    draw = jax.vmap(jax.vmap(NORMS[name].random, (0, 0, None)), (0, None, None))
+    draw = jax.jit(draw, compiler_options=QUICK)
     starts = np.asarray(draw(keys, centers, EPS[name]), np.float64)
     assert (size(name, starts - centers) <= EPS[name] + 1e-6).all()
     assert starts.min() >= 0 and starts.max() <= 1
@@ -148,7 +150,8 @@ def test_random_starts_fill_the_ball_uniformly(name):
     eps, dim, n = 0.3, 4, 4000
     center = jnp.full((2, 2, 1), 0.5)  # eps inside the box
     keys = jax.random.split(jax.random.key(1), n)
-    starts = jax.jit(jax.vmap(NORMS[name].random, (0, None, None)))(keys, center, eps)
+    draw = jax.jit(jax.vmap(NORMS[name].random, (0, None, None)), compiler_options=QUICK)
+    starts = draw(keys, center, eps)
     offsets = np.asarray(starts - 0.5, np.float64).reshape(n, dim) / eps
     # Of uniform points of a unit ball, size ** dim is uniform on [0, 1]. One draw of fixed keys,
     # so that a p-value above 1 % now stays above it.

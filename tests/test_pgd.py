@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -19,7 +20,8 @@ SHAPE, CLASSES = (3, 2, 1), 4
 EPS = {"linf": 0.1, "l2": 0.3}
 ORDER, DUAL = {"linf": np.inf, "l2": 2}, {"linf": 1, "l2": 2}
 # These programs are tiny and compiled once each: fast compilation counts, fast code does not.
-QUICK = {"xla_backend_optimization_level": 0}
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+quick = functools.partial(jax.jit, compiler_options=QUICK)
 traces = []  # one entry for every time Noisy is traced
 
 
@@ -77,7 +79,7 @@ def compiled(attack, options=QUICK):
 
 def compiled_alone(attack):
     """(key, logits_fn, image, label) -> Attacked, where logits_fn is a plain function."""
-    return jax.jit(attack, static_argnums=1, compiler_options=QUICK)
+    return quick(attack, static_argnums=1)
 
 
 def distances(name: str, images, centers) -> np.ndarray:
@@ -125,7 +127,7 @@ def test_every_attack_keeps_its_contract(name, norm, loss, eot):
     assert len(traces) == traced  # neither a second call nor new parameters compile anew
 
 
-@pytest.mark.parametrize(("name", "norm", "loss", "eot"), ENTRIES)
+@pytest.mark.parametrize(("name", "norm", "loss", "eot"), ENTRIES[: len(NORMS)])
 def test_an_image_is_attacked_the_same_whatever_its_neighbours(name, norm, loss, eot):
     """In one compiled batch shape to the bit, with the vectorised code that real runs use."""
     attack = compiled(small(name, norm, loss, eot), options=None)
@@ -306,14 +308,15 @@ def test_gradient_and_losses_are_those_of_the_runs_computed_one_by_one(eot, aver
         return objective_by_hand(eot, average, logits_fn, keys, x, label)
 
     gradient_keys = run_keys(fold(fold(fold(key, 1), 0), 0), runs)
-    gradient = jax.grad(objective, argnums=1)(gradient_keys, image)
+    gradient = quick(jax.grad(objective, argnums=1))(gradient_keys, image)
     group = runs if eot == "loss_of_mean" else 1
     groups = [run_keys(k, group) for k in run_keys(fold(key, 2), -(-draws // group))]
 
+    @quick
     def selection(x):
         return sum(objective(keys, x) for keys in groups) / len(groups)
 
-    result = jax.jit(attack, compiler_options=QUICK)(key, logits_fn, image, label)
+    result = quick(attack)(key, logits_fn, image, label)
     ahead = image + 0.1 * gradient / jnp.linalg.norm(gradient.ravel())
     expected = ahead if selection(ahead) > selection(image) else image
     np.testing.assert_allclose(result.image, expected, atol=1e-9)
@@ -328,8 +331,9 @@ def test_chunks_change_memory_but_not_the_result(eot, x64):
     size = int(np.prod(SHAPE))
 
     def wide(key, image):  # 40 kB of activations a run
-        hidden = jnp.tanh(jax.random.normal(key, (5000, size)) @ image.ravel())
-        return hidden.reshape(CLASSES, -1).sum(1)
+        phase = jax.random.key_data(key)[0] % 1009
+        weights = jnp.sin(phase + jnp.arange(5000.0 * size)).reshape(5000, size)
+        return jnp.tanh(weights @ image.ravel()).reshape(CLASSES, -1).sum(1)
 
     attack = PGD(eps=0.1, num_steps=2, eot=eot, eot_samples=16, selection_draws=64)
     results, memory = [], []
@@ -441,7 +445,7 @@ def test_from_the_clean_image_a_deterministic_classifier_never_gets_less_fooled(
     attack = PGD("l2", 2.0, num_steps=3, step_size=2.0, random_start=False, selection_draws=1)
     keys, images, labels = inputs(64)
     result = compiled(attack)(keys, logits_fn, images, labels)
-    loss = jax.vmap(lambda key, x, y: cross_entropy(logits_fn(key, x), y))
+    loss = quick(jax.vmap(lambda key, x, y: cross_entropy(logits_fn(key, x), y)))
     np.testing.assert_allclose(result.loss, loss(keys, result.image, labels), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(result.start_loss, loss(keys, images, labels), rtol=1e-4, atol=1e-5)
     assert (result.loss >= result.start_loss).all()
@@ -450,7 +454,7 @@ def test_from_the_clean_image_a_deterministic_classifier_never_gets_less_fooled(
 def test_more_restarts_never_lower_the_loss_on_the_same_selection_keys(x64):
     keys, images, labels = inputs(16, np.float64)
     one, four = (
-        compiled(PGD("l2", 0.5, num_steps=2, step_size=0.1, restarts=restarts))(
+        compiled(PGD("linf", 0.2, num_steps=2, step_size=0.04, restarts=restarts))(
             keys, noisy(0, np.float64), images, labels
         )
         for restarts in (1, 4)

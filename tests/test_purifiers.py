@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from purify import parallel
-from purify.adp import ADP, CURVATURES
+from purify.adp import CURVATURES
 from purify.noise import add_noise
 from purify.purifiers import PURIFIERS, Identity, NoiseOnly, OneStep, Schedule, build
 from tests.oracles import ConstantScore, GaussianScore, LinearScore, make_score
@@ -33,7 +33,7 @@ CASES |= {
     f"adp-{curvature}{'-energy' if head == 'energy' else ''}": (
         "adp",
         head,
-        {"curvature": curvature, "num_steps": NUM_STEPS, "tau": 1.5e-3},
+        {"curvature": curvature, "num_steps": NUM_STEPS, "tau": 2e-3},
     )
     for curvature, head in [*((c, "score") for c in CURVATURES), ("jvp", "energy")]
 }
@@ -127,26 +127,21 @@ def test_the_key_decides_the_image_and_the_second_call_does_not_retrace(case):
 
 
 @every_case
-def test_jit_equals_eager(case):
+def test_a_plain_call_gives_the_image_of_the_compiled_trace(case):
     keys, images = inputs()
-    compiled, eager = single(make(case), keys[2], images[2]), make(case).trace(keys[2], images[2])
-    assert compiled[1].steps == eager[1].steps
-    np.testing.assert_allclose(compiled[0], eager[0], atol=ACROSS_SHAPES)
+    compiled, _ = single(make(case), keys[2], images[2])
+    np.testing.assert_allclose(make(case)(keys[2], images[2]), compiled, atol=ACROSS_SHAPES)
 
 
 @every_case
-def test_call_is_the_image_of_trace(case):
-    keys, images = inputs()
-    called = jax.jit(lambda p, k, x: p(k, x))(make(case), keys[2], images[2])
-    np.testing.assert_allclose(
-        called, single(make(case), keys[2], images[2])[0], atol=ACROSS_SHAPES
-    )
+def test_vmap_equals_a_loop_but_for_rounding(case):
+    flips, gap = differences(apart(case, 1), whole(case))
+    assert flips < 0.01 and gap < ACROSS_SHAPES
 
 
-@every_case
-@pytest.mark.parametrize("size", [1, 48], ids=["loop", "batches of 48"])
-def test_the_batch_size_changes_no_more_than_rounding(case, size):
-    flips, gap = differences(apart(case, size), whole(case))
+@pytest.mark.parametrize("case", ["schedule", *(f"adp-{curvature}" for curvature in CURVATURES)])
+def test_the_batch_size_changes_no_more_than_rounding(case):
+    flips, gap = differences(apart(case, 48), whole(case))
     assert flips < 0.01 and gap < ACROSS_SHAPES
 
 
@@ -162,14 +157,13 @@ def test_in_one_batch_shape_neighbours_and_position_change_no_bit(case):
 
 
 @every_case
-def test_nfe_bounds_what_was_spent(case):
+def test_nfe_is_what_an_image_spends_that_does_not_stop_early(case):
     purifier, (_, trace) = make(case), whole(case)
-    assert np.all(trace.nfe <= purifier.nfe)
-    if isinstance(purifier, ADP):  # with nothing to stop them, all images spend everything
-        assert min(trace.nfe) < purifier.nfe or CASES[case][1] == "energy"
-        _, trace = batched(purifier.replace(tau=-1.0), *inputs())
-        assert np.all(trace.steps == NUM_STEPS)
-    assert np.all(trace.nfe == purifier.nfe)
+    full = trace.steps == trace.step_sizes.shape[1]
+    assert np.any(full) and np.all(trace.nfe[full] == purifier.nfe)
+    assert np.all(trace.nfe[~full] <= purifier.nfe)
+    # Without stops the comparisons above would say nothing about flips; energies do not stop here.
+    assert np.any(~full) == (CASES[case][0] == "adp" and CASES[case][1] == "score")
 
 
 def write_sharded(path):
@@ -238,9 +232,8 @@ def test_every_purifier_injects_noise_only_noise_first(name):
     )
 
 
-@pytest.mark.parametrize("head", ["score", "energy"])
-def test_one_step_is_the_schedule_of_one_level(head):
-    score, image = make_score(SHAPE, head=head), inputs()[1][2]
+def test_one_step_is_the_schedule_of_one_level():
+    score, image = make_score(SHAPE), inputs()[1][2]
     one_step = single(OneStep(score, sigma=0.2), KEY, image)
     schedule = single(Schedule(score, sigma=0.2, num_steps=1), KEY, image)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one_step, schedule)

@@ -68,7 +68,7 @@ def only_folder(workdir):
 
 def test_every_row_has_the_fields_that_make_the_number(evaluated):
     _, results, _ = evaluated
-    assert len(results["rows"]) > 50
+    assert len(results["rows"]) > 60
     for row in results["rows"]:
         assert set(ROW_FIELDS) <= set(row)
         assert set(row["defense"]) >= {"name", "sigma", "T", "S", "curvature"}
@@ -220,7 +220,7 @@ def test_every_attacked_image_is_in_the_ball_and_the_box(evaluated, trained):
     folder, _, _ = evaluated
     clean = data.load("digits8x8", "test[:10]", data_dir=trained.tfds).images / 255.0
     files = list((folder / "attacked").iterdir())
-    assert len(files) >= 9
+    assert len(files) == 6
     for file in files:
         with np.load(file, allow_pickle=False) as saved:
             images, index = saved["images"].astype(np.float64), saved["index"]
@@ -342,7 +342,7 @@ def test_a_result_depends_on_no_neighbour(evaluated, trained, workdir):
     fewer = untimed(read_lines(only_folder(workdir) / "images.jsonl"))
     expected = untimed(records)
     shared = fewer.keys() & expected.keys()
-    assert len(shared) >= 7 * 15
+    assert len(shared) > 7 * 12
     assert {key: fewer[key] for key in shared} == {key: expected[key] for key in shared}
 
 
@@ -412,7 +412,9 @@ def test_every_program_is_compiled_once(trained, workdir, caplog):
     """Each jitted function of a whole run, training included, compiles once for each shape."""
     from purify import train_classifier, train_score
 
-    config = whole(trained, eval__batch_size=5)  # shapes that no other test has compiled before
+    # Shapes that no other test of this process has compiled before.
+    changes = dict(eval__batch_size=5, eval__num_images=9, attacks__exact__num_images=3)
+    config = whole(trained, eval__defenses=("noise_only", "schedule", "adp"), **changes)
     config.classifier.train.num_steps = config.score.train.num_steps = 30
     for role in ("classifier", "score"):
         (workdir / role).unlink()
@@ -424,6 +426,6 @@ def test_every_program_is_compiled_once(trained, workdir, caplog):
     caplog.clear()  # thousands of lines that would hide the failure
     names = [match[1] for match in found if match]
     counts = {name: names.count(name) for name in ("train_step", "craft", "score", "_versions")}
-    # Two networks. Every attacked function: blind; bpda on five; exact on three; fixed keys on one.
-    # Every defence, and adp also with the one draw of fixed keys. Image figures of 10 and of 6.
-    assert counts == {"train_step": 2, "craft": 10, "score": 6, "_versions": 2}
+    # Two networks. Every attacked function: blind; bpda on two; exact on two; fixed keys on one.
+    # Every defence, and adp also with the one draw of fixed keys. Image figures of 9 and of 3.
+    assert counts == {"train_step": 2, "craft": 6, "score": 4, "_versions": 2}
