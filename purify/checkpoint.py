@@ -73,7 +73,7 @@ class Checkpoints:
                 abstract_state = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
             return self._checkpointer.load(self.latest_step, abstract_state)
         except Exception as error:  # Orbax raises many kinds, all of which mean: unreadable
-            cause = error
+            cause: BaseException = error
             while cause.__cause__:  # the first in a chain is the one that says what is wrong
                 cause = cause.__cause__
             reason = str(cause).strip().splitlines()[0] if str(cause).strip() else repr(cause)
