@@ -135,7 +135,7 @@ def test_the_energy_head_is_minus_the_gradient_of_its_energy(arch, x64):
 def train_on_gaussian(network, head: str, std: float, sigmas: np.ndarray, num_steps: int) -> Score:
     """The score model that the real training step makes of fresh samples of N(0, std^2 I)."""
     options = TrainOptions(
-        num_steps, batch_size=512, learning_rate=0.03, schedule="cosine", clip_norm=10.0
+        num_steps, batch_size=256, learning_rate=0.03, schedule="cosine", clip_norm=10.0
     )
 
     def loss_fn(params, key, image, label):
@@ -148,7 +148,7 @@ def train_on_gaussian(network, head: str, std: float, sigmas: np.ndarray, num_st
     train_step = make_train_step(loss_fn, optimizer, ema_decay=0.99, augment=sample)
     params = network.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))["params"]
     state = init_state(params, optimizer)
-    indices, images = np.arange(512), np.zeros((512, *SHAPE), np.uint8)
+    indices, images = np.arange(256), np.zeros((256, *SHAPE), np.uint8)
     for _ in range(num_steps):
         state, _ = train_step(state, jax.random.key(1), indices, images, indices)
     return Score(state.ema, network, head)
@@ -171,7 +171,7 @@ def relative_error(values, expected) -> float:
 @pytest.mark.parametrize(
     ("network", "std", "levels", "num_steps", "tolerance"),
     [
-        # The sampling noise of the last averaged steps: 0.6 %.
+        # The sampling noise of the last averaged steps: 0.8 %.
         pytest.param(Linear(), 0.5, (0.5, 0.5, 1), 600, 0.015, id="one_level"),
         # Plus what the network cannot fit: 1.5 %. The best linear field is 17 % off.
         pytest.param(Radial(), 0.3, (1.0, 0.1, 4), 1000, 0.03, id="noise_blind"),

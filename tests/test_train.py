@@ -384,6 +384,7 @@ SMALL = {
     "score.train.batch_size": 8,
     "score.train.warmup_steps": 5,
     "score.train.augment": "flip",
+    "score.train.schedule": "constant",  # one program, compiled once, for runs of any length
 }
 
 
@@ -425,65 +426,6 @@ def start(workdir, tfds_dir, *arguments: str, devices: int = 1, **train) -> subp
 def finish(process: subprocess.Popen) -> None:
     output = process.communicate()[0]
     assert process.returncode == 0, output
-
-
-def kill_once(process: subprocess.Popen, condition, delay: float = 0.0) -> None:
-    """kill -9 from outside, `delay` seconds after the condition came true."""
-    while not condition() and process.poll() is None:
-        time.sleep(0.002)
-    time.sleep(delay)
-    os.kill(process.pid, signal.SIGKILL)
-    output = process.communicate()[0]
-    assert process.returncode == -signal.SIGKILL, f"it was over before it was killed: {output}"
-
-
-def saved_steps(workdir) -> list[int]:
-    folder = workdir / "score/checkpoints"
-    return sorted(int(item.name) for item in folder.glob("*") if item.name.isdigit())
-
-
-def assert_same_run(workdir, reference) -> None:
-    ours, expected = final_state(workdir), final_state(reference)
-    assert int(ours["step"]) == int(expected["step"])
-    for part in ("params", "ema", "opt_state"):
-        assert weight_hash(ours[part]) == weight_hash(expected[part])
-    metrics = (folder / "score/metrics.jsonl" for folder in (workdir, reference))
-    assert len({path.read_text() for path in metrics}) == 1
-
-
-def test_kill_9_and_the_same_command_again_end_in_the_same_bits(tmp_path, tfds_dir):
-    """Killed once before the first checkpoint and once at some moment after it."""
-    options = dict(num_steps=1500, checkpoint_every=100, log_every=50)
-    reference = start(tmp_path / "reference", tfds_dir, **options)
-    workdir = tmp_path / "killed"
-    launch = functools.partial(start, workdir, tfds_dir, **options)
-    kill_once(launch(), (workdir / "score/metrics.jsonl").exists)
-    assert saved_steps(workdir) == []
-    kill_once(launch(), lambda: saved_steps(workdir), np.random.default_rng().uniform(0, 0.5))
-    assert 100 <= saved_steps(workdir)[-1] < 1500
-    finish(launch())
-    finish(reference)
-    assert_same_run(workdir, tmp_path / "reference")
-    # What is said about the run, once it is done.
-    line = read_lines(workdir / "score/metrics.jsonl")[-1]
-    levels = {name: value for name, value in line.items() if name.startswith("loss_by_sigma/")}
-    assert len(levels) == 8 and np.isfinite(list(levels.values())).all()
-    assert min(levels.values()) <= line["loss"] <= max(levels.values())
-    assert {f"loss_by_sigma/{s:.3g}" for s in np.geomspace(0.6, 0.01, 8)} == set(levels)
-
-
-@pytest.mark.slow
-def test_kill_9_at_ten_random_moments_saves_included_ends_in_the_same_bits(tmp_path, tfds_dir):
-    options = dict(num_steps=150, checkpoint_every=1, log_every=1)
-    reference = start(tmp_path / "reference", tfds_dir, **options)
-    workdir, rng = tmp_path / "killed", np.random.default_rng()
-    launch = functools.partial(start, workdir, tfds_dir, **options)
-    for _ in range(10):
-        before = saved_steps(workdir)
-        kill_once(launch(), lambda b=before: saved_steps(workdir) != b, rng.uniform(0, 0.6))
-    finish(launch())
-    finish(reference)
-    assert_same_run(workdir, tmp_path / "reference")
 
 
 SHORT = dict(num_steps=8, checkpoint_every=4, log_every=1)
@@ -583,3 +525,65 @@ def test_keys_of_training_depend_on_the_seed(dataset, tmp_path):
         for seed in (0, 0, 1)
     }
     assert len(hashes) == 2
+
+
+# kill -9
+
+
+def kill_once(process: subprocess.Popen, condition, delay: float = 0.0) -> None:
+    """kill -9 from outside, `delay` seconds after the condition came true."""
+    while not condition() and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.kill()
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, f"it was over before it was killed: {output}"
+
+
+def saved_steps(workdir) -> list[int]:
+    folder = workdir / "score/checkpoints"
+    return sorted(int(item.name) for item in folder.glob("*") if item.name.isdigit())
+
+
+def assert_same_run(workdir, reference) -> None:
+    ours, expected = final_state(workdir), final_state(reference)
+    assert int(ours["step"]) == int(expected["step"])
+    for part in ("params", "ema", "opt_state"):
+        assert weight_hash(ours[part]) == weight_hash(expected[part])
+    metrics = (folder / "score/metrics.jsonl" for folder in (workdir, reference))
+    assert len({path.read_text() for path in metrics}) == 1
+
+
+def test_kill_9_and_the_same_command_again_end_in_the_same_bits(tmp_path, tfds_dir):
+    """Killed once before the first checkpoint and once at some moment after it."""
+    options = dict(num_steps=1000, checkpoint_every=100, log_every=50)
+    reference = start(tmp_path / "reference", tfds_dir, **options)
+    workdir = tmp_path / "killed"
+    launch = functools.partial(start, workdir, tfds_dir, **options)
+    kill_once(launch(), (workdir / "score/metrics.jsonl").exists)
+    assert saved_steps(workdir) == []
+    kill_once(launch(), lambda: saved_steps(workdir), np.random.default_rng().uniform(0, 0.5))
+    assert 100 <= saved_steps(workdir)[-1] < 1000
+    finish(launch())
+    finish(reference)
+    assert_same_run(workdir, tmp_path / "reference")
+    # What is said about the run, once it is done.
+    line = read_lines(workdir / "score/metrics.jsonl")[-1]
+    levels = {name: value for name, value in line.items() if name.startswith("loss_by_sigma/")}
+    assert len(levels) == 8 and np.isfinite(list(levels.values())).all()
+    assert min(levels.values()) <= line["loss"] <= max(levels.values())
+    assert {f"loss_by_sigma/{s:.3g}" for s in np.geomspace(0.6, 0.01, 8)} == set(levels)
+
+
+@pytest.mark.slow
+def test_kill_9_at_ten_random_moments_saves_included_ends_in_the_same_bits(tmp_path, tfds_dir):
+    options = dict(num_steps=150, checkpoint_every=1, log_every=1)
+    reference = start(tmp_path / "reference", tfds_dir, **options)
+    workdir, rng = tmp_path / "killed", np.random.default_rng()
+    launch = functools.partial(start, workdir, tfds_dir, **options)
+    for _ in range(10):
+        before = saved_steps(workdir)
+        kill_once(launch(), lambda b=before: saved_steps(workdir) != b, rng.uniform(0, 0.6))
+    finish(launch())
+    finish(reference)
+    assert_same_run(workdir, tmp_path / "reference")
