@@ -73,7 +73,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 def unknown_field(argv: list[str]) -> str:
     """Which of the --config.a.b overrides names no field of the config, and what it could be."""
     options = dict(arg.lstrip("-").partition("=")[::2] for arg in argv if arg.startswith("-"))
-    path, _, variant = options["config"].partition(":")
+    path, _, variant = options.get("config", "").partition(":")
+    if not path:
+        return "a --config override names no field; write --config=FILE for the fields it has"
     config = runpy.run_path(path)["get_config"](*filter(None, [variant]))
     for option in options:
         value = config

@@ -36,8 +36,10 @@ def _l2_size(difference: Array) -> Array:
 
 
 def _l2_steepest(gradient: Array) -> Array:
-    size = _l2_size(gradient)
-    return gradient / jnp.where(size > 0, size, 1.0)
+    # By its largest entry first: squares of a confident classifier's gradients underflow.
+    largest = jnp.max(jnp.abs(gradient))
+    scaled = gradient / jnp.where(largest > 0, largest, 1.0)
+    return scaled / jnp.maximum(_l2_size(scaled), jnp.finfo(gradient.dtype).tiny)
 
 
 def _l2_project(point: Array, center: Array, eps: float) -> Array:

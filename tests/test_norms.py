@@ -163,3 +163,11 @@ def test_random_starts_fill_the_ball_uniformly(name):
         np.cov(offsets.T), variance * np.eye(dim), atol=5 * variance * (2 / n) ** 0.5
     )
     np.testing.assert_allclose(offsets.mean(0), 0, atol=5 * (variance / n) ** 0.5)
+
+
+def test_steepest_ascent_is_a_unit_step_for_tiny_gradients_too():
+    """Squares of 1e-25 are 0 in float32: a confident classifier's gradient is still a direction."""
+    gradient = jnp.array([3e-25, -4e-25, 0.0], jnp.float32)
+    steepest = NORMS["l2"].steepest(gradient)
+    np.testing.assert_allclose(steepest, [0.6, -0.8, 0.0], rtol=1e-5)
+    assert (NORMS["l2"].steepest(jnp.zeros(3)) == 0).all()

@@ -111,3 +111,15 @@ def test_rows_that_attack_the_same_function_share_its_images():
 def test_what_does_not_fit_is_refused_before_anything_runs(changes, said):
     with pytest.raises(ValueError, match=said.replace("(", r"\(")):
         make("digits", **changes)
+
+
+def test_the_headline_defence_and_the_attacks_names_are_checked():
+    with pytest.raises(ValueError, match="config.defense.purifier 'one' is unknown; known: ident"):
+        make("digits", defense__purifier="one")
+    config = importlib.import_module("configs.digits").get_config()
+    config.attacks.clean = config.attacks.bpda.copy_and_resolve_references()
+    config.eval.attacks = ("clean",)
+    network = models.build("resnet", num_classes=10)
+    score = Score({}, models.build("unet"))
+    with pytest.raises(ValueError, match="attack name 'clean' must be"):
+        plan(config, Classifier({}, network), score, 400)

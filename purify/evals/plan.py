@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 
 import attacks
@@ -41,9 +42,8 @@ class Row:
 
     @property
     def crafted(self) -> str:
-        """The name of its attacked images: rows that attack the same function share them."""
-        shared = self.options["gradient"] in ("blind", "surrogate")
-        return self.attack_name if shared else self.name
+        """The name of its attacked images: a blind attack is the same on every defence."""
+        return self.attack_name if self.options["gradient"] == "blind" else self.name
 
     @property
     def fixed_key(self) -> bool:
@@ -130,6 +130,8 @@ def plan(
         raise ValueError(f"config.eval.num_draws={num_draws} must be at least 1")
     build = functools.partial(build_defense, config, classifier=classifier, score=score)
     defenses = {name: build(name) for name in config.eval.defenses}
+    if not given:
+        choose("config.defense.purifier", defenses, config.defense.purifier)
     rows = []
     for name, defense in defenses.items():
         draws = num_draws if defense.purifier.stochastic else 1
@@ -137,6 +139,11 @@ def plan(
         rows.append(Row(name, attack_name, defense, None, None, {}, num_images, draws))
     for attack_name in () if given else config.eval.attacks:
         options = choose("config.eval.attacks entry", config.attacks.to_dict(), attack_name)
+        if attack_name in ("clean", "given") or not re.fullmatch(r"\w+", attack_name):
+            raise ValueError(
+                f"attack name {attack_name!r} must be of letters, digits and _, and not 'clean' or "
+                "'given', which are other rows"
+            )
         for name in options["defenses"] or defenses:
             defense = choose(f"config.attacks.{attack_name}.defenses entry", defenses, name)
             surrogate = options["surrogate"] and build(options["surrogate"]).purifier

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -92,7 +93,7 @@ def write(config, evaluation, rows: list[Row], settings: dict, workdir: Path) ->
         unattacked = [same[r["index"]] for r in records] if same else []
         entries += result_rows(row, records, unattacked, seed=seed)
     results = {
-        "title": f"{config.data.name}, {settings['data']['test_split']}",
+        "title": _title(config, rows),
         "rows": entries,
         "headline": headlines(entries),
         "comparisons": comparisons(config, done, seed=seed),
@@ -117,6 +118,18 @@ def print_comparisons(results: dict) -> None:
             f"{entry['a']} {verdict} {entry['b']}: {100 * entry['mean_difference']:+.1f} points "
             f"[{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}], n {entry['num_images']}"
         )
+
+
+def _title(config, rows: list[Row]) -> str:
+    """The settings that the whole table shares, and the budget of each attack."""
+    attacks: dict[str, Any] = {row.attack_name: row.attack for row in reversed(rows) if row.attack}
+    budgets = [
+        f"{name} {a.norm} {a.eps:.3g}, {a.restarts} x {a.num_steps} steps x {a.eot_samples} samples"
+        for name, a in reversed(attacks.items())
+    ]
+    draws = f"S {config.defense.num_runs}, N {config.eval.num_draws}"
+    shared = f"{config.data.name} {config.data.test_split}, sigma {config.adp.sigma}, {draws}"
+    return "\n".join([shared, *budgets])
 
 
 def _indices(evaluation, row: Row) -> list[int]:
@@ -184,7 +197,7 @@ def _versions(defense, keys, images):
 
     def one(key, image):
         run_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
-        noised = add_noise(run_key, image, defense.purifier.sigma)
+        noised = add_noise(run_key, image, getattr(defense.purifier, "sigma", 0.0))
         return noised, defense.purifier(run_key, image)
 
     noised, purified = jax.vmap(one)(keys, images)

@@ -97,7 +97,7 @@ def result_rows(row: Row, records: list[dict], clean: list[dict], *, seed: int) 
 
 def comparisons(config, done: list[tuple[Row, list[dict]]], *, seed: int) -> list[dict]:
     """Paired differences on the same images: the headline defence against each other one under the
-    same attack, and every attack on the headline defence against its BPDA row.
+    same attack; and, on the headline defence, attacks that differ in nothing but the gradient.
 
     mean_difference: of mean-over-draws accuracy; 'beats': its 95 % interval lies above 0.
     mcnemar_p: exact, for one S-run draw each.
@@ -108,8 +108,15 @@ def comparisons(config, done: list[tuple[Row, list[dict]]], *, seed: int) -> lis
     for row, _ in done:
         if row.defense_name != headline:
             pairs.append((f"{headline}-{row.attack_name}", row.name))
-        elif row.options and row.options["gradient"] not in ("blind", "bpda"):
-            pairs.append((f"{headline}-bpda", row.name))
+        elif row.attack and row.options["gradient"] not in ("blind", "bpda"):
+            pairs += [
+                (other.name, row.name)
+                for other, _ in done
+                if other.defense_name == headline
+                and other.attack == row.attack
+                and other.options["gradient"] == "bpda"
+                and other.fixed_key == row.fixed_key
+            ]
     entries = []
     for a, b in pairs:
         if a not in by_name or b not in by_name:
@@ -149,10 +156,14 @@ def protocol_name(row: dict) -> str:
 
 
 def headlines(rows: list[dict]) -> dict[str, str]:
-    """defence -> the attack that leaves it the lowest mean-over-draws accuracy."""
+    """defence -> the attack that leaves it the lowest mean-over-draws accuracy, among those of the
+    first attack's norm and radius: other balls are other questions."""
+    balls = [(row["norm"], row["eps"]) for row in rows if row["gradient"]]
     lowest: dict[str, dict] = {}
     for row in rows:
         if protocol_name(row) != "mean" or not row["gradient"]:
+            continue
+        if (row["norm"], row["eps"]) != balls[0]:
             continue
         name = row["defense"]["name"]
         if name not in lowest or row["accuracy"] < lowest[name]["accuracy"]:

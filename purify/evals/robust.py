@@ -266,8 +266,8 @@ def run(config, workdir: Path, input: str | None = None) -> None:
     available = len(labels)
     rows = plan(config, classifier, score_model, available, given=bool(input))
     settings = _settings(config, classifier, score_model)
-    if input:
-        settings["input"] = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    settings["images"] = _digest(images, labels, indices)
+    settings["given"] = bool(input)
     store = Store(workdir, "eval_robust", settings)
 
     needed = max(row.num_images for row in rows)
@@ -300,6 +300,14 @@ def _images(config, shape: tuple, input: str | None) -> tuple[np.ndarray, np.nda
             f"on {shape}; train in another --workdir"
         )
     return to_float(dataset.images), dataset.labels, np.arange(len(dataset.labels))
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    """SHA-256 over the arrays: files of the same name may hold other images."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}\n".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def _settings(config, classifier: Classifier, score_model: Score) -> dict:
