@@ -143,7 +143,9 @@ def test_the_table_shows_every_row(trained, workdir, capsys):
     shown = capsys.readouterr().out
     for name in ("identity", "noise_only", "one_step", "schedule", "adp"):
         assert re.search(rf"^ *{name} +clean +4 ", shown, re.MULTILINE)
-    assert shown.count(" blind ") == 5 and "results.json" in shown and "checkpoints" in shown
+    assert len(re.findall(r"^ +blind +4 ", shown, re.MULTILINE)) == 5
+    assert "blind linf 0.15, 1 x 5 steps x 1 samples" in shown and "S 2, N 3" in shown
+    assert "results.json" in shown and "checkpoints" in shown
 
 
 # Protocols, on records made by hand
@@ -187,6 +189,8 @@ def test_the_headline_is_the_lowest_attacked_mean():
             "defense": {"name": defense, "S": 5},
             "attack": attack,
             "gradient": attack if attack != "clean" else None,
+            "norm": "linf",
+            "eps": 0.15,
             "protocol": protocol,
             "single_run": False,
             "accuracy": accuracy,
@@ -194,6 +198,7 @@ def test_the_headline_is_the_lowest_attacked_mean():
 
     rows = [row("adp", "clean", 0.1), row("adp", "bpda", 0.7), row("adp", "exact", 0.4)]
     rows += [row("adp", "bpda", 0.2, "worst_of_n"), row("one_step", "bpda", 0.3)]
+    rows += [row("adp", "l2", 0.1) | {"norm": "l2"}]  # another ball is another question
     assert headlines(rows) == {"adp": "exact", "one_step": "bpda"}
 
 

@@ -130,8 +130,7 @@ def plan(
         raise ValueError(f"config.eval.num_draws={num_draws} must be at least 1")
     build = functools.partial(build_defense, config, classifier=classifier, score=score)
     defenses = {name: build(name) for name in config.eval.defenses}
-    if not given:
-        choose("config.defense.purifier", defenses, config.defense.purifier)
+    choose("config.defense.purifier", purifiers.PURIFIERS, config.defense.purifier)
     rows = []
     for name, defense in defenses.items():
         draws = num_draws if defense.purifier.stochastic else 1
