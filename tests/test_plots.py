@@ -74,6 +74,7 @@ def test_many_images_fit_the_width_and_wrong_captions_are_red(tmp_path):
 def test_text_with_dollars_is_no_formula(tmp_path):
     image_rows(tmp_path / "a.png", {"$x": np.ones((1, 8, 8, 1))}, {"$x": [("$\\bad{$", True)]})
     accuracy_bars(tmp_path / "b.png", [result("$\\bad{$")])
+    assert read(tmp_path / "a.png").size and read(tmp_path / "b.png").size
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """--mode=eval_robust: the attacks of the config against the defence and its baselines."""
 
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
 from purify.networks import Classifier, Score
 from purify.purifiers import PURIFIERS
-from purify.random import index_keys, stream_key
+from purify.random import image_keys
 from purify.types import Array, Key
 
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} gone, {remaining} left"
@@ -115,7 +114,6 @@ class Evaluation:
         self.store = store
         self.images, self.labels, self.indices = images, labels, indices
         self.seed = seed
-        self._keys = {name: stream_key(seed, name) for name in ("attack", "defense")}
         self._batch_size = batch_size
         self._scorers: dict = {}  # compiled `score`, one for each defence and number of draws
         self._progress: tqdm = None
@@ -244,7 +242,7 @@ class Evaluation:
         """(attack keys, defence keys, images, labels) of one full batch, padded and sharded."""
         at = np.resize(positions, self._batch_size)  # repeats positions to fill up, or cuts off
         images = self.images if images is None else images
-        keys = (index_keys(self._keys[s], self.indices[at]) for s in ("attack", "defense"))
+        keys = (image_keys(self.seed, self.indices[at], stream=s) for s in ("attack", "defense"))
         return parallel.shard((*keys, images[at], self.labels[at]))
 
 
@@ -266,7 +264,8 @@ def run(config, workdir: Path, input: str | None = None) -> None:
     available = len(labels)
     rows = plan(config, classifier, score_model, available, given=bool(input))
     settings = _settings(config, classifier, score_model)
-    settings["images"] = _digest(images, labels, indices)
+    # Files of the same name may hold other images.
+    settings["images"] = weight_hash({"images": images, "labels": labels, "indices": indices})
     settings["given"] = bool(input)
     store = Store(workdir, "eval_robust", settings)
 
@@ -300,14 +299,6 @@ def _images(config, shape: tuple, input: str | None) -> tuple[np.ndarray, np.nda
             f"on {shape}; train in another --workdir"
         )
     return to_float(dataset.images), dataset.labels, np.arange(len(dataset.labels))
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    """SHA-256 over the arrays: files of the same name may hold other images."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype} {array.shape}\n".encode() + array.tobytes())
-    return digest.hexdigest()
 
 
 def _settings(config, classifier: Classifier, score_model: Score) -> dict:
