@@ -27,9 +27,10 @@ class PGD:
         their losses ('mean_of_loss'), or the loss of their averaged logits ('loss_of_mean',
         averaged as the defence does, see average_logits).
     restarts, random_start: independent runs; a random start in the ball, or the clean image.
-    selection_draws: the image returned is, over all restarts, the best iterate or the last one,
-        whichever has the highest loss on this many draws: one fixed set of keys, used for no
-        gradient. A deterministic logits_fn needs only one.
+    selection_draws: of the image returned. Every restart ranks its iterates on eot_samples draws,
+        one fixed set of keys for all, and offers the best and the last of them; the image returned
+        has the highest loss of those on selection_draws fresh draws, again one fixed set. Neither
+        set serves any gradient. A deterministic logits_fn needs only one.
     chunk: how many draws are computed at once, all by default.
     """
 
@@ -71,8 +72,9 @@ class PGD:
 
     @property
     def selection_queries(self) -> int:
-        """Runs of logits_fn spent on choosing among candidates (and on the clean image)."""
-        return (2 * self.restarts + 1) * self._selection_groups * self._group
+        """Runs of logits_fn that rank the iterates, then the candidates and the clean image."""
+        ranking = self.restarts * self.num_steps * self.eot_samples
+        return ranking + (2 * self.restarts + 1) * self._selection_groups * self._group
 
     def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
         norm = NORMS[self.norm]
@@ -82,20 +84,20 @@ class PGD:
             self._selection_groups,
             self.chunk and max(self.chunk // self._group, 1),
         )
-        start_key, gradient_key, selection_key = (jax.random.fold_in(key, i) for i in range(3))
+        start_key, gradient_key, selection_key, ranking_key = (
+            jax.random.fold_in(key, i) for i in range(4)
+        )
 
         def restart(index):
-            """The best iterate by its loss on its own gradient's draws, and the last iterate."""
+            """The iterate of highest loss on the ranking draws, and the last iterate."""
             start = norm.random(jax.random.fold_in(start_key, index), image, self.eps)
             keys = jax.random.fold_in(gradient_key, index)
 
             def step(carry, t):
                 x, best, best_loss = carry
-                loss, gradient = jax.value_and_grad(objective, argnums=1)(
-                    jax.random.fold_in(keys, t), x
-                )
-                better = loss > best_loss
-                best = jnp.where(better, x, best)
+                loss = objective(ranking_key, x)
+                best = jnp.where(loss > best_loss, x, best)
+                gradient = jax.grad(objective, argnums=1)(jax.random.fold_in(keys, t), x)
                 ahead = x + self.step_size * norm.steepest(gradient)
                 carry = (norm.project(ahead, image, self.eps), best, jnp.maximum(loss, best_loss))
                 return carry, None
@@ -108,6 +110,7 @@ class PGD:
         candidates = jax.vmap(restart)(jnp.arange(self.restarts)).reshape(-1, *image.shape)
         scored = jnp.concatenate([image[None], candidates])
         losses = jax.vmap(selection, in_axes=(None, 0))(selection_key, scored)
+        # argmax takes a NaN for the largest: one that arose is seen, not passed over.
         chosen = 1 + jnp.argmax(losses[1:])
         return Attacked(scored[chosen], losses[chosen], losses[0])
 

@@ -42,9 +42,9 @@ def base() -> ConfigDict:
     config.adp.tau = 1e-3
     config.adp.alpha_min = 1e-5
     config.adp.alpha_max = 0.1
-    config.adp.delta = 1e-3
+    config.adp.delta = 1e-3  # of finite differences
     config.adp.num_steps = 10
-    config.adp.curvature = "finite_difference"
+    config.adp.curvature = "jvp"  # or 'finite_difference', as the paper, or 'secant'
     config.schedule = ConfigDict(dict(sigma=sigma, sigma_min=0.01, num_steps=5))
     config.one_step = ConfigDict(dict(sigma=sigma))
     config.noise_only = ConfigDict(dict(sigma=sigma))
@@ -53,7 +53,8 @@ def base() -> ConfigDict:
     config.defense = ConfigDict()
     config.defense.purifier = "adp"  # the headline defence, and what --mode=purify runs
     config.defense.num_runs = 10  # S
-    config.defense.average = "logits"
+    config.defense.average = "logits"  # or 'softmax', 'vote'
+    config.defense.chunk = 0  # runs computed at once, 0 for all; fewer need less memory
 
     config.attacks = ConfigDict()  # by name; see attack()
 
@@ -97,10 +98,12 @@ def attack(gradient: str, *, eps: float, norm: str = "linf", **changes) -> Confi
     options.loss = "cross_entropy"
     options.eot = "mean_of_loss"
     options.eot_samples = 1  # 0 means S
+    options.average = ""  # of runs, in 'loss_of_mean'; '' for the defence's own
     options.restarts = 1
     options.random_start = True
-    options.selection_draws = 32
-    options.defenses = ()  # against which defences, () for all
+    options.selection_draws = 32  # at least that many
+    options.chunk = 0  # draws computed at once, 0 for all; fewer need less memory
+    options.defenses = ()  # against which of config.eval.defenses, () for all
     options.num_images = 0  # on the first so many images only, 0 for all
     options.update(changes)
     return options

@@ -6,17 +6,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_lines(path: Path, *, repair: bool = False) -> list[dict]:
     """All records of the file, none if it does not exist.
 
-    A last line without its newline was cut off while it was written: the file is repaired by
-    dropping it. Any other line that is not JSON is damage, and a ValueError.
+    A last line without its newline is not whole: another process is writing it, or was cut off. It
+    does not count. repair: also drop it from the file, for the process that is going to append.
+    Any other line that is not JSON is damage, and a ValueError.
     """
     if not path.exists():
         return []
     text = path.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
+    if repair and len(whole) < len(text):
         os.truncate(path, len(whole))
     records = []
     for number, line in enumerate(whole.splitlines(), start=1):

@@ -26,11 +26,9 @@ TINY = {
     "attacks.bpda.defenses": ("noise_only", "adp"),
     "attacks.bpda.num_steps": 3,
     "attacks.bpda.eot_samples": 2,
-    "attacks.bpda.selection_draws": 4,
     "attacks.exact.defenses": ("schedule", "adp"),
     "attacks.exact.num_steps": 3,
     "attacks.exact.eot_samples": 2,
-    "attacks.exact.selection_draws": 4,
     "attacks.exact.num_images": 6,
 }
 
@@ -44,15 +42,20 @@ class Trained:
 
     def main(self, *arguments: str, devices: int = 1, **run_options):
         """`python main.py` on digits with the TINY budget; arguments come last, and win."""
-        return main(
-            "--config=configs/digits.py",
-            *(f"--config.{field}={value}" for field, value in TINY.items()),
-            f"--workdir={self.workdir}",
-            *arguments,
-            tfds=self.tfds,
-            devices=devices,
-            **run_options,
+        return main(*self._flags(arguments), tfds=self.tfds, devices=devices, **run_options)
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """The same, not waited for."""
+        return subprocess.Popen(
+            [sys.executable, "main.py", *self._flags(arguments)],
+            cwd=ROOT,
+            env=_environment(self.tfds, devices=1),
+            stderr=subprocess.DEVNULL,
         )
+
+    def _flags(self, arguments) -> list[str]:
+        budget = (f"--config.{field}={value}" for field, value in TINY.items())
+        return ["--config=configs/digits.py", *budget, f"--workdir={self.workdir}", *arguments]
 
     def config(self, **changes):
         """The same config as an object; changes: field with '.' as '__' -> value."""
@@ -69,14 +72,16 @@ class Trained:
 
 def main(*arguments: str, tfds: Path | None = None, devices: int = 1, **run_options):
     """`python main.py ARGUMENTS` from the project's root; returns the completed process."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    if tfds:
-        environment["TFDS_DATA_DIR"] = str(tfds)
     return subprocess.run(
         [sys.executable, "main.py", *arguments],
         cwd=ROOT,
-        env=environment,
+        env=_environment(tfds, devices),
         capture_output=True,
         text=True,
         **run_options,
     )
+
+
+def _environment(tfds: Path | None, devices: int) -> dict[str, str]:
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return environment | ({"TFDS_DATA_DIR": str(tfds)} if tfds else {})

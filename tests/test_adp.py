@@ -411,19 +411,16 @@ def gradient_memory(curvature, num_steps, *, shape, batch, widths):
 
 @pytest.mark.parametrize(
     ("shape", "widths"),
-    [((8, 8, 1), (16,)), pytest.param((32, 32, 3), (64, 128), marks=pytest.mark.slow)],
+    [((8, 8, 1), (16,)), pytest.param((32, 32, 3), (16, 32), marks=pytest.mark.slow)],
 )
 @every_curvature
 def test_gradient_memory_hardly_grows_with_the_number_of_steps(curvature, shape, widths):
-    """What has to be kept of each step is its image (for the secant, two images and an h): little
-    beside the activations of one evaluation, unless the network is narrow and the images large."""
+    """T = 100 keeps the states between ten segments of ten steps beside what T = 10 keeps: even
+    where the network is narrow and the images are large, little beside its activations."""
     few, many = (
         gradient_memory(curvature, n, shape=shape, batch=8, widths=widths) for n in (10, 100)
     )
     assert 0 < few <= many <= 1.5 * few
-    kept = 3 if curvature == "secant" else 1
-    # 2 % for the step's scalars.
-    assert many - few <= 1.02 * 90 * kept * 8 * 4 * np.prod(shape)
 
 
 # Errors

@@ -1,36 +1,83 @@
 """The claims that the README makes of `make demo`, on a fresh run of it."""
 
+import dataclasses
 import json
+from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from purify import data
+from purify.adp import ADP, CURVATURES
+from purify.checkpoint import load_score
+from purify.image_io import to_float
+from purify.random import image_keys
 from tests.command import main
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
-def test_the_demo_shows_what_the_readme_says(tmp_path):
-    workdir = tmp_path / "digits"
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    workdir: Path
+    tfds: Path
+    results: dict
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    workdir, tfds = folder / "digits", folder / "tfds"
     for mode in ("train_classifier", "train", "eval_robust"):
         result = main(
             "--config=configs/digits.py",
             f"--mode={mode}",
             f"--workdir={workdir}",
-            tfds=tmp_path / "tfds",
+            tfds=tfds,
         )
         assert result.returncode == 0, result.stderr
     (folder,) = (workdir / "eval_robust").iterdir()
-    results = json.loads((folder / "results.json").read_text())
+    return Demo(workdir, tfds, json.loads((folder / "results.json").read_text()))
+
+
+def test_the_demo_shows_what_the_readme_says(demo):
     rows = {
         (row["defense"]["name"], row["attack"]): row
-        for row in results["rows"]
+        for row in demo.results["rows"]
         if row["protocol"] == "mean" and not row["single_run"]
     }
     assert rows["identity", "clean"]["accuracy"] >= 0.97
     assert rows["identity", "blind"]["accuracy"] < 0.25
-    won = {(c["a"], c["b"]) for c in results["comparisons"] if c["beats"]}
+    won = {(c["a"], c["b"]) for c in demo.results["comparisons"] if c["beats"]}
     for attack in ("blind", "bpda"):
         for baseline in ("identity", "noise_only"):
             assert (f"adp-{attack}", f"{baseline}-{attack}") in won
     bpda, exact = rows["adp", "bpda"], rows["adp", "exact"]
     for field in ("loss", "norm", "eps", "eot", "eot_samples", "attack_steps", "restarts"):
         assert bpda[field] == exact[field], field
+
+
+def purified(adp, images, batch_size: int):
+    """Purified images and the steps taken, in padded batches of one shape."""
+    program = jax.jit(lambda adp, keys, x: jax.vmap(adp.trace)(keys, x))
+    parts = []
+    for start in range(0, len(images), batch_size):
+        at = np.resize(np.arange(start, min(start + batch_size, len(images))), batch_size)
+        x, trace = jax.device_get(program(adp, image_keys(0, at), images[at]))
+        parts.append((x, trace.steps))
+    return [np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_batch_sizes_change_a_purified_image_by_rounding_only(demo, curvature):
+    """Rounding of h is about 1e-6; a finite difference divides it by delta = 1e-3."""
+    dataset = data.load("digits8x8", "train[:512]", data_dir=demo.tfds)
+    adp = ADP(load_score(demo.workdir), curvature=curvature)
+    (one, steps), (other, other_steps) = (
+        purified(adp, to_float(dataset.images), batch_size) for batch_size in (512, 48)
+    )
+    flipped = steps != other_steps
+    assert flipped.mean() < 0.01
+    moved = np.abs(one - other).max((1, 2, 3))[~flipped]
+    assert moved.max() < (1e-3 if curvature == "finite_difference" else 1e-4)

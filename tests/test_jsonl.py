@@ -30,6 +30,8 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_takes_new_ones(tmp_path):
         path.write_bytes(text[:cut])
         whole = sum(end <= cut for end in ends)
         assert read_lines(path) == RECORDS[:whole]
+        assert path.read_bytes() == text[:cut]  # someone else may be writing it
+        assert read_lines(path, repair=True) == RECORDS[:whole]
         # Repaired, so that what is appended now does not continue the broken line.
         assert path.read_bytes() == text[: ([0] + ends)[whole]]
         append_lines(path, RECORDS[whole:])

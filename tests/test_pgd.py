@@ -384,34 +384,39 @@ def recorded(attack, logits_fn=None):
 
 
 @pytest.mark.parametrize("eot", EOTS)
-def test_queries_are_counted_and_selection_shares_no_key_with_gradients(eot):
+def test_queries_are_counted_and_choices_share_no_key_with_gradients(eot):
     attack = PGD(eps=0.1, num_steps=3, eot=eot, eot_samples=2, restarts=2, selection_draws=5)
     recorder, *_ = recorded(attack)
     uses = collections.Counter(len(runs) for runs in recorder.runs.values())
     draws = 6 if eot == "loss_of_mean" else 5  # three whole means of two
     scored = 2 * attack.restarts + 1
-    # Each gradient run has a key of its own; each selection key serves every candidate once.
-    assert uses == {1: attack.gradient_queries, scored: draws}
-    assert (attack.gradient_queries, attack.selection_queries) == (12, scored * draws)
+    # Each gradient run has a key of its own; a ranking key serves every iterate of every restart,
+    # and a selection key every candidate.
+    iterates = attack.restarts * attack.num_steps
+    assert uses == {1: attack.gradient_queries, iterates: 2, scored: draws}
+    assert (attack.gradient_queries, attack.selection_queries) == (12, 12 + scored * draws)
 
 
 def test_the_image_returned_is_the_candidate_of_highest_selection_loss():
-    """Candidates: of every restart the iterate of highest loss on its own gradient's draws, and
-    the last iterate."""
+    """Candidates: of every restart the last iterate, and of those before it the one of highest
+    loss on the ranking keys, fold_in(key, 3), which are the same for all."""
     attack = PGD(eps=0.2, num_steps=5, step_size=0.1, eot_samples=2, restarts=3,
                  loss="margin", selection_draws=6)  # fmt: skip
     recorder, key, image, label, result = recorded(attack)
     fold = jax.random.fold_in
+    rankings = collections.defaultdict(list)  # iterate -> its losses on the ranking keys
+    for draw in run_keys(fold(key, 3), attack.eot_samples):
+        for x, logits in recorder.at(draw):
+            rankings[x.tobytes()].append(float(margin(jnp.asarray(logits), label)))
+    assert {len(losses) for losses in rankings.values()} == {attack.eot_samples}
     candidates, starts = [], []
     for restart in range(attack.restarts):
         iterates = []
         for step in range(attack.num_steps):
             keys = run_keys(fold(fold(fold(key, 1), restart), step), attack.eot_samples)
-            runs = [recorder.at(k)[0] for k in keys]
-            loss = np.mean([margin(jnp.asarray(logits), label) for _, logits in runs])
-            iterates.append((loss, runs[0][0]))
-        candidates.append(max(iterates, key=lambda pair: pair[0])[1])
-        starts.append(iterates[0][1])
+            iterates.append(recorder.at(keys[0])[0][0])
+        candidates.append(max(iterates, key=lambda x: np.mean(rankings[x.tobytes()])))
+        starts.append(iterates[0])
     assert len({x.tobytes() for x in [*starts, np.asarray(image)]}) == attack.restarts + 1
     losses = collections.defaultdict(list)  # image -> its losses on the selection keys
     for draw in run_keys(fold(key, 2), attack.selection_draws):
@@ -453,6 +458,17 @@ def test_from_the_clean_image_a_deterministic_classifier_never_gets_less_fooled(
     np.testing.assert_allclose(result.loss, loss(keys, result.image, labels), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(result.start_loss, loss(keys, images, labels), rtol=1e-4, atol=1e-5)
     assert (result.loss >= result.start_loss).all()
+
+
+def test_a_nan_is_returned_and_not_hidden():
+    """Where the gradient breaks down the attack would be weak without a sign of it."""
+
+    def logits_fn(key, image):
+        return jnp.stack([jnp.float32(0), jnp.sqrt(image - image).sum()])
+
+    attack = PGD(eps=0.1, num_steps=3, selection_draws=1)
+    result = compiled_alone(attack)(jax.random.key(0), logits_fn, jnp.full((1, 2, 1), 0.5), 0)
+    assert np.isnan(result.image).all() and np.isnan(result.loss)
 
 
 def test_more_restarts_never_lower_the_loss_on_the_same_selection_keys(x64):

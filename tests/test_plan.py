@@ -48,13 +48,16 @@ def test_one_sigma_moves_all_purifiers():
 def test_costs_by_hand():
     _, rows = make("digits")
     row = rows["adp-exact"]
-    # 15 steps of 4 samples; best, last and clean image on 32 draws; T 10 at 2 evaluations a step.
-    assert row.attack_queries == 15 * 4 + 3 * 32
+    # 15 steps of 4 samples and 4 to rank; best, last and clean image on 32 draws; T 10 at 2
+    # evaluations a step.
+    assert row.attack_queries == 15 * (4 + 4) + 3 * 32
     assert row.attack_nfe == row.attack_queries * 20 and row.attack_nge == 15 * 4 * 20
     assert row.score_nfe == 4 * 5 * 20
     assert rows["adp-bpda"].attack_nge == 0 and rows["adp-bpda"].attack_nfe == row.attack_nfe
     assert rows["adp-blind"].attack_nfe == 0
-    assert rows["adp-blind"].attack_queries == 40 + 3  # deterministic: one draw is all there are
+    assert (
+        rows["adp-blind"].attack_queries == 40 + 40 + 3
+    )  # deterministic: one draw is all there are
     assert rows["schedule-exact"].attack_nge == 15 * 4 * 5
     _, energy = make("digits", score__head="energy")
     assert energy["adp-exact"].attack_nfe == 2 * row.attack_nfe
@@ -69,7 +72,7 @@ def test_the_full_variant_covers_modes_estimators_and_protocols():
     assert isinstance(rows["adp-surrogate"].attacked.purifier, Schedule)
     fixed = rows["adp-fixed_key"]
     assert fixed.fixed_key and fixed.num_draws == fixed.attack.eot_samples == 1
-    assert fixed.attack_queries == (40 + 3) * 10  # each takes all S runs of the known draw
+    assert fixed.attack_queries == (40 + 40 + 3) * 10  # each takes all S runs of the known draw
     assert rows["adp-l2"].attack.norm == "l2"
 
 
@@ -77,6 +80,37 @@ def test_the_average_of_the_defence_is_the_average_attacked():
     for average, attacked in (("logits", "logits"), ("softmax", "softmax"), ("vote", "logits")):
         _, rows = make("digits", defense__average=average)
         assert rows["adp-exact"].attack.average == attacked
+    _, rows = make("digits", defense__average="softmax", attacks__exact__average="logits")
+    assert rows["adp-exact"].attack.average == "logits"
+
+
+def test_a_vote_is_attacked_through_both_of_its_smooth_averages():
+    """Where the attack averages runs: otherwise there is no average to choose."""
+    vote = dict(defense__average="vote", attacks__exact__eot_samples=0)
+    _, rows = make("digits", attacks__exact__eot="loss_of_mean", **vote)
+    attacks = [row.attack for name, row in rows.items() if name.startswith("adp-exact")]
+    assert [a.average for a in attacks] == ["logits", "softmax"]
+    assert rows["adp-exact_softmax"].crafted == "adp-exact_softmax"
+    _, rows = make("digits", attacks__exact__fixed_key=True, **vote)
+    assert "adp-exact_softmax" in rows
+    _, rows = make("digits", **vote)
+    assert "adp-exact_softmax" not in rows
+    config = importlib.import_module("configs.digits").get_config()
+    with pytest.raises(ValueError, match="two attacks have the same name"):
+        make("digits", eval__attacks=(*config.eval.attacks, "exact"))
+
+
+def test_an_attack_meets_those_of_its_defences_that_are_evaluated():
+    _, rows = make("digits", eval__defenses=("identity", "adp"))
+    assert "adp-exact" in rows and "one_step-exact" not in rows
+
+
+def test_chunks_reach_attacks_and_defences():
+    _, rows = make("digits", defense__chunk=2, attacks__exact__chunk=3)
+    row = rows["adp-exact"]
+    assert row.defense.chunk == row.attacked.chunk == 2 and row.attack.chunk == 3
+    _, rows = make("digits")
+    assert rows["adp-exact"].defense.chunk is None is rows["adp-exact"].attack.chunk
 
 
 def test_rows_that_attack_the_same_function_share_its_images():
@@ -105,6 +139,8 @@ def test_rows_that_attack_the_same_function_share_its_images():
         (dict(defense__num_runs=0), "num_runs=0"),
         (dict(eval__num_images=10_001), "from 1 to 10000"),
         (dict(eval__num_draws=0), "num_draws=0"),
+        (dict(attacks__exact__selection_draws=8), "selection_draws=8 must be at least 32"),
+        (dict(attacks__exact__average="vote"), "average='vote'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

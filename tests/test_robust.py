@@ -1,20 +1,25 @@
 """Evaluation: what is recorded, that it can be interrupted, and that it can be trusted."""
 
+import contextlib
 import json
 import logging
 import re
 import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from purify import data
+from purify import data, train_classifier, train_score
 from purify.checkpoint import load_classifier, load_defense, load_score, weight_hash
 from purify.defense import classify
 from purify.evals import robust
 from purify.evals.plan import plan
 from purify.evals.results import comparisons, estimate, headlines, protocols, result_rows
+from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store
 from purify.jsonl import read_lines
 from purify.random import image_keys
@@ -32,16 +37,45 @@ def workdir(trained, tmp_path):
     return tmp_path
 
 
+class Evaluated(NamedTuple):
+    """One whole evaluation, a fixed-key attack included, and the programs compiled for it."""
+
+    folder: Path
+    results: dict
+    records: list[dict]
+    compiled: list[str]
+
+
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory):
-    """(folder, results, records) of one whole evaluation, a fixed-key attack included."""
     workdir = tmp_path_factory.mktemp("evaluated")
     for role in ("classifier", "score"):
         (workdir / role).symlink_to(trained.workdir / role)
-    robust.run(whole(trained), workdir)
-    (folder,) = (workdir / "eval_robust").iterdir()
+    with compilations() as names:
+        robust.run(whole(trained), workdir)
+    folder = only_folder(workdir)
     results = json.loads((folder / "results.json").read_text())
-    return folder, results, read_lines(folder / "images.jsonl")
+    return Evaluated(folder, results, read_lines(folder / "images.jsonl"), names)
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that receives the name of every jitted function compiled in the block."""
+    names = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            if match := re.match(r"Compiling jit\((\w+)\) ", record.getMessage()):
+                names.append(match[1])
+
+    handler, logger = Handler(), logging.getLogger("jax")
+    jax.clear_caches()  # what other tests compiled would be missing
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            yield names
+    finally:
+        logger.removeHandler(handler)
 
 
 def whole(trained, **changes):
@@ -67,7 +101,7 @@ def only_folder(workdir):
 
 
 def test_every_row_has_the_fields_that_make_the_number(evaluated):
-    _, results, _ = evaluated
+    results = evaluated.results
     assert len(results["rows"]) > 60
     for row in results["rows"]:
         assert set(ROW_FIELDS) <= set(row)
@@ -76,11 +110,11 @@ def test_every_row_has_the_fields_that_make_the_number(evaluated):
     protocols_seen = {row["protocol"] for row in results["rows"]}
     assert protocols_seen == {"mean", "ensemble", "vote", "worst_of_n", "fixed_key"}
     adp = next(r for r in results["rows"] if r["defense"]["name"] == "adp")
-    assert adp["defense"]["T"] == 3 and adp["defense"]["curvature"] == "finite_difference"
+    assert adp["defense"]["T"] == 3 and adp["defense"]["curvature"] == "jvp"
 
 
 def test_results_name_config_commit_versions_and_weights(evaluated, trained):
-    _, results, _ = evaluated
+    results = evaluated.results
     assert results["config"]["adp"]["num_steps"] == 3
     assert re.fullmatch(r"[0-9a-f]{40}\+?|unknown", results["commit"])
     assert results["versions"]["jax"] == jax.__version__
@@ -91,7 +125,7 @@ def test_results_name_config_commit_versions_and_weights(evaluated, trained):
 
 
 def test_every_image_has_one_line_for_each_row(evaluated):
-    folder, results, records = evaluated
+    folder, results, records, _ = evaluated
     lines = [(r["row"], r["index"]) for r in records]
     assert len(lines) == len(set(lines))
     adp = [r for r in records if r["row"] == "adp-exact"]
@@ -99,14 +133,14 @@ def test_every_image_has_one_line_for_each_row(evaluated):
     for record in adp:
         assert len(record["correct"]) == 3 and np.shape(record["predictions"]) == (3, 2)
         assert record["distance"] <= 0.15 + 1e-6 and record["seconds"] > 0
-        # 3 steps of 2 samples; (best, last, clean) on 4 selection draws each.
-        assert record["queries"] == 3 * 2 + 3 * 4
+        # 3 steps of 2 samples and 2 to rank; (best, last, clean) on 32 selection draws each.
+        assert record["queries"] == 3 * (2 + 2) + 3 * 32
         # T 3 with 2 evaluations a step; 3 draws of 2 runs are scored.
-        assert 18 * 6 < record["nfe"] <= 18 * 6 + 36 and record["nge"] == 6 * 6
+        assert 108 * 6 < record["nfe"] <= 108 * 6 + 36 and record["nge"] == 6 * 6
 
 
 def test_logits_of_all_runs_are_stored(evaluated):
-    folder, _, records = evaluated
+    folder, records = evaluated.folder, evaluated.records
     logits = np.load(folder / "arrays" / "adp-bpda.logits.npy")
     assert logits.shape == (10, 3, 2, 10) and np.isfinite(logits).all()
     for record in (r for r in records if r["row"] == "adp-bpda"):
@@ -117,7 +151,7 @@ def test_logits_of_all_runs_are_stored(evaluated):
 
 def test_baselines_and_defence_are_scored_on_the_keys_that_the_library_uses(evaluated, trained):
     """A draw's key is folded from seed, stream, dataset index and draw: nothing else."""
-    folder, _, _ = evaluated
+    folder = evaluated.folder
     dataset = data.load("digits8x8", "test[:10]", data_dir=trained.tfds)
     images = dataset.images.astype(np.float32) / 255
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(image_keys(0, np.arange(10)), 1)
@@ -130,7 +164,7 @@ def test_baselines_and_defence_are_scored_on_the_keys_that_the_library_uses(eval
 
 
 def test_figures_and_attacked_images_are_written(evaluated):
-    folder, _, _ = evaluated
+    folder = evaluated.folder
     figures = {path.name for path in (folder / "figures").iterdir()}
     assert {"accuracy.png", "training.png", "adp-bpda.png", "adp-exact.png"} <= figures
     with np.load(folder / "attacked" / "adp-exact.npz", allow_pickle=False) as saved:
@@ -178,9 +212,24 @@ def test_protocols_by_hand(trained):
 
 
 def test_intervals_are_exact_only_where_an_image_has_one_outcome():
-    assert estimate(np.array([True] * 9 + [False]), seed=0).low == pytest.approx(0.5550, abs=1e-4)
-    mixed = estimate(np.array([0.5, 1.0] * 20), seed=0)
-    assert mixed.low > 0.6 and mixed.high < 0.9  # Clopper-Pearson would be wider
+    outcomes = np.array([True] * 9 + [False])
+    exact = estimate(outcomes, one_outcome=True, seed=0)
+    assert exact.low == pytest.approx(0.5550, abs=1e-4)
+    # Draws that happen to agree are a mean of several all the same.
+    assert estimate(outcomes * 1.0, one_outcome=False, seed=0) == bootstrap_mean(outcomes, seed=0)
+
+
+def test_a_mean_over_draws_that_all_agree_has_a_bootstrap_interval(trained):
+    costs = dict.fromkeys(("seconds", "nfe", "nge", "defense_seconds", "defense_nfe"), 1.0)
+    records = [
+        {"index": i, "label": 1, "correct": [i < 9] * 2, "predictions": [[i < 9] * 2] * 2} | costs
+        for i in range(10)
+    ]
+    entries = {e["protocol"]: e for e in result_rows(row_of(trained, "adp-bpda"), records, [], seed=0)
+               if not e["single_run"]}  # fmt: skip
+    exact = proportion([True] * 9 + [False])
+    assert entries["ensemble"]["low"] == entries["worst_of_n"]["low"] == exact.low
+    assert entries["mean"]["low"] == bootstrap_mean([1.0] * 9 + [0.0], seed=0).low != exact.low
 
 
 def test_the_headline_is_the_lowest_attacked_mean():
@@ -222,7 +271,7 @@ def test_comparisons_pair_the_same_images(trained):
 
 def test_every_attacked_image_is_in_the_ball_and_the_box(evaluated, trained):
     """Read back from the files, and computed here: nothing of the attack is reused."""
-    folder, _, _ = evaluated
+    folder = evaluated.folder
     clean = data.load("digits8x8", "test[:10]", data_dir=trained.tfds).images / 255.0
     files = list((folder / "attacked").iterdir())
     assert len(files) == 6
@@ -267,7 +316,7 @@ def test_attack_and_defence_never_share_a_key():
 
 def test_a_fixed_key_attack_is_scored_on_the_very_draw_it_attacked(evaluated):
     """Its margin loss is positive exactly where the scored draw is wrong."""
-    _, results, records = evaluated
+    results, records = evaluated.results, evaluated.records
     fixed = [r for r in records if r["row"] == "adp-fixed_key"]
     assert len(fixed) == 6
     for record in fixed:
@@ -279,7 +328,7 @@ def test_a_fixed_key_attack_is_scored_on_the_very_draw_it_attacked(evaluated):
 
 def test_given_images_are_scored_as_the_attack_scored_them(evaluated, trained, workdir):
     """Same images, same dataset indices, hence same keys: the same outcomes."""
-    folder, _, records = evaluated
+    folder, records = evaluated.folder, evaluated.records
     robust.run(trained.config(), workdir, input=str(folder / "attacked" / "adp-bpda.npz"))
     given = read_lines(only_folder(workdir) / "images.jsonl")
     expected = {r["index"]: r["correct"] for r in records if r["row"] == "adp-bpda"}
@@ -291,7 +340,7 @@ def test_given_images_are_scored_as_the_attack_scored_them(evaluated, trained, w
 
 def test_an_interrupted_evaluation_goes_on_exactly(evaluated, trained, workdir):
     """Half the lines, a torn last one, and arrays that were written ahead of their lines."""
-    folder, results, records = evaluated
+    folder, results, records, _ = evaluated
     torn = workdir / "eval_robust" / folder.name
     shutil.copytree(folder, torn)
     lines = (folder / "images.jsonl").read_text().splitlines(keepends=True)
@@ -306,11 +355,13 @@ def test_an_interrupted_evaluation_goes_on_exactly(evaluated, trained, workdir):
     for array in (folder / "arrays").iterdir():
         np.testing.assert_array_equal(np.load(array), np.load(torn / "arrays" / array.name))
     resumed = json.loads((torn / "results.json").read_text())
+    assert len(results["computed_by"]) == 1 and len(resumed["computed_by"]) == 2
+    assert resumed["computed_by"][0] == results["computed_by"][0]
     assert [r["accuracy"] for r in resumed["rows"]] == [r["accuracy"] for r in results["rows"]]
 
 
 def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, monkeypatch):
-    folder, _, records = evaluated
+    folder, records = evaluated.folder, evaluated.records
     shutil.copytree(folder, workdir / "eval_robust" / folder.name)
     monkeypatch.setattr(robust, "_timed", lambda *_: pytest.fail("computed something again"))
     robust.run(whole(trained), workdir)
@@ -318,7 +369,7 @@ def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, mon
 
 
 def test_a_damaged_record_is_reported_and_not_skipped(evaluated, trained, workdir):
-    folder, _, _ = evaluated
+    folder = evaluated.folder
     copy = workdir / "eval_robust" / folder.name
     shutil.copytree(folder, copy)
     lines = (folder / "images.jsonl").read_text().splitlines(keepends=True)
@@ -342,7 +393,7 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
 
 def test_a_result_depends_on_no_neighbour(evaluated, trained, workdir):
     """Seven images instead of ten: other batches, other padding, the same bits."""
-    folder, _, records = evaluated
+    folder, records = evaluated.folder, evaluated.records
     robust.run(whole(trained, eval__num_images=7, attacks__exact__num_images=5), workdir)
     fewer = untimed(read_lines(only_folder(workdir) / "images.jsonl"))
     expected = untimed(records)
@@ -354,7 +405,7 @@ def test_a_result_depends_on_no_neighbour(evaluated, trained, workdir):
 def test_devices_and_batch_size_change_rounding_only(evaluated, trained, workdir):
     """On four devices in batches of 8: blind attacks meet no adaptive step, so outcomes and
     losses agree to float32 rounding over five sign steps; purified logits to what ADP amplifies."""
-    folder, _, records = evaluated
+    folder, records = evaluated.folder, evaluated.records
     result = trained.main(
         "--mode=eval_robust",
         f"--workdir={workdir}",
@@ -372,31 +423,15 @@ def test_devices_and_batch_size_change_rounding_only(evaluated, trained, workdir
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(trained, workdir):
     """kill -9 in the middle, in a process of its own; then the same command finishes."""
-    import os
-    import signal
-    import subprocess
-    import time
-
     arguments = ("--mode=eval_robust", f"--workdir={workdir}", "--config.eval.attacks=('blind',)")
-    started = []
-
-    def start(command, **options):
-        options.pop("capture_output"), options.pop("text")
-        started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, **options))
-
-    real, subprocess.run = subprocess.run, start
-    try:
-        trained.main(*arguments)
-    finally:
-        subprocess.run = real
-    (process,) = started
+    process = trained.start(*arguments)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         files = list(workdir.glob("eval_robust/*/images.jsonl"))
         if files and files[0].read_bytes().count(b"\n") >= 12:
             break
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     before = files[0].read_bytes()
     assert before.count(b"\n") < 60, "it was over before it could be killed"
@@ -410,24 +445,19 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(trained, workdir):
 # Compilation
 
 
-def test_every_program_is_compiled_once(trained, workdir, caplog):
-    """Each jitted function of a whole run, training included, compiles once for each shape."""
-    from purify import train_classifier, train_score
+def test_every_program_of_an_evaluation_is_compiled_once_for_each_shape(evaluated):
+    # Every attacked function: identity's, blind; bpda on two; exact on two; fixed keys on one.
+    # Every defence, and adp also with the one draw of fixed keys. Image figures of 10 and of 6.
+    counts = {name: evaluated.compiled.count(name) for name in ("craft", "score", "_versions")}
+    assert counts == {"craft": 6, "score": 6, "_versions": 2}
 
-    # Shapes that no other test of this process has compiled before.
-    changes = dict(eval__batch_size=5, eval__num_images=9, attacks__exact__num_images=3)
-    config = whole(trained, eval__defenses=("noise_only", "schedule", "adp"), **changes)
-    config.classifier.train.num_steps = config.score.train.num_steps = 30
+
+def test_every_network_has_one_training_program(trained, workdir):
     for role in ("classifier", "score"):
         (workdir / role).unlink()
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    config = trained.config()
+    config.classifier.train.num_steps = config.score.train.num_steps = 30
+    with compilations() as names:
         train_classifier.run(config, workdir)
         train_score.run(config, workdir)
-        robust.run(config, workdir)
-    found = [re.match(r"Compiling jit\((\w+)\) .*", r.getMessage()) for r in caplog.records]
-    caplog.clear()  # thousands of lines that would hide the failure
-    names = [match[1] for match in found if match]
-    counts = {name: names.count(name) for name in ("train_step", "craft", "score", "_versions")}
-    # Two networks. Every attacked function: blind; bpda on two; exact on two; fixed keys on one.
-    # Every defence, and adp also with the one draw of fixed keys. Image figures of 9 and of 3.
-    assert counts == {"train_step": 2, "craft": 6, "score": 4, "_versions": 2}
+    assert names.count("train_step") == 2

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 import attacks
-from attacks.gradients import attacked_purifier
+from attacks.gradients import AVERAGES, attacked_purifier
 from attacks.types import Attack
 from purify import purifiers
 from purify.defense import Defense
@@ -15,6 +15,8 @@ from purify.tables import choose
 
 # The fields of config.attacks.<name> that say against what it runs; all others build the attack.
 RUNNING = ("attack", "gradient", "surrogate", "fixed_key", "defenses", "num_images")
+# Fresh draws on which an attacked image is chosen among candidates, at the least.
+MIN_SELECTION_DRAWS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,22 +98,45 @@ def build_defense(config, name: str, *, classifier: Classifier, score: Score | N
     """
     choose("defence", purifiers.PURIFIERS, name)
     purifier = purifiers.build(name, score, **config[name].to_dict())
-    runs = config.defense.num_runs if purifier.stochastic else 1
-    return Defense(purifier, classifier, num_runs=runs, average=config.defense.average)
+    cfg = config.defense
+    return Defense(
+        purifier,
+        classifier,
+        num_runs=cfg.num_runs if purifier.stochastic else 1,
+        average=cfg.average,
+        chunk=cfg.chunk or None,
+    )
 
 
-def build_attack(options: Mapping, attacked: Defense) -> Attack:
-    """The attack that config.attacks.<name> describes, on a defence as the attacker sees it.
+def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, Attack]:
+    """name -> attack, as config.attacks.<name> describes it, on a defence as the attacker sees it.
 
-    eot_samples = 0 means S. A softmax-mean defence is attacked through its own average unless the
-    options say otherwise; votes have no gradient, so those are attacked through the logit mean.
+    eot_samples = 0 means S. Where the attack averages runs it does so as the defence does, unless
+    the options say otherwise; a vote has no gradient, so it is attacked twice, through the mean of
+    the logits and of the probabilities, under two names.
+
+    Raises ValueError where an attacked image would be chosen on fewer than MIN_SELECTION_DRAWS.
     """
     own = {k: v for k, v in options.items() if k not in RUNNING}
-    own.setdefault("average", "softmax" if attacked.average == "softmax" else "logits")
     own["eot_samples"] = own["eot_samples"] or attacked.num_runs
+    own["chunk"] = own["chunk"] or None
     if not attacked.purifier.stochastic or options["fixed_key"]:
         own |= {"eot_samples": 1, "selection_draws": 1}  # every draw would be the same
-    return attacks.build(options["attack"], **own)
+    elif own["selection_draws"] < MIN_SELECTION_DRAWS:
+        raise ValueError(
+            f"config.attacks.{name}.selection_draws={own['selection_draws']} must be at least "
+            f"{MIN_SELECTION_DRAWS}: a choice on fewer draws is luck"
+        )
+    averages = [own["average"] or attacked.average]
+    if attacked.average == "vote" and not own["average"]:
+        averaging = options["eot"] == "loss_of_mean" or options["fixed_key"]
+        averages = list(AVERAGES) if averaging and attacked.num_runs > 1 else ["logits"]
+    return {
+        name if average == averages[0] else f"{name}_{average}": attacks.build(
+            options["attack"], **own | {"average": average}
+        )
+        for average in averages
+    }
 
 
 def plan(
@@ -144,15 +169,20 @@ def plan(
                 "'given', which are other rows"
             )
         for name in options["defenses"] or defenses:
-            defense = choose(f"config.attacks.{attack_name}.defenses entry", defenses, name)
+            choose(f"config.attacks.{attack_name}.defenses entry", purifiers.PURIFIERS, name)
+            if name not in defenses:
+                continue
+            defense = defenses[name]
             surrogate = options["surrogate"] and build(options["surrogate"]).purifier
             purifier = attacked_purifier(options["gradient"], defense.purifier, surrogate or None)
             attacked = dataclasses.replace(defense, purifier=purifier)
-            attack = build_attack(options, attacked)
             fixed = options["fixed_key"] or not defense.purifier.stochastic
             count = min(options["num_images"] or num_images, num_images)
             draws = 1 if fixed else num_draws
-            rows.append(Row(name, attack_name, defense, attack, attacked, options, count, draws))
+            for own_name, attack in build_attacks(attack_name, options, attacked).items():
+                rows.append(Row(name, own_name, defense, attack, attacked, options, count, draws))
+    if len({row.name for row in rows}) < len(rows):
+        raise ValueError("config.eval.attacks: two attacks have the same name")
     return rows
 
 

@@ -14,7 +14,6 @@ from purify.checkpoint import ROLES
 from purify.evals import plots
 from purify.evals.plan import Row, crafting
 from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
-from purify.evals.store import provenance
 from purify.jsonl import read_lines, write_json
 from purify.noise import add_noise
 from purify.random import image_keys
@@ -37,8 +36,9 @@ def print_table(results: dict) -> None:
     for row in results["rows"]:
         key = row["defense"]["name"], row["attack"]
         groups.setdefault(key, {})[protocol_name(row)] = row
+    names = list(results["config"]["eval"]["defenses"])
     previous = None
-    for key in sorted(groups, key=lambda key: _order(results, key)):
+    for key in sorted(groups, key=lambda key: names.index(key[0])):  # attacks: as they were run
         defense, attack = key
         if previous not in (None, defense):
             table.add_section()
@@ -72,12 +72,6 @@ nfe, nge: score-network forwards and gradients per image, attack and scoring; s/
 *: a defence's lowest mean under attack, its headline; without an exact row, BPDA says nothing"""
 
 
-def _order(results: dict, group: tuple[str, str]) -> tuple[int, int]:
-    cfg = results["config"]["eval"]
-    attacks = ("clean", "given", *cfg["attacks"])
-    return cfg["defenses"].index(group[0]), attacks.index(group[1])
-
-
 def _percent(row: dict | None) -> str:
     return "" if row is None else f"{100 * row['accuracy']:.1f}"
 
@@ -98,7 +92,8 @@ def write(config, evaluation, rows: list[Row], settings: dict, workdir: Path) ->
         "headline": headlines(entries),
         "comparisons": comparisons(config, done, seed=seed),
         "weights": settings["weights"],
-        **provenance(),
+        **store.signatures()[-1],
+        "computed_by": store.signatures(),
         "config": config.to_dict(),
     }
     write_json(store.folder / "results.json", results)
@@ -107,6 +102,9 @@ def write(config, evaluation, rows: list[Row], settings: dict, workdir: Path) ->
     paths += _figures(config, evaluation, done, entries, workdir)
     print_table(results)
     print_comparisons(results)
+    commits = list(dict.fromkeys(signature["commit"] for signature in results["computed_by"]))
+    if len(commits) > 1:
+        print(f"computed by {len(commits)} versions of the code: {', '.join(commits)}")
     print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
     print("checkpoints:\n" + "\n".join(f"  {workdir / r / 'checkpoints'}" for r in ROLES))
 

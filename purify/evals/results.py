@@ -6,7 +6,10 @@ from purify.evals.plan import Row
 from purify.evals.stats import Estimate, bootstrap_mean, mcnemar, paired_difference, proportion
 
 SINGLE_RUN = "S=1"
-ATTACK_FIELDS = ("norm", "eps", "step_size", "loss", "eot", "eot_samples", "restarts")
+ATTACK_FIELDS = (
+    *("norm", "eps", "step_size", "loss", "eot", "eot_samples", "average", "restarts"),
+    "selection_draws",
+)
 
 
 def protocols(row: Row, records: list[dict]) -> dict[str, np.ndarray]:
@@ -34,9 +37,10 @@ def single_run(records: list[dict]) -> np.ndarray:
     return np.array([np.mean(np.array(r["predictions"]) == r["label"]) for r in records])
 
 
-def estimate(values: np.ndarray, *, seed: int) -> Estimate:
-    """Clopper-Pearson where every image has one 0/1 outcome, else the bootstrap over images."""
-    if np.isin(values, (0, 1)).all():
+def estimate(values: np.ndarray, *, one_outcome: bool, seed: int) -> Estimate:
+    """Clopper-Pearson where an image has one 0/1 outcome by the protocol (not by chance: draws that
+    all agree are still a mean), else the bootstrap over images."""
+    if one_outcome:
         return proportion(values)
     return bootstrap_mean(values, seed=seed)
 
@@ -75,7 +79,8 @@ def result_rows(row: Row, records: list[dict], clean: list[dict], *, seed: int) 
         clean_values[SINGLE_RUN] = single_run(clean) if clean else None
     rows = []
     for protocol, per_image in values.items():
-        accuracy = estimate(per_image, seed=seed)
+        one_outcome = protocol not in ("mean", SINGLE_RUN) or row.num_draws == 1
+        accuracy = estimate(per_image, one_outcome=one_outcome, seed=seed)
         clean_value = clean_values.get(protocol)
         single = protocol == SINGLE_RUN
         rows.append(

@@ -117,7 +117,7 @@ class Evaluation:
         self._batch_size = batch_size
         self._scorers: dict = {}  # compiled `score`, one for each defence and number of draws
         self._progress: tqdm = None
-        self._estimated = False
+        self._estimated: set[str] = set()  # the kinds of work whose speed was told
 
     def run(self, rows: list[Row]) -> None:
         """Do whatever is not done yet, with a progress bar in units of work (see Row)."""
@@ -126,6 +126,8 @@ class Evaluation:
             for row in crafting(rows)
         )
         left += sum(len(self._pending(row.name, row)) * row.score_work for row in rows)
+        if left:
+            self.store.sign()
         with tqdm(total=left, bar_format=BAR, smoothing=0, mininterval=1.0) as self._progress:
             for row in rows:
                 if row.attack:
@@ -172,7 +174,7 @@ class Evaluation:
                 ],
             )
             self._progress.update(len(at) * row.attack_work)
-            self._say_estimate(row, seconds / len(at))
+            self._say_estimate(row, "attacking", seconds / len(at), row.attack_work, row.attack_nfe)
 
     def _score(self, row: Row, images: np.ndarray) -> None:
         """Fresh draws of the row's defence on `images` (its attacked ones, or clean ones)."""
@@ -201,6 +203,7 @@ class Evaluation:
                 row.name, [self._record(row, i, Scored(*s), seconds / len(at)) for i, *s in each]
             )
             self._progress.update(len(at) * row.score_work)
+            self._say_estimate(row, "scoring", seconds / len(at), row.score_work, row.score_nfe)
 
     def _record(self, row: Row, at: int, scored: Scored, seconds: float) -> dict:
         """The line of the image at a position; its costs are the attack's and the scoring's."""
@@ -220,13 +223,17 @@ class Evaluation:
         shown = {k: attack[k] for k in ("loss", "start_loss", "distance")}
         return record | shown | {k: attack[k] + v for k, v in cost.items()}
 
-    def _say_estimate(self, row: Row, seconds_per_image: float) -> None:
-        """Once, after the first batch attacked through a network: how long the rest will take."""
-        if not self._estimated and row.attack_nfe:
-            self._estimated = True
-            left = self._progress.total - self._progress.n
-            minutes = seconds_per_image / row.attack_work * left / 60
-            self._progress.write(f"estimate from the first batch: {minutes:.1f} min of computing")
+    def _say_estimate(self, row: Row, kind: str, seconds: float, work: int, nfe: int) -> None:
+        """After the first batch through the score network, scored and then attacked: the cost of an
+        image, and how long the rest takes at that speed."""
+        if kind in self._estimated or not nfe:
+            return
+        self._estimated.add(kind)
+        left = (self._progress.total - self._progress.n) * seconds / work
+        self._progress.write(
+            f"estimate from the first batch of {row.name}, {kind}: {nfe:,} network evaluations and "
+            f"{seconds:.3f} s per image; about {left / 60:.1f} min of computing left in all"
+        )
 
     def _pending(self, name: str, row: Row) -> list[int]:
         """Positions of the images that have no record under that name."""

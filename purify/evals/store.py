@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ class Store:
 
     Records (dicts with 'row' and 'index') live in images.jsonl, one line an image, and arrays in
     files of their own, [n, ...] float32, written in place. An image is done when its line is there;
-    its arrays are on disk before that.
+    its arrays are on disk before that. What computed them is in provenance.jsonl, one line for
+    every process that did.
     """
 
     def __init__(self, workdir: Path, mode: str, settings: Mapping):
@@ -29,12 +31,22 @@ class Store:
         self.folder = workdir / mode / hashlib.sha256(text.encode()).hexdigest()[:8]
         claim(self.folder, settings)
         self._records: dict[str, dict[int, dict]] = {}
-        for record in read_lines(self._path):
+        for record in read_lines(self._path, repair=True):
             self._records.setdefault(record["row"], {}).setdefault(record["index"], record)
 
     @property
     def _path(self) -> Path:
         return self.folder / "images.jsonl"
+
+    def sign(self) -> None:
+        """Note what is about to compute records: called before the first of a process."""
+        path = self.folder / "provenance.jsonl"
+        read_lines(path, repair=True)
+        append_lines(path, [provenance()])
+
+    def signatures(self) -> list[dict]:
+        """`provenance` of every process that computed records, in order."""
+        return read_lines(self.folder / "provenance.jsonl")
 
     def records(self, row: str) -> dict[int, dict]:
         """dataset index -> record, of the images of that row that are done."""
@@ -63,7 +75,7 @@ class Store:
 
 
 def provenance() -> dict:
-    """Git commit (with '+' where the tree has changes), package versions and the machine."""
+    """UTC time, git commit (with '+' where the tree has changes), package versions, machine."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -76,6 +88,7 @@ def provenance() -> dict:
     except FileNotFoundError:  # git is not installed
         commit, changed = "unknown", ""
     return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit + changed,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
