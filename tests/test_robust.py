@@ -225,8 +225,8 @@ def test_a_mean_over_draws_that_all_agree_has_a_bootstrap_interval(trained):
         {"index": i, "label": 1, "correct": [i < 9] * 2, "predictions": [[i < 9] * 2] * 2} | costs
         for i in range(10)
     ]
-    entries = {e["protocol"]: e for e in result_rows(row_of(trained, "adp-bpda"), records, [], seed=0)
-               if not e["single_run"]}  # fmt: skip
+    rows = result_rows(row_of(trained, "adp-bpda"), records, [], seed=0)
+    entries = {row["protocol"]: row for row in rows if not row["single_run"]}
     exact = proportion([True] * 9 + [False])
     assert entries["ensemble"]["low"] == entries["worst_of_n"]["low"] == exact.low
     assert entries["mean"]["low"] == bootstrap_mean([1.0] * 9 + [0.0], seed=0).low != exact.low
@@ -393,7 +393,7 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
 
 def test_a_result_depends_on_no_neighbour(evaluated, trained, workdir):
     """Seven images instead of ten: other batches, other padding, the same bits."""
-    folder, records = evaluated.folder, evaluated.records
+    records = evaluated.records
     robust.run(whole(trained, eval__num_images=7, attacks__exact__num_images=5), workdir)
     fewer = untimed(read_lines(only_folder(workdir) / "images.jsonl"))
     expected = untimed(records)
@@ -405,7 +405,7 @@ def test_a_result_depends_on_no_neighbour(evaluated, trained, workdir):
 def test_devices_and_batch_size_change_rounding_only(evaluated, trained, workdir):
     """On four devices in batches of 8: blind attacks meet no adaptive step, so outcomes and
     losses agree to float32 rounding over five sign steps; purified logits to what ADP amplifies."""
-    folder, records = evaluated.folder, evaluated.records
+    folder = evaluated.folder
     result = trained.main(
         "--mode=eval_robust",
         f"--workdir={workdir}",
