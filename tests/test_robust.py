@@ -178,7 +178,7 @@ def test_the_table_shows_every_row(trained, workdir, capsys):
     for name in ("identity", "noise_only", "one_step", "schedule", "adp"):
         assert re.search(rf"^ *{name} +clean +4 ", shown, re.MULTILINE)
     assert len(re.findall(r"^ +blind +4 ", shown, re.MULTILINE)) == 5
-    assert "blind linf 0.15, 1 x 5 steps x 1 samples" in shown and "S 2, N 3" in shown
+    assert "blind linf 0.15, 1 x 5 steps, EOT 1" in shown and "S 2, N 3" in shown
     assert "results.json" in shown and "checkpoints" in shown
 
 
