@@ -146,14 +146,14 @@ def differing_fields(old, new, prefix: str = "") -> list[str]:
 
 def load_classifier(workdir: Path | str) -> Classifier:
     """The classifier trained in `workdir`, averaged (EMA) weights."""
-    params, settings = _load(Path(workdir), "classifier")
-    return Classifier(params, models.build(**settings["network"]))
+    variables, settings = _load(Path(workdir), "classifier")
+    return Classifier(variables, models.build(**settings["network"]))
 
 
 def load_score(workdir: Path | str) -> Score:
     """The score model trained in `workdir`, averaged (EMA) weights."""
-    params, settings = _load(Path(workdir), "score")
-    return Score(params, models.build(**settings["network"]), settings["head"])
+    variables, settings = _load(Path(workdir), "score")
+    return Score(variables, models.build(**settings["network"]), settings["head"])
 
 
 def load_defense(
@@ -193,12 +193,12 @@ def _load(workdir: Path, role: str) -> tuple[PyTree, dict]:
     return jax.tree.map(jax.numpy.asarray, state["ema"]), read_settings(folder)
 
 
-def weight_hash(params: PyTree) -> str:
+def weight_hash(variables: PyTree) -> str:
     """SHA-256 over the sorted (path, dtype, shape, bytes) of all leaves, in hex."""
     digest = hashlib.sha256()
     leaves = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     ]
     for path, leaf in sorted(leaves, key=lambda item: item[0]):
         digest.update(f"{path} {leaf.dtype} {leaf.shape}\n".encode())

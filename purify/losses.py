@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from purify.networks import Classifier, Score
-from purify.types import Array, Image, Key
+from purify.types import Array, Image, Key, PyTree
 
 Metrics = dict[str, tuple[Array, Array]]
 
@@ -40,9 +40,11 @@ def dsm(score: Score, key: Key, image: Image, *, sigmas: Array) -> tuple[Array, 
 
 def cross_entropy(
     classifier: Classifier, image: Image, label: Array, *, label_smoothing: float = 0.0
-) -> tuple[Array, Metrics]:
-    """Cross-entropy of one image with an optionally smoothed label, and its accuracy."""
-    logits = classifier(image)
+) -> tuple[Array, Metrics, PyTree]:
+    """Cross-entropy of one image with an optionally smoothed label, its accuracy, and the running
+    statistics of `Classifier.train`."""
+    logits, stats = classifier.train(image)
     target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), label_smoothing)
     correct = (jnp.argmax(logits) == label).astype(jnp.float32)
-    return optax.softmax_cross_entropy(logits, target), {"accuracy": (correct, jnp.ones(()))}
+    metrics = {"accuracy": (correct, jnp.ones(()))}
+    return optax.softmax_cross_entropy(logits, target), metrics, stats

@@ -1,4 +1,8 @@
-"""The two wrappers behind which networks live: frozen pytrees, called on ONE image."""
+"""The two wrappers behind which networks live: frozen pytrees, called on ONE image.
+
+variables: the network's in Flax's form, {'params': ...} and, with batch normalisation,
+{'batch_stats': ...}.
+"""
 
 import flax.linen as nn
 import flax.struct
@@ -21,7 +25,7 @@ class Score:
     E(x) = 1/2 ||x - f(x)||^2 (Salimans and Ho 2021), a gradient field by construction.
     """
 
-    params: PyTree
+    variables: PyTree
     network: nn.Module = flax.struct.field(pytree_node=False)
     head: str = flax.struct.field(pytree_node=False, default="score")
 
@@ -46,15 +50,23 @@ class Score:
         return 0.5 * jnp.sum((image - self._apply(image)) ** 2)
 
     def _apply(self, image: Image) -> Array:
-        return self.network.apply({"params": self.params}, image[None])[0]
+        return self.network.apply(self.variables, image[None])[0]
 
 
 @flax.struct.dataclass
 class Classifier:
     """`classifier(image) -> logits`, float [H, W, C] in [0, 1] -> [num_classes]."""
 
-    params: PyTree
+    variables: PyTree
     network: nn.Module = flax.struct.field(pytree_node=False)
 
     def __call__(self, image: Image) -> Array:
-        return self.network.apply({"params": self.params}, image[None])[0]
+        return self.network.apply(self.variables, image[None])[0]
+
+    def train(self, image: Image) -> tuple[Array, PyTree]:
+        """(logits, updated running statistics) of one image of a training batch, which is the axis
+        named 'batch' of a vmap. Without batch normalisation the statistics are empty."""
+        logits, stats = self.network.apply(
+            self.variables, image[None], train=True, mutable=["batch_stats"]
+        )
+        return logits[0], stats

@@ -1,7 +1,6 @@
 """Training: one jitted step for classifiers and score models, resumable to the bit."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,8 +25,9 @@ from purify.types import Array, Image, Key, PyTree
 SCHEDULES = ("constant", "cosine")
 # Options that change what is reported and kept, not what is learnt: a resumed run may change them.
 REPORTING = ("log_every", "checkpoint_every")
-# (params, key, image, label) -> (loss, metrics), for one image
-LossFn = Callable[[PyTree, Key, Image, Array], tuple[Array, Metrics]]
+# (variables, key, image, label) -> (loss, metrics, running statistics), for one image of a batch
+# that is the axis named 'batch' of a vmap; the statistics are the same for all of them
+LossFn = Callable[[PyTree, Key, Image, Array], tuple[Array, Metrics, PyTree]]
 
 
 class TrainingDiverged(ValueError):
@@ -97,18 +97,22 @@ class TrainOptions:
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 scalar, updates done; ema: the averaged parameters."""
+    """step: int32 scalar, updates done; stats: running statistics of batch normalisation, empty
+    without it; ema: the averaged variables, {'params': ..., **stats}."""
 
     step: Array
     params: PyTree
+    stats: PyTree
     ema: PyTree
     opt_state: PyTree
 
 
-def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(variables: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    stats = dict(variables)
+    params = stats.pop("params")
     # A copy, because the step donates its state and may not donate one buffer twice.
-    ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+    ema = jax.tree.map(jnp.copy, dict(variables))
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, ema, optimizer.init(params))
 
 
 def make_train_step(
@@ -124,26 +128,30 @@ def make_train_step(
     has its own key, folded from the step and its dataset index. metrics: (sum, count) pairs.
     """
 
-    def one(params, key, image, label):
+    def one(variables, key, image, label):
         augment_key, loss_key = jax.random.split(key)
         image = augment(augment_key, image.astype(jnp.float32) / 255.0)
-        return loss_fn(params, loss_key, image, label)
+        return loss_fn(variables, loss_key, image, label)
+
+    batched = jax.vmap(one, (None, 0, 0, 0), (0, 0, None), axis_name="batch")
 
     def train_step(state, key, indices, images, labels):
         keys = index_keys(jax.random.fold_in(key, state.step), indices)
 
         def mean_loss(params):
-            loss, metrics = jax.vmap(functools.partial(one, params))(keys, images, labels)
-            return loss.mean(), jax.tree.map(lambda m: m.sum(0), metrics)
+            variables = {"params": params, **state.stats}
+            loss, metrics, stats = batched(variables, keys, images, labels)
+            return loss.mean(), (jax.tree.map(lambda m: m.sum(0), metrics), stats)
 
-        (loss, metrics), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        (loss, aux), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        metrics, stats = aux
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay)
+        ema = optax.incremental_update({"params": params, **stats}, state.ema, 1.0 - ema_decay)
         norms = {"gradient_norm": gradient, "weight_norm": params}
         scalars = {"loss": loss} | {k: optax.tree.norm(v) for k, v in norms.items()}
         metrics |= {name: (value, jnp.ones(())) for name, value in scalars.items()}
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        return TrainState(state.step + 1, params, stats, ema, opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 
@@ -270,12 +278,12 @@ def run_training(
     claim(folder, settings)
 
     init_key = stream_key(config.seed, "init")
-    params = jax.jit(network.init)(init_key, jnp.zeros((1, *shape)))["params"]
+    variables = jax.jit(network.init)(init_key, jnp.zeros((1, *shape)))
     optimizer = options.optimizer()
     train_step = make_train_step(
         make_loss_fn(network), optimizer, ema_decay=options.ema_decay, augment=augment
     )
-    state = init_state(params, optimizer)
+    state = init_state(variables, optimizer)
     state = fit(
         state,
         train_step,

@@ -13,8 +13,8 @@ def run(config, workdir: Path) -> None:
     smoothing = config.classifier.label_smoothing
 
     def make_loss_fn(network: nn.Module) -> LossFn:
-        def loss_fn(params, key, image, label):
-            classifier = Classifier(params, network)
+        def loss_fn(variables, key, image, label):
+            classifier = Classifier(variables, network)
             return cross_entropy(classifier, image, label, label_smoothing=smoothing)
 
         return loss_fn

@@ -17,8 +17,10 @@ def run(config, workdir: Path) -> None:
     sigmas = noise_levels(cfg.sigma_max, cfg.sigma_min, cfg.num_levels)
 
     def make_loss_fn(network: nn.Module) -> LossFn:
-        def loss_fn(params, key, image, label):
-            return dsm(Score(params, network, cfg.head), key, image, sigmas=jnp.asarray(sigmas))
+        def loss_fn(variables, key, image, label):
+            score = Score(variables, network, cfg.head)
+            loss, metrics = dsm(score, key, image, sigmas=jnp.asarray(sigmas))
+            return loss, metrics, {}
 
         return loss_fn
 

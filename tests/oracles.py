@@ -102,7 +102,7 @@ def make_score(shape, network=None, *, head="score", seed=0) -> Score:
         scale = 2.0 if path[-1].key == "pattern" else np.prod(leaf.shape[:-1]) ** -0.5
         return jnp.asarray(scale * rng.standard_normal(leaf.shape))
 
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)))
     return Score(jax.tree_util.tree_map_with_path(draw, shapes), network, head)
 
 

@@ -392,8 +392,8 @@ def test_detached_gradient_is_that_of_a_loop_with_constant_steps(curvature):
 def gradient_memory(curvature, num_steps, *, shape, batch, widths):
     """Bytes of temporary memory of the compiled exact gradient of a batch, with a real U-Net."""
     network = models.build("unet", widths=widths, blocks=1)
-    params = jax.eval_shape(network.init, KEY, jnp.zeros((1, *shape)))["params"]
-    adp = ADP(Score(params, network), num_steps=num_steps, curvature=curvature, loop="scan")
+    variables = jax.eval_shape(network.init, KEY, jnp.zeros((1, *shape)))
+    adp = ADP(Score(variables, network), num_steps=num_steps, curvature=curvature, loop="scan")
 
     def gradient(adp, keys, x):
         return jax.grad(lambda x: jnp.sum(jax.vmap(adp)(keys, x)))(x)

@@ -33,9 +33,9 @@ SCORE_SETTINGS = {
 }
 
 
-def state_of(params):
+def state_of(variables):
     """A training state in which every leaf is random, and the average differs from the weights."""
-    state = init_state(params, TrainOptions(10, 1, 1e-3).optimizer())
+    state = init_state(variables, TrainOptions(10, 1, 1e-3).optimizer())
     leaves, tree = jax.tree.flatten(state)
     rng = np.random.default_rng(0)
     return tree.unflatten(
@@ -60,7 +60,12 @@ def restore(folder, abstract=None):
 
 
 # Large enough that Orbax keeps its bytes apart from the index, which has checksums.
-STATE = state_of({"dense": {"kernel": jnp.zeros((70, 70)), "bias": jnp.zeros(3)}})
+STATE = state_of(
+    {
+        "params": {"dense": {"kernel": jnp.zeros((70, 70)), "bias": jnp.zeros(3)}},
+        "batch_stats": {"mean": jnp.zeros(2)},
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +80,7 @@ def score_workdir(tmp_path_factory):
     """A workdir with a tiny score model of random weights, and its state."""
     workdir = tmp_path_factory.mktemp("score")
     network = models.build(**SCORE_SETTINGS["network"])
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"]
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     state = state_of(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
     claim(workdir / "score", SCORE_SETTINGS)
     save(workdir / "score", state, 1)
@@ -106,7 +111,8 @@ def test_the_newest_two_checkpoints_are_kept(tmp_path):
 def test_loading_gives_the_averaged_weights_behind_their_network(score_workdir):
     workdir, state = score_workdir
     score = load_score(workdir)
-    assert weight_hash(score.params) == weight_hash(state.ema) != weight_hash(state.params)
+    assert weight_hash(score.variables) == weight_hash(state.ema)
+    assert weight_hash(state.ema["params"]) != weight_hash(state.params)
     assert score.head == "energy" and score.network == models.build("unet", widths=(4,), blocks=0)
     assert image_shape(workdir) == (4, 4, 1)
 

@@ -123,7 +123,10 @@ def test_mean_pool_refuses_odd_sides(shape):
 # name -> (small options, output shape for an image [8, 8, 2])
 SMALL = {
     "unet": ({"widths": (4, 8), "blocks": 1}, (8, 8, 2)),
+    "ncsnv2": ({"features": 4}, (8, 8, 2)),
     "resnet": ({"num_classes": 3, "widths": (4, 8), "blocks": 1}, (3,)),
+    "cifar_resnet": ({"num_classes": 3, "depth": 8}, (3,)),
+    "wide_resnet": ({"num_classes": 3, "depth": 10, "widen": 1}, (3,)),
 }
 
 
@@ -132,8 +135,11 @@ def small_network(name):
     network = models.build(name, **SMALL[name][0])
     images = jax.nn.sigmoid(normal(0, 3, 8, 8, 2))
     shapes, tree = jax.tree.flatten(jax.eval_shape(network.init, jax.random.key(0), images[:1]))
-    params = tree.unflatten([0.3 * normal(i, *a.shape) for i, a in enumerate(shapes)])["params"]
-    return (Score if name == "unet" else Classifier)(params, network), images
+    variables = tree.unflatten([0.3 * normal(i, *a.shape) for i, a in enumerate(shapes)])
+    if "batch_stats" in variables:  # a variance is not negative
+        variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+    is_score = SMALL[name][1] == images[0].shape
+    return (Score if is_score else Classifier)(variables, network), images
 
 
 @jax.jit
@@ -171,8 +177,8 @@ def test_resnet_normalises_with_its_mean_and_std():
     network, images = small_network("resnet")
     mean, std = (0.4, 0.6), (0.2, 0.3)
     options = SMALL["resnet"][0]
-    inside = Classifier(network.params, models.build("resnet", mean=mean, std=std, **options))
-    outside = Classifier(network.params, models.build("resnet", mean=(0,), std=(1,), **options))
+    inside = Classifier(network.variables, models.build("resnet", mean=mean, std=std, **options))
+    outside = Classifier(network.variables, models.build("resnet", mean=(0,), std=(1,), **options))
     normalised = (images[0] - jnp.array(mean).reshape(1, 1, 2)) / jnp.array(std).reshape(1, 1, 2)
     np.testing.assert_allclose(inside(images[0]), outside(normalised), rtol=1e-5, atol=1e-5)
 
@@ -183,7 +189,7 @@ def test_lists_become_tuples_so_that_networks_are_hashable():
 
 
 def test_build_errors_list_what_exists():
-    with pytest.raises(ValueError, match=r"arch 'vgg' is unknown; known: unet, resnet"):
+    with pytest.raises(ValueError, match=r"arch 'vgg' is unknown; known: unet, ncsnv2, resnet, "):
         models.build("vgg")
     with pytest.raises(ValueError, match=r"unet has no option depth; known: blocks, widths"):
         models.build("unet", depth=3)

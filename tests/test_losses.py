@@ -105,13 +105,13 @@ def test_dsm_draws_levels_uniformly_and_unit_noise():
 def test_the_energy_head_is_minus_the_gradient_of_its_energy(arch, x64):
     network = models.build("unet", widths=(4,), blocks=0) if arch == "unet" else Radial()
     image = np.random.default_rng(0).random((3, 3, 1))
-    params = jax.jit(network.init)(jax.random.key(0), image[None])["params"]
-    leaves, tree = jax.tree.flatten(params)  # some start at zero
+    variables = jax.jit(network.init)(jax.random.key(0), image[None])
+    leaves, tree = jax.tree.flatten(variables)  # some start at zero
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [0.5 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
     score = Score(tree.unflatten(leaves), network, "energy")
 
-    f = network.apply({"params": score.params}, image[None])[0]
+    f = network.apply(score.variables, image[None])[0]
     energy = jax.jit(score.energy, compiler_options=QUICK)
     assert float(energy(image)) == pytest.approx(0.5 * float(np.sum((image - f) ** 2)), rel=1e-12)
     step = 1e-5 * np.eye(9).reshape(9, 3, 3, 1)
@@ -138,16 +138,17 @@ def train_on_gaussian(network, head: str, std: float, sigmas: np.ndarray, num_st
         num_steps, batch_size=256, learning_rate=0.03, schedule="cosine", clip_norm=10.0
     )
 
-    def loss_fn(params, key, image, label):
-        return dsm(Score(params, network, head), key, image, sigmas=jnp.asarray(sigmas))
+    def loss_fn(variables, key, image, label):
+        score = Score(variables, network, head)
+        return *dsm(score, key, image, sigmas=jnp.asarray(sigmas)), {}
 
     def sample(key, image):
         return std * jax.random.normal(key, image.shape)
 
     optimizer = options.optimizer()
     train_step = make_train_step(loss_fn, optimizer, ema_decay=0.99, augment=sample)
-    params = network.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))["params"]
-    state = init_state(params, optimizer)
+    variables = network.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    state = init_state(variables, optimizer)
     indices, images = np.arange(256), np.zeros((256, *SHAPE), np.uint8)
     for _ in range(num_steps):
         state, _ = train_step(state, jax.random.key(1), indices, images, indices)
@@ -202,7 +203,7 @@ class Constant(nn.Module):
     """The same logits for every image."""
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train=False):
         logits = self.param("logits", nn.initializers.zeros, (4,))
         return jnp.broadcast_to(logits, (len(x), 4))
 
@@ -211,9 +212,11 @@ class Constant(nn.Module):
 @pytest.mark.parametrize("label", [1, 2])
 def test_cross_entropy_is_that_of_the_smoothed_label(smoothing, label, x64):
     logits = np.array([0.5, 2.0, -1.0, 0.0])
-    classifier = Classifier({"logits": jnp.asarray(logits)}, Constant())
-    loss, metrics = cross_entropy(classifier, jnp.zeros(SHAPE), label, label_smoothing=smoothing)
+    classifier = Classifier({"params": {"logits": jnp.asarray(logits)}}, Constant())
+    loss, metrics, stats = cross_entropy(
+        classifier, jnp.zeros(SHAPE), label, label_smoothing=smoothing
+    )
     log_probabilities = logits - np.log(np.exp(logits).sum())
     target = (1 - smoothing) * np.eye(4)[label] + smoothing / 4
     assert float(loss) == pytest.approx(-np.sum(target * log_probabilities), rel=1e-12)
-    assert metrics["accuracy"] == (float(label == 1), 1.0)
+    assert metrics["accuracy"] == (float(label == 1), 1.0) and not stats

@@ -119,8 +119,8 @@ def test_results_name_config_commit_versions_and_weights(evaluated, trained):
     assert re.fullmatch(r"[0-9a-f]{40}\+?|unknown", results["commit"])
     assert results["versions"]["jax"] == jax.__version__
     assert results["weights"] == {
-        "classifier": weight_hash(load_classifier(trained.workdir).params),
-        "score": weight_hash(load_score(trained.workdir).params),
+        "classifier": weight_hash(load_classifier(trained.workdir).variables),
+        "score": weight_hash(load_score(trained.workdir).variables),
     }
 
 

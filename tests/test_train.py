@@ -94,12 +94,18 @@ def small_options(**changes) -> TrainOptions:
     return TrainOptions(**base | changes)  # fmt: skip
 
 
-def small_loss(params, key, image, label):
-    """A loss that uses everything a step hands out."""
+def small_loss(variables, key, image, label):
+    """A loss that uses everything a step hands out, and a statistic of the whole batch."""
     traces.append(image.shape)
     noise = jax.random.normal(key, image.shape)
+    params, mean = variables["params"], jax.lax.pmean(image.mean(), "batch")
     error = params["scale"] * image + params["shift"] * noise - 0.1 * label
-    return jnp.sum(error**2), {"mean_label": (label.astype(jnp.float32), jnp.ones(()))}
+    stats = {"batch_stats": 0.9 * variables["batch_stats"] + 0.1 * mean}
+    return jnp.sum(error**2), {"mean_label": (label.astype(jnp.float32), jnp.ones(()))}, stats
+
+
+def small_variables():
+    return {"params": small_params(), "batch_stats": jnp.float32(0.5)}
 
 
 def small_params():
@@ -152,24 +158,28 @@ def test_a_step_averages_single_images_and_reports_sums_and_counts(dataset):
     indices = np.array([17, 5])
     batch = (indices, dataset.images[indices], dataset.labels[indices])
     params, key = small_params(), jax.random.key(2)
-    state = init_state(small_params(), options.optimizer()).replace(step=jnp.asarray(4))
+    state = init_state(small_variables(), options.optimizer()).replace(step=jnp.asarray(4))
 
     def by_hand(params):
-        total = 0.0
+        total = mean = 0.0
+        alone = jax.vmap(small_loss, (None, None, 0, None), (0, 0, None), axis_name="batch")
         for index, image, label in zip(*batch, strict=True):
             own = jax.random.fold_in(jax.random.fold_in(key, 4), index)
             augment_key, loss_key = jax.random.split(own)
             image = augment(augment_key, image.astype(np.float32) / 255)
-            total += small_loss(params, loss_key, image, jnp.asarray(label))[0]
-        return total / 2
+            variables = {"params": params, "batch_stats": 0.0}
+            total += alone(variables, loss_key, image[None], jnp.asarray(label))[0][0]
+            mean += image.mean()
+        return total / 2, mean / 2
 
-    loss, gradient = jax.jit(jax.value_and_grad(by_hand))(params)
+    (loss, mean), gradient = jax.jit(jax.value_and_grad(by_hand, has_aux=True))(params)
     after, metrics = step(state, key, *batch)
     assert int(after.step) == 5
     updates, _ = options.optimizer().update(gradient, options.optimizer().init(params), params)
     expected = jax.tree.map(jnp.add, params, updates)
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-5)
     jax.tree.map(compare, after.params, expected)
+    assert after.stats["batch_stats"] == pytest.approx(0.9 * 0.5 + 0.1 * float(mean), rel=1e-5)
     assert metrics["loss"] == (pytest.approx(float(loss), rel=1e-5), 1)
     assert metrics["mean_label"] == (dataset.labels[indices].sum(), 2)
     for name, tree in (("gradient_norm", gradient), ("weight_norm", expected)):
@@ -197,7 +207,8 @@ class Spy:
             raise Interrupted
         state, metrics = self._step(state, key, indices, images, labels)
         self.batches.append((at, np.asarray(indices)))
-        self.states.append(jax.tree.map(np.array, (state.params, state.ema)))
+        variables = {"params": state.params, **state.stats}
+        self.states.append(jax.tree.map(np.array, (variables, state.ema)))
         if self._spoil and at == self._spoil_at:
             metrics = metrics | {self._spoil[0]: (jnp.asarray(self._spoil[1]), jnp.ones(()))}
         return state, metrics
@@ -207,7 +218,7 @@ def run(folder, dataset, options=None, **spying):
     """The final state and the spy of a run in `folder`, from where it stands."""
     options = options or small_options()
     spy = Spy(small_step(options), **spying)
-    state = init_state(small_params(), options.optimizer())
+    state = init_state(small_variables(), options.optimizer())
     folder.mkdir(exist_ok=True)
     return fit(state, spy, dataset, options, seed=SEED, folder=folder, name_metrics=dict), spy
 
@@ -220,13 +231,13 @@ def uninterrupted(tmp_path_factory, dataset):
 
 
 def test_the_average_follows_its_recursion(uninterrupted):
-    """ema <- 0.7 ema + 0.3 params after every step, from the initial weights."""
-    expected = small_params()
-    for params, ema in uninterrupted[2].states:
-        expected = jax.tree.map(lambda e, p: 0.7 * e + 0.3 * p, expected, params)
+    """ema <- 0.7 ema + 0.3 variables after every step, from the initial weights."""
+    expected = small_variables()
+    for variables, ema in uninterrupted[2].states:
+        expected = jax.tree.map(lambda e, p: 0.7 * e + 0.3 * p, expected, variables)
         compare = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
         jax.tree.map(compare, ema, expected)
-    difference = jax.tree.map(lambda e, p: np.abs(e - p).max(), ema, params)
+    difference = jax.tree.map(lambda e, p: np.abs(e - p).max(), ema, variables)
     assert min(jax.tree.leaves(difference)) > 1e-3  # it is not the weights themselves
 
 
@@ -242,7 +253,7 @@ def test_one_compilation_serves_a_run_and_its_resumption(tmp_path, dataset):
     step, before = small_step(options), len(traces)
     for stop_at in (4, None):
         spy = Spy(step, stop_at=stop_at)
-        state = init_state(small_params(), options.optimizer())
+        state = init_state(small_variables(), options.optimizer())
         try:
             fit(state, spy, dataset, options, seed=SEED, folder=tmp_path, name_metrics=dict)
         except Interrupted:
@@ -338,8 +349,8 @@ def test_a_run_that_diverges_stops_with_step_rate_and_an_intact_checkpoint(
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 3
         restored = checkpoints.restore()
-    params, ema = uninterrupted[2].states[2]
-    assert weight_hash(restored["params"]) == weight_hash(params)
+    variables, ema = uninterrupted[2].states[2]
+    assert weight_hash(restored["params"]) == weight_hash(variables["params"])
     assert weight_hash(restored["ema"]) == weight_hash(ema)
     state, _ = run(tmp_path, dataset)  # and it goes on from there
     assert weight_hash(state) == weight_hash(uninterrupted[1])
@@ -519,7 +530,9 @@ def test_keys_of_training_depend_on_the_seed(dataset, tmp_path):
     hashes = {
         weight_hash(
             step(
-                init_state(small_params(), options.optimizer()), stream_key(seed, "train"), *batch
+                init_state(small_variables(), options.optimizer()),
+                stream_key(seed, "train"),
+                *batch,
             )[0]
         )
         for seed in (0, 0, 1)
@@ -548,7 +561,7 @@ def saved_steps(workdir) -> list[int]:
 def assert_same_run(workdir, reference) -> None:
     ours, expected = final_state(workdir), final_state(reference)
     assert int(ours["step"]) == int(expected["step"])
-    for part in ("params", "ema", "opt_state"):
+    for part in ("params", "stats", "ema", "opt_state"):
         assert weight_hash(ours[part]) == weight_hash(expected[part])
     metrics = (folder / "score/metrics.jsonl" for folder in (workdir, reference))
     assert len({path.read_text() for path in metrics}) == 1

@@ -314,8 +314,8 @@ def _settings(config, classifier: Classifier, score_model: Score) -> dict:
     evaluated = {k: v for k, v in cfg["eval"].items() if k != "batch_size"}
     purifiers = {name: cfg[name] for name in PURIFIERS}
     weights = {
-        "classifier": weight_hash(classifier.params),
-        "score": weight_hash(score_model.params),
+        "classifier": weight_hash(classifier.variables),
+        "score": weight_hash(score_model.variables),
     }
     return {
         "seed": cfg["seed"],

@@ -2,11 +2,19 @@
 
 import flax.linen as nn
 
+from purify.models.ncsnv2 import NCSNv2
 from purify.models.resnet import ResNet
 from purify.models.unet import UNet
+from purify.models.wide_resnet import CifarResNet, WideResNet
 from purify.tables import check_options, choose
 
-NETWORKS = {"unet": UNet, "resnet": ResNet}
+NETWORKS = {
+    "unet": UNet,
+    "ncsnv2": NCSNv2,
+    "resnet": ResNet,
+    "cifar_resnet": CifarResNet,
+    "wide_resnet": WideResNet,
+}
 
 
 def build(arch: str, **options) -> nn.Module:

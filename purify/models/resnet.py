@@ -1,9 +1,8 @@
 """A small residual network without batch statistics, for classifiers."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from purify.models.layers import Conv, GroupNorm, ResidualBlock, mean_pool
+from purify.models.layers import Conv, GroupNorm, ResidualBlock, mean_pool, normalise
 from purify.types import Array
 
 
@@ -21,9 +20,8 @@ class ResNet(nn.Module):
     std: tuple[float, ...] = (0.5,)
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        mean, std = (jnp.asarray(v, x.dtype).reshape(1, 1, 1, -1) for v in (self.mean, self.std))
-        y = Conv(self.widths[0])((x - mean) / std)
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        y = Conv(self.widths[0])(normalise(x, self.mean, self.std))
         for stage, width in enumerate(self.widths):
             if stage:
                 y = mean_pool(y)

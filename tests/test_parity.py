@@ -1,0 +1,144 @@
+"""The published networks against independent PyTorch twins with the same weights, imported by name;
+and what an import refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purify import models
+from purify.models import importing
+from purify.models.importing import Architecture, import_weights, read_weights
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: requirements-torch.txt")
+safetensors = pytest.importorskip("safetensors.torch")
+twins = pytest.importorskip("tests.torch_twins")
+
+SMALL = {
+    "ncsnv2": (dict(arch="ncsnv2", features=8), lambda: twins.NCSNv2(8)),
+    "wrn28_10": (
+        dict(arch="wide_resnet", depth=10, widen=2, form="meliketoy"),
+        lambda: twins.MeliketoyWideResNet(10, 2, 7),
+    ),
+    "wrn28_10_standard": (
+        dict(arch="wide_resnet", depth=16, widen=2, form="robustbench"),
+        lambda: twins.StandardWideResNet(16, 2, 7),
+    ),
+    "resnet20": (dict(arch="cifar_resnet", depth=20), lambda: twins.CifarResNet(20, 10)),
+}
+
+
+def randomised(twin):
+    """A twin in which no parameter is zero or one, which would hide a fault."""
+    torch.manual_seed(0)
+    for parameter in twin.parameters():
+        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
+        offset = 0.0 if parameter.ndim > 1 else 1.0
+        parameter.data = offset + torch.randn_like(parameter) * 0.5 / fan_in**0.5
+    for name, buffer in twin.named_buffers():
+        if "running" in name:
+            buffer.data = 0.5 + torch.rand_like(buffer)
+    return twin.eval()
+
+
+def state_of(twin) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in twin.state_dict().items()}
+
+
+def both(monkeypatch, arch: str, size: int = 32, channels: int = 3):
+    """(our outputs, the twin's) for two images, channels last."""
+    options, make = SMALL[arch]
+    full = importing.ARCHITECTURES[arch]
+    small = Architecture(full.role, options, (size, size, channels))
+    monkeypatch.setitem(importing.ARCHITECTURES, arch, small)
+    twin = randomised(make() if channels == 3 else twins.NCSNv2(8, channels))
+    settings, variables = import_weights(arch, state_of(twin))
+    images = np.random.default_rng(0).random((2, size, size, channels)).astype(np.float32)
+    ours = jax.jit(models.build(**settings).apply)(variables, images)
+    with torch.no_grad():
+        theirs = twin(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+    return np.asarray(ours), theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs
+
+
+@pytest.mark.parametrize("arch", SMALL)
+def test_a_network_with_imported_weights_is_its_twin(monkeypatch, arch):
+    ours, theirs = both(monkeypatch, arch)
+    assert ours.shape == theirs.shape
+    # Float32 sums in another order, over twenty layers.
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_ncsnv2_takes_28_by_28_grey_images(monkeypatch):
+    ours, theirs = both(monkeypatch, "ncsnv2", 28, 1)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("arch", importing.ARCHITECTURES)
+def test_full_size_architectures_have_the_published_number_of_parameters(arch):
+    """Of the twins at full size, which are built without memory for their weights."""
+    with torch.device("meta"):
+        twin = {
+            "ncsnv2": lambda: twins.NCSNv2(128),
+            "ncsnv2_28": lambda: twins.NCSNv2(128, 1),
+            "wrn28_10": lambda: twins.MeliketoyWideResNet(28, 10, 10),
+            "wrn28_10_standard": lambda: twins.StandardWideResNet(28, 10, 10),
+            "wrn70_16_standard": lambda: twins.StandardWideResNet(70, 16, 10),
+            "resnet20": lambda: twins.CifarResNet(20, 10),
+            "resnet56": lambda: twins.CifarResNet(56, 10),
+        }[arch]()
+    expected = sum(p.numel() for p in twin.parameters())
+    architecture = importing.ARCHITECTURES[arch]
+    options = dict(architecture.network)
+    if architecture.role == "classifier":
+        options["num_classes"] = 10
+    network = models.build(**options)
+    image = jnp.zeros((1, *architecture.image_shape))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
+
+
+def test_prefixes_of_wrappers_are_taken_off_and_averages_preferred(tmp_path):
+    weights = state_of(randomised(twins.CifarResNet(20, 10)))
+    raw = {name: w + 1 for name, w in weights.items()}
+    for names in ("{}", "module.{}", "state_dict.module.{}", "ema.module.{}"):
+        path = tmp_path / "weights.npz"
+        np.savez(path, **{names.format(name): w for name, w in weights.items()})
+        assert read_weights(path).keys() == weights.keys()
+    both = {f"module.{k}": w for k, w in raw.items()} | {f"ema.{k}": w for k, w in weights.items()}
+    tensors = {name: torch.tensor(w) for name, w in both.items()}
+    safetensors.save_file(tensors, tmp_path / "weights.safetensors")
+    read = read_weights(tmp_path / "weights.safetensors")
+    assert read.keys() == weights.keys()
+    np.testing.assert_array_equal(read["linear.weight"], weights["linear.weight"])
+
+
+def test_weights_that_do_not_fit_are_listed_and_refused():
+    weights = state_of(randomised(twins.CifarResNet(20, 10)))
+    weights["layer1.0.conv1.weight"] = weights["layer1.0.conv1.weight"][:, :5]
+    del weights["layer2.1.bn2.bias"]
+    weights["layer4.0.conv1.weight"] = weights["conv1.weight"]
+    weights["strange"] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError) as error:
+        import_weights("resnet20", weights)
+    said = str(error.value)
+    assert "layer1.0.conv1.weight has shape (3, 3, 5, 16), expected (3, 3, 16, 16)" in said
+    assert "layer2_1.bn2.bias is missing" in said
+    assert "layer4.0.conv1.weight is no weight of this network" in said
+    assert "strange (3,) is no weight of this network" in said
+    with pytest.raises(ValueError, match="'vgg' is unknown; known: ncsnv2"):
+        import_weights("vgg", weights)
+
+
+def test_pickles_are_never_loaded_and_damage_is_one_line(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="must be .safetensors or .npz"):
+        read_weights(tmp_path / "weights.pt")
+    np.savez(tmp_path / "object.npz", a=np.array([{}], dtype=object))
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "object.npz").read_bytes()[:50])
+    (tmp_path / "torn.safetensors").write_bytes(b"\x10")
+    for name in ("object.npz", "torn.npz", "torn.safetensors"):
+        with pytest.raises(ValueError, match=f"{name}' cannot be read") as error:
+            read_weights(tmp_path / name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="does not exist"):
+        read_weights(tmp_path / "none.npz")
