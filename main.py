@@ -16,11 +16,13 @@ on where it stopped when the same command is given again.
 """
 
 import importlib
+import inspect
 import os
 import re
 import runpy
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -32,7 +34,7 @@ MODES = {
     "eval_robust": "purify.evals.robust",
     "purify": "purify.evals.purify_files",
 }
-CONFIGS = sorted(Path("configs").glob("*.py"))
+CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem != "base")
 FILES = {"eval_robust": ("input",), "purify": ("input", "output")}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/digits.py.")
@@ -52,42 +54,57 @@ def default_workdir(config_file: str) -> Path:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; a mistake in it is one line on stderr and exit code 2."""
+    config = read_config(argv)
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError):  # how ml_collections says that a field does not exist
-        fail(unknown_field(argv))
+        fail(unknown_field(config, argv))
     except (flags.Error, TypeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         fail(": ".join([lines[0], lines[-1]][: len(lines)]))
     for name in ("config", "mode"):
         if flags.FLAGS[name].value is None:
             fail(f"--{name} is missing; see --help")
-    path, _, _ = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    if not Path(path).is_file():
-        fail(f"--config={path} does not exist; there are {', '.join(map(str, CONFIGS))}")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; options begin with --")
     return rest
 
 
-def unknown_field(argv: list[str]) -> str:
+def read_config(argv: list[str]) -> ConfigDict | None:
+    """The config named on the command line as its file has it, None if none is named."""
+    named = re.search(r"(?<= )--?config[= ](\S+)", " ".join(argv))
+    if not named:
+        return None
+    path, _, variant = named[1].partition(":")
+    known = f"there are {', '.join(map(str, CONFIGS))}"
+    if not Path(path).is_file():
+        fail(f"--config={path} does not exist; {known}")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        fail(f"--config={path} has no get_config(); {known}")
+    if variant and not inspect.signature(get_config).parameters:
+        fail(f"--config={path}:{variant}: that config has no variants")
+    try:
+        return get_config(*filter(None, [variant]))
+    except ValueError as error:
+        fail(f"--config={path}:{variant}: {error}")
+
+
+def unknown_field(config: ConfigDict | None, argv: list[str]) -> str:
     """Which of the --config.a.b overrides names no field of the config, and what it could be."""
-    options = dict(arg.lstrip("-").partition("=")[::2] for arg in argv if arg.startswith("-"))
-    path, _, variant = options.get("config", "").partition(":")
-    if not path:
+    if config is None:
         return "a --config override names no field; write --config=FILE for the fields it has"
-    config = runpy.run_path(path)["get_config"](*filter(None, [variant]))
-    for option in options:
+    for option in (arg.lstrip("-").partition("=")[0] for arg in argv if arg.startswith("-")):
         value = config
         for key in option.split(".")[1:]:
             if not isinstance(value, ConfigDict) or key not in value:
                 known = ", ".join(value) if isinstance(value, ConfigDict) else "nothing below it"
                 return f"--{option}: there is no field {key!r}; known: {known}"
             value = value[key]
-    return f"a --config override names no field of {path}"
+    return "a --config override names no field of the config"
 
 
-def fail(message: str):
+def fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 

@@ -29,7 +29,8 @@ class PGD:
     restarts, random_start: independent runs; a random start in the ball, or the clean image.
     selection_draws: of the image returned. Every restart ranks its iterates on eot_samples draws,
         one fixed set of keys for all, and offers the best and the last of them; the image returned
-        has the highest loss of those on selection_draws fresh draws, again one fixed set. Neither
+        has the highest loss of those, and of the clean image, on selection_draws fresh draws, again
+        one fixed set. Neither
         set serves any gradient. A deterministic logits_fn needs only one.
     chunk: how many draws are computed at once, all by default.
     """
@@ -111,7 +112,7 @@ class PGD:
         scored = jnp.concatenate([image[None], candidates])
         losses = jax.vmap(selection, in_axes=(None, 0))(selection_key, scored)
         # argmax takes a NaN for the largest: one that arose is seen, not passed over.
-        chosen = 1 + jnp.argmax(losses[1:])
+        chosen = jnp.argmax(losses)
         return Attacked(scored[chosen], losses[chosen], losses[0])
 
     @property

@@ -26,8 +26,11 @@ def get_config():
     )
 
     config.eval.update(num_images=500, num_draws=4, batch_size=64)
-    budget = dict(eps=EPS, num_steps=40, eot_samples=15)
+    # chunk: 64 images x 4 draws at once; more where memory allows
+    budget = dict(eps=EPS, num_steps=40, eot_samples=15, chunk=4)
     config.attacks.blind = attack("blind", eps=EPS)
     config.attacks.bpda = attack("bpda", **budget)
-    config.attacks.exact = attack("exact", **budget, defenses=("one_step", "schedule", "adp"))
+    config.attacks.exact = attack(
+        "exact", **budget, defenses=("noise_only", "one_step", "schedule", "adp")
+    )
     return config

@@ -169,7 +169,8 @@ def load_defense(
     purifier, options: a name of purify.purifiers.PURIFIERS and its fields, such as sigma=0.25.
     num_runs, average: see Defense. Raises MissingCheckpoint, and ValueError for unknown names.
     """
-    built = purifiers.build(purifier, load_score(workdir), **options)
+    score = load_score(workdir) if purifiers.needs_score(purifier) else None
+    built = purifiers.build(purifier, score, **options)
     return Defense(built, load_classifier(workdir), num_runs=num_runs, average=average)
 
 

@@ -146,6 +146,11 @@ PURIFIERS = {
 }
 
 
+def needs_score(name: str) -> bool:
+    """Whether the purifier of that name has a score model."""
+    return "score" in choose("purifier", PURIFIERS, name).__dataclass_fields__
+
+
 def build(name: str, score: Score | None, **options) -> Purifier:
     """The purifier `name`; `score` may be None where none is needed.
 
@@ -153,7 +158,7 @@ def build(name: str, score: Score | None, **options) -> Purifier:
     """
     make = choose("purifier", PURIFIERS, name)
     check_options(name, make, options, reserved=frozenset({"score"}))
-    if "score" not in make.__dataclass_fields__:
+    if not needs_score(name):
         return make(**options)
     if score is None:
         raise ValueError(f"purifier {name!r} needs a score model")

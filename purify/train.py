@@ -275,7 +275,6 @@ def run_training(
         **extra_settings,
     }
     folder = workdir / role
-    claim(folder, settings)
 
     init_key = stream_key(config.seed, "init")
     variables = jax.jit(network.init)(init_key, jnp.zeros((1, *shape)))
@@ -284,6 +283,10 @@ def run_training(
         make_loss_fn(network), optimizer, ema_decay=options.ema_decay, augment=augment
     )
     state = init_state(variables, optimizer)
+    # Whatever does not fit together says so here, before anything is written.
+    example = (dataset.images[:1], dataset.labels[:1])
+    jax.eval_shape(train_step, state, init_key, np.zeros(1, np.int32), *example)
+    claim(folder, settings)
     state = fit(
         state,
         train_step,

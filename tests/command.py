@@ -26,7 +26,7 @@ TINY = {
     "attacks.bpda.defenses": ("noise_only", "adp"),
     "attacks.bpda.num_steps": 3,
     "attacks.bpda.eot_samples": 2,
-    "attacks.exact.defenses": ("schedule", "adp"),
+    "attacks.exact.defenses": ("noise_only", "adp"),
     "attacks.exact.num_steps": 3,
     "attacks.exact.eot_samples": 2,
     "attacks.exact.num_images": 6,

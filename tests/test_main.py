@@ -29,6 +29,13 @@ def test_help_explains_every_mode():
         (BASE, "--mode is missing"),
         (("--config=configs/nope.py", "--mode=train"), "configs/digits.py"),
         (("--config=configs/digits.py:tiny", "--mode=train"), "full"),
+        (("--config=configs/nope.py", "--mode=train", "--config.adp.sigma=1"), "does not exist"),
+        (
+            ("--config=configs/base.py", "--mode=train"),
+            "no get_config(); there are configs/cifar10",
+        ),
+        (("--config", "configs/cifar10.py:tiny", "--mode=train"), "no variants"),
+        ((*BASE, "--mode=train", "--config.score.network.arch=resnet"), "it needs num_classes"),
         ((*BASE, "--mode=fly"), "train_classifier|train|eval_robust|purify"),
         ((*BASE, "--mode=train", "--config.adp.sgima=1"), "known: alpha_max, alpha_min"),
         ((*BASE, "--mode=train", "--config.nope.x=1"), "known: adp, attacks"),

@@ -426,8 +426,7 @@ def test_the_image_returned_is_the_candidate_of_highest_selection_loss():
     assert all(candidate.tobytes() in means for candidate in candidates)
     clean = np.asarray(image).tobytes()
     assert means[clean] == pytest.approx(float(result.start_loss), rel=1e-5)
-    del means[clean]
-    assert len(means) > attack.restarts  # the best and the last iterate differ somewhere
+    assert len(means) > attack.restarts + 1  # the best and the last iterate differ somewhere
     assert max(means, key=means.get) == np.asarray(result.image).tobytes()
     assert max(means.values()) == pytest.approx(float(result.loss), rel=1e-5)
 

@@ -16,6 +16,19 @@ from purify.evals.stats import (
 )
 
 
+def test_rounding_does_not_decide_whether_an_interval_excludes_zero():
+    """Differences in quarters: an end that is 0 but for rounding is 0."""
+    rng = np.random.default_rng(0)
+    ends = []
+    for _ in range(200):
+        values = rng.choice(
+            [-0.25, 0.0, 0.25, 0.5], size=rng.integers(20, 60), p=[0.1, 0.6, 0.2, 0.1]
+        )
+        ends += bootstrap_mean(values, num_resamples=500, bounds=(-1.0, 1.0))[1:3]
+    small = np.abs(ends) < 1e-9
+    assert small.sum() >= 5 and not np.any(np.array(ends)[small])
+
+
 def outcomes(successes: int, n: int) -> np.ndarray:
     return np.arange(n) < successes
 

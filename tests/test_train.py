@@ -504,6 +504,12 @@ def test_resuming_with_other_settings_is_refused_by_field_but_reporting_may_chan
         ({"score.train.batch_size": 1198}, "batch_size=1198 exceeds the 1197 images of digits8x8"),
         ({"score.train.ema_decay": 1.0}, "ema_decay=1.0 must be at least 0 and below 1"),
         ({"score.network.arch": "mlp"}, "arch 'mlp' is unknown; known: "),
+        (
+            {"score.network.arch": "resnet"},
+            "arch 'resnet' is a classifier's network: it needs num_",
+        ),
+        ({"score.network.widths": (8, 8, 8, 8, 8)}, "image side 1 x 1 cannot be halved"),
+        ({"score.head": "foo"}, "head='foo' is unknown; known: score, energy"),
         ({"score.sigma_min": 0.7}, "noise levels need 0 < sigma_min <= sigma_max"),
     ],
 )

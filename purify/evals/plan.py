@@ -156,6 +156,10 @@ def plan(
     build = functools.partial(build_defense, config, classifier=classifier, score=score)
     defenses = {name: build(name) for name in config.eval.defenses}
     choose("config.defense.purifier", purifiers.PURIFIERS, config.defense.purifier)
+    if not defenses:
+        raise ValueError("config.eval.defenses is empty; name at least one purifier")
+    if config.seed < 0:
+        raise ValueError(f"config.seed={config.seed} must not be negative")
     rows = []
     for name, defense in defenses.items():
         draws = num_draws if defense.purifier.stochastic else 1
@@ -177,13 +181,40 @@ def plan(
             purifier = attacked_purifier(options["gradient"], defense.purifier, surrogate or None)
             attacked = dataclasses.replace(defense, purifier=purifier)
             fixed = options["fixed_key"] or not defense.purifier.stochastic
+            if options["num_images"] < 0:
+                raise ValueError(
+                    f"config.attacks.{attack_name}.num_images={options['num_images']} must be at "
+                    "least 1, or 0 for all"
+                )
             count = min(options["num_images"] or num_images, num_images)
             draws = 1 if fixed else num_draws
             for own_name, attack in build_attacks(attack_name, options, attacked).items():
                 rows.append(Row(name, own_name, defense, attack, attacked, options, count, draws))
     if len({row.name for row in rows}) < len(rows):
         raise ValueError("config.eval.attacks: two attacks have the same name")
+    _check_exact_beside_bpda(rows)
     return rows
+
+
+def _check_exact_beside_bpda(rows: list[Row]) -> None:
+    """ValueError for a BPDA row on a purifier without a row of the exact gradient in the same ball:
+    the gap between the two is what BPDA numbers have hidden."""
+
+    def balls(gradients) -> set[tuple]:
+        return {
+            (row.defense_name, row.attack.norm, row.attack.eps)
+            for row in rows
+            if row.attack and row.options["gradient"] in gradients
+        }
+
+    alone = balls(("bpda",)) - balls(("exact", "exact_detached_step", "exact_straight_through"))
+    for name, norm, eps in sorted(alone):
+        if name != "identity":  # there the two are the same
+            raise ValueError(
+                f"config.eval.attacks has BPDA on {name!r} ({norm} {eps:.3g}) but no attack with "
+                "the exact gradient in the same ball, without which it says nothing; add one, or "
+                f"take {name!r} out of the defenses of the BPDA attack"
+            )
 
 
 def crafting(rows: list[Row]) -> list[Row]:

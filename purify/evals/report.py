@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from purify.checkpoint import ROLES
+from purify.checkpoint import ROLES, read_settings
 from purify.evals import plots
 from purify.evals.plan import Row, crafting
 from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
@@ -89,11 +89,12 @@ def write(config, evaluation, rows: list[Row], settings: dict, workdir: Path) ->
     results = {
         "title": _title(config, rows),
         "rows": entries,
-        "headline": headlines(entries),
+        "headline": headlines(done),
         "comparisons": comparisons(config, done, seed=seed),
         "weights": settings["weights"],
         **store.signatures()[-1],
         "computed_by": store.signatures(),
+        "trained": {role: read_settings(workdir / role) for role in ROLES},
         "config": config.to_dict(),
     }
     write_json(store.folder / "results.json", results)
@@ -121,13 +122,19 @@ def print_comparisons(results: dict) -> None:
 def _title(config, rows: list[Row]) -> str:
     """The settings that the whole table shares, and the budget of each attack."""
     # Of the last defence, the headline as a rule: one that draws nothing needs no samples.
-    attacks: dict[str, Any] = {row.attack_name: row.attack for row in rows if row.attack}
-    budgets = [
-        f"{name} {a.norm} {a.eps:.3g}, {a.restarts} x {a.num_steps} steps, EOT {a.eot_samples}"
-        for name, a in attacks.items()
-    ]
+    attacks: dict[str, Row] = {row.attack_name: row for row in rows if row.attack}
+    budgets = []
+    for name, row in attacks.items():
+        attack: Any = row.attack
+        budgets.append(
+            f"{name}: {row.options['gradient']}, {attack.loss}, {attack.norm} {attack.eps:.3g}, "
+            f"{attack.restarts} x {attack.num_steps} steps, EOT {attack.eot_samples} {attack.eot}"
+        )
     draws = f"S {config.defense.num_runs}, N {config.eval.num_draws}"
-    shared = f"{config.data.name} {config.data.test_split}, sigma {config.adp.sigma}, {draws}"
+    adp = f"ADP T {config.adp.num_steps}, {config.adp.curvature}"
+    shared = (
+        f"{config.data.name} {config.data.test_split}, sigma {config.adp.sigma}, {draws}, {adp}"
+    )
     return "\n".join([shared, *budgets])
 
 

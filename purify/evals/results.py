@@ -79,7 +79,9 @@ def result_rows(row: Row, records: list[dict], clean: list[dict], *, seed: int) 
         clean_values[SINGLE_RUN] = single_run(clean) if clean else None
     rows = []
     for protocol, per_image in values.items():
-        one_outcome = protocol not in ("mean", SINGLE_RUN) or row.num_draws == 1
+        one_outcome = protocol not in ("mean", SINGLE_RUN) or (
+            protocol == "mean" and row.num_draws == 1
+        )
         accuracy = estimate(per_image, one_outcome=one_outcome, seed=seed)
         clean_value = clean_values.get(protocol)
         single = protocol == SINGLE_RUN
@@ -160,17 +162,22 @@ def protocol_name(row: dict) -> str:
     return SINGLE_RUN if single else row["protocol"]
 
 
-def headlines(rows: list[dict]) -> dict[str, str]:
-    """defence -> the attack that leaves it the lowest mean-over-draws accuracy, among those of the
-    first attack's norm and radius: other balls are other questions."""
-    balls = [(row["norm"], row["eps"]) for row in rows if row["gradient"]]
-    lowest: dict[str, dict] = {}
-    for row in rows:
-        if protocol_name(row) != "mean" or not row["gradient"]:
-            continue
-        if (row["norm"], row["eps"]) != balls[0]:
-            continue
-        name = row["defense"]["name"]
-        if name not in lowest or row["accuracy"] < lowest[name]["accuracy"]:
-            lowest[name] = row
-    return {name: row["attack"] for name, row in lowest.items()}
+def headlines(done: list[tuple[Row, list[dict]]]) -> dict[str, str]:
+    """defence -> the attack that leaves it the lowest mean-over-draws accuracy on the images that
+    all its attacks of the first attack's norm and radius share: other balls are other questions."""
+    attacked = [(row, records) for row, records in done if row.attack]
+    balls = [(row.attack.norm, row.attack.eps) for row, _ in attacked if row.attack]
+    lowest: dict[str, str] = {}
+    for name in dict.fromkeys(row.defense_name for row, _ in attacked):
+        means = {
+            row.attack_name: {r["index"]: float(np.mean(r["correct"])) for r in records}
+            for row, records in attacked
+            if row.defense_name == name
+            and (row.attack.norm, row.attack.eps) == balls[0]
+            and not row.fixed_key  # that attacker knows what no other does
+        }
+        if means:
+            shared = set.intersection(*(set(values) for values in means.values()))
+            totals = {attack: sum(values[i] for i in shared) for attack, values in means.items()}
+            lowest[name] = min(totals, key=lambda attack: totals[attack])
+    return lowest

@@ -13,7 +13,13 @@ from tqdm import tqdm
 from attacks.gradients import average_logits, draws
 from attacks.types import Attack, Attacked
 from purify import data, parallel
-from purify.checkpoint import image_shape, load_classifier, load_score, weight_hash
+from purify.checkpoint import (
+    image_shape,
+    load_classifier,
+    load_score,
+    read_settings,
+    weight_hash,
+)
 from purify.defense import Defense, combine
 from purify.evals import report
 from purify.evals.plan import Row, crafting, plan
@@ -127,7 +133,7 @@ class Evaluation:
         )
         left += sum(len(self._pending(row.name, row)) * row.score_work for row in rows)
         if left:
-            self.store.sign()
+            self.store.sign(batch_size=self._batch_size, devices=jax.device_count())
         with tqdm(total=left, bar_format=BAR, smoothing=0, mininterval=1.0) as self._progress:
             for row in rows:
                 if row.attack:
@@ -267,7 +273,8 @@ def run(config, workdir: Path, input: str | None = None) -> None:
     """
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
     classifier, score_model = load_classifier(workdir), load_score(workdir)
-    images, labels, indices = _images(config, image_shape(workdir), input)
+    num_classes = read_settings(workdir / "classifier")["network"]["num_classes"]
+    images, labels, indices = _images(config, image_shape(workdir), num_classes, input)
     available = len(labels)
     rows = plan(config, classifier, score_model, available, given=bool(input))
     settings = _settings(config, classifier, score_model)
@@ -291,13 +298,12 @@ def run(config, workdir: Path, input: str | None = None) -> None:
     report.write(config, evaluation, rows, settings, workdir)
 
 
-def _images(config, shape: tuple, input: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _images(
+    config, shape: tuple, num_classes: int, input: str | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(images float32 in [0, 1], labels, dataset indices) of the test split, or of `input`."""
     if input:
-        images, labels, indices = load_labelled_npz(input, shape)
-        if len(np.unique(indices)) < len(indices):
-            raise ValueError(f"input '{input}': array index holds the same dataset index twice")
-        return images, labels, indices
+        return load_labelled_npz(input, shape, num_classes=num_classes)
     cfg = config.data
     dataset = data.load(cfg.name, cfg.test_split, data_dir=cfg.dir, path=cfg.path)
     if dataset.images.shape[1:] != shape:
@@ -305,13 +311,18 @@ def _images(config, shape: tuple, input: str | None) -> tuple[np.ndarray, np.nda
             f"{cfg.name} has images of shape {dataset.images.shape[1:]}, the networks were trained "
             f"on {shape}; train in another --workdir"
         )
+    if dataset.num_classes > num_classes:
+        raise ValueError(
+            f"{cfg.name} has {dataset.num_classes} classes, the classifier was trained on "
+            f"{num_classes}; train in another --workdir"
+        )
     return to_float(dataset.images), dataset.labels, np.arange(len(dataset.labels))
 
 
 def _settings(config, classifier: Classifier, score_model: Score) -> dict:
     """Everything that decides the results: two evaluations with equal settings are the same one."""
     cfg = config.to_dict()
-    evaluated = {k: v for k, v in cfg["eval"].items() if k != "batch_size"}
+    evaluated = _without(cfg["eval"], "batch_size")
     purifiers = {name: cfg[name] for name in PURIFIERS}
     weights = {
         "classifier": weight_hash(classifier.variables),
@@ -320,9 +331,14 @@ def _settings(config, classifier: Classifier, score_model: Score) -> dict:
     return {
         "seed": cfg["seed"],
         "data": {k: v for k, v in cfg["data"].items() if k != "dir"},
-        "defense": cfg["defense"],
-        "attacks": {name: cfg["attacks"][name] for name in cfg["eval"]["attacks"]},
+        "defense": _without(cfg["defense"], "chunk"),
+        "attacks": {n: _without(cfg["attacks"][n], "chunk") for n in cfg["eval"]["attacks"]},
         "eval": evaluated,
         "weights": weights,
         **purifiers,
     }
+
+
+def _without(fields: dict, name: str) -> dict:
+    """Without a field that changes rounding and memory only."""
+    return {key: value for key, value in fields.items() if key != name}

@@ -95,7 +95,8 @@ def bootstrap_mean(
     a = (counts @ deviations**3) / (6 * (counts @ deviations**2) ** 1.5)
     z = z0 + norm.ppf([tail, 1 - tail])
     ends = mean + np.quantile(resampled, norm.cdf(z0 + z / (1 - a * z)))
-    low, high = np.clip(ends, floor, ceiling)  # rounding only
+    # Of rounding alone, an end at 0 would lie beside it, and seem to exclude it.
+    low, high = np.clip(ends.round(12) + 0.0, floor, ceiling)
     return Estimate(mean, float(low), float(high), n)
 
 

@@ -38,11 +38,11 @@ class Store:
     def _path(self) -> Path:
         return self.folder / "images.jsonl"
 
-    def sign(self) -> None:
-        """Note what is about to compute records: called before the first of a process."""
+    def sign(self, **shape) -> None:
+        """Note what is about to compute records, and in which shape; before the first of them."""
         path = self.folder / "provenance.jsonl"
         read_lines(path, repair=True)
-        append_lines(path, [provenance()])
+        append_lines(path, [provenance() | shape])
 
     def signatures(self) -> list[dict]:
         """`provenance` of every process that computed records, in order."""

@@ -1,5 +1,7 @@
 """The table of networks: name -> Flax Linen module, built from plain options."""
 
+import dataclasses
+
 import flax.linen as nn
 
 from purify.models.ncsnv2 import NCSNv2
@@ -23,5 +25,9 @@ def build(arch: str, **options) -> nn.Module:
     Raises ValueError for an unknown name or option, listing what exists.
     """
     network = choose("arch", NETWORKS, arch)
-    check_options(arch, network, options, reserved=frozenset({"parent", "name"}))
+    reserved = frozenset({"parent", "name"})
+    check_options(arch, network, options, reserved=reserved)
+    needed = {f.name for f in dataclasses.fields(network) if f.default is dataclasses.MISSING}
+    if missing := needed - set(options) - reserved:
+        raise ValueError(f"arch {arch!r} is a classifier's network: it needs {', '.join(missing)}")
     return network(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})

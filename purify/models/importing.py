@@ -114,7 +114,7 @@ def import_weights(arch: str, weights: Mapping[str, np.ndarray]) -> tuple[dict, 
     network = models.build(**settings)
     image = jnp.zeros((1, height, width, channels))
     expected = jax.eval_shape(network.init, jax.random.key(0), image)
-    paths, tree = jax.tree.flatten_with_path(expected)
+    paths = jax.tree.leaves_with_path(expected)
     given, strange = {}, []
     for name, weight in weights.items():
         if IGNORED.search(name):
@@ -141,7 +141,8 @@ def import_weights(arch: str, weights: Mapping[str, np.ndarray]) -> tuple[dict, 
         shown = "\n  ".join(problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(f"these are not the weights of {arch}:\n  {shown}{more}")
-    return settings, tree.unflatten([np.asarray(w, np.float32) for w in leaves])
+    leaves = [np.asarray(weight, np.float32) for weight in leaves]
+    return settings, jax.tree.unflatten(jax.tree.structure(expected), leaves)
 
 
 def _to_channels_last(weight: np.ndarray) -> np.ndarray:

@@ -104,10 +104,12 @@ class RefineBlock(nn.Module):
         adapted = [ConvUnits(2, name=f"adapt_convs_{i}")(x) for i, x in enumerate(inputs)]
         y = adapted[0]
         if len(inputs) > 1:
-            y = sum(
-                resize(Conv(self.features, name=f"msf.convs_{i}")(x), y.shape[1:3])
+            shape = y.shape[1:3]
+            first, second = (
+                resize(Conv(self.features, name=f"msf.convs_{i}")(x), shape)
                 for i, x in enumerate(adapted)
             )
+            y = first + second
         y = nn.elu(y)
         path = y
         for i in range(2):
