@@ -10,6 +10,9 @@ Modes, in the order in which they are needed:
                     score given images (arrays images, labels) instead of attacking
   purify            purify the images in --input (a folder of PNG or JPEG files, .npy, .npz) and
                     write the same form to --output
+  import_weights    make a checkpoint of published PyTorch weights: --input=FILE.safetensors or
+                    .npz, --arch=ncsnv2 | wrn28_10 | resnet20 ...; needs no --config where
+                    --workdir or --output says where to
 
 Checkpoints and results go to --workdir (default: runs/<config name>). A run that was cut off goes
 on where it stopped when the same command is given again.
@@ -33,15 +36,22 @@ MODES = {
     "train": "purify.train_score",
     "eval_robust": "purify.evals.robust",
     "purify": "purify.evals.purify_files",
+    "import_weights": "purify.import_weights",
 }
 CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem != "base")
-FILES = {"eval_robust": ("input",), "purify": ("input", "output")}
+# mode -> the flags below that it takes
+FILES = {
+    "eval_robust": ("input",),
+    "purify": ("input", "output"),
+    "import_weights": ("input", "output", "arch"),
+}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/digits.py.")
 _MODE = flags.DEFINE_enum("mode", None, list(MODES), "What to do; see above.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where to write; default runs/<config name>.")
 _INPUT = flags.DEFINE_string("input", None, "Images to read, for purify and eval_robust.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where purify writes; must not exist.")
+_ARCH = flags.DEFINE_string("arch", None, "What network import_weights reads the weights of.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
 
@@ -63,7 +73,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         fail(": ".join([lines[0], lines[-1]][: len(lines)]))
     for name in ("config", "mode"):
-        if flags.FLAGS[name].value is None:
+        if flags.FLAGS[name].value is None and flags.FLAGS["mode"].value != "import_weights":
             fail(f"--{name} is missing; see --help")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; options begin with --")
@@ -112,12 +122,13 @@ def fail(message: str) -> NoReturn:
 def main(argv: list[str]) -> None:
     del argv
     mode = _MODE.value
-    files = {"input": _INPUT.value, "output": _OUTPUT.value}
+    files = {"input": _INPUT.value, "output": _OUTPUT.value, "arch": _ARCH.value}
     for name in files:
         if files[name] and name not in FILES.get(mode, ()):
             fail(f"--{name} has no meaning for --mode={mode}")
-    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = Path(_WORKDIR.value or default_workdir(config_file))
+    has_config = flags.FLAGS["config"].value is not None
+    config_file = has_config and config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = _WORKDIR.value or (config_file and default_workdir(config_file))
 
     if flags.FLAGS.verbosity == 0:  # as app.run leaves it; Orbax then tells its whole day
         logging.set_verbosity(logging.WARNING)
@@ -126,7 +137,8 @@ def main(argv: list[str]) -> None:
 
     try:
         run = importlib.import_module(MODES[mode]).run
-        run(_CONFIG.value, workdir, **{name: files[name] for name in FILES.get(mode, ())})
+        taken = {name: files[name] for name in FILES.get(mode, ())}
+        run(_CONFIG.value, Path(workdir) if workdir else None, **taken)
     except MissingCheckpoint as error:
         command = f"python main.py --config={config_file} --mode={error.mode} --workdir={workdir}"
         fail(f"{error}\nrun: {command}")

@@ -11,7 +11,8 @@ from attacks.losses import LOSSES
 from attacks.norms import NORMS
 from attacks.types import Array, Attacked, LogitsFn
 
-EOTS = ("mean_of_loss", "loss_of_mean")
+EOTS = ("mean_of_loss", "loss_of_mean", "sign_vote")
+KEEPS = ("best", "last")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +26,15 @@ class PGD:
     loss: a name of LOSSES.
     eot, eot_samples, average: each gradient averages over eot_samples fresh runs: the mean of
         their losses ('mean_of_loss'), or the loss of their averaged logits ('loss_of_mean',
-        averaged as the defence does, see average_logits).
+        averaged as the defence does, see average_logits). 'sign_vote' adds up the signs of the
+        single gradients, as the code of Yoon et al. does: a weaker attack, to reproduce it.
     restarts, random_start: independent runs; a random start in the ball, or the clean image.
     selection_draws: of the image returned. Every restart ranks its iterates on eot_samples draws,
         one fixed set of keys for all, and offers the best and the last of them; the image returned
         has the highest loss of those, and of the clean image, on selection_draws fresh draws, again
         one fixed set. Neither
         set serves any gradient. A deterministic logits_fn needs only one.
+    keep: 'best', or 'last' for the last iterates only, as published attacks have it.
     chunk: how many draws are computed at once, all by default.
     """
 
@@ -46,6 +49,7 @@ class PGD:
     restarts: int = 1
     random_start: bool = True
     selection_draws: int = 32
+    keep: str = "best"
     chunk: int | None = None
 
     def __post_init__(self):
@@ -54,6 +58,7 @@ class PGD:
             ("loss", LOSSES),
             ("eot", EOTS),
             ("average", AVERAGES),
+            ("keep", KEEPS),
         ):
             value = getattr(self, field)
             if value not in known:
@@ -80,6 +85,7 @@ class PGD:
     def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
         norm = NORMS[self.norm]
         objective = self._objective(logits_fn, label, self.eot_samples)
+        gradient_fn = self._gradient(logits_fn, label)
         selection = expectation(
             self._objective(logits_fn, label, self._group),
             self._selection_groups,
@@ -98,7 +104,7 @@ class PGD:
                 x, best, best_loss = carry
                 loss = objective(ranking_key, x)
                 best = jnp.where(loss > best_loss, x, best)
-                gradient = jax.grad(objective, argnums=1)(jax.random.fold_in(keys, t), x)
+                gradient = gradient_fn(jax.random.fold_in(keys, t), x)
                 ahead = x + self.step_size * norm.steepest(gradient)
                 carry = (norm.project(ahead, image, self.eps), best, jnp.maximum(loss, best_loss))
                 return carry, None
@@ -111,8 +117,11 @@ class PGD:
         candidates = jax.vmap(restart)(jnp.arange(self.restarts)).reshape(-1, *image.shape)
         scored = jnp.concatenate([image[None], candidates])
         losses = jax.vmap(selection, in_axes=(None, 0))(selection_key, scored)
+        allowed = losses
+        if self.keep == "last":
+            allowed = losses.at[jnp.append(0, jnp.arange(1, len(losses), 2))].set(-jnp.inf)
         # argmax takes a NaN for the largest: one that arose is seen, not passed over.
-        chosen = jnp.argmax(losses)
+        chosen = jnp.argmax(allowed)
         return Attacked(scored[chosen], losses[chosen], losses[0])
 
     @property
@@ -123,6 +132,13 @@ class PGD:
     @property
     def _selection_groups(self) -> int:
         return -(-self.selection_draws // self._group)
+
+    def _gradient(self, logits_fn: LogitsFn, label: Array) -> Callable:
+        """(key, image) -> what the step goes along, over eot_samples runs."""
+        if self.eot != "sign_vote":
+            return jax.grad(self._objective(logits_fn, label, self.eot_samples), argnums=1)
+        single = jax.grad(lambda key, x: LOSSES[self.loss](logits_fn(key, x), label), argnums=1)
+        return expectation(lambda key, x: jnp.sign(single(key, x)), self.eot_samples, self.chunk)
 
     def _objective(self, logits_fn: LogitsFn, label: Array, num_samples: int) -> Callable:
         """(key, image) -> the loss that is maximised, over num_samples runs."""

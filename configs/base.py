@@ -45,6 +45,10 @@ def base() -> ConfigDict:
     config.adp.delta = 1e-3  # of finite differences
     config.adp.num_steps = 10
     config.adp.curvature = "jvp"  # or 'finite_difference', as the paper, or 'secant'
+    # The published code, quirks included; a defence only where config.eval.defenses names it.
+    config.adp_reference = ConfigDict(
+        dict(sigma=sigma, lam=0.05, tau=1e-3, delta=1e-3, num_steps=10)
+    )
     config.schedule = ConfigDict(dict(sigma=sigma, sigma_min=0.01, num_steps=5))
     config.one_step = ConfigDict(dict(sigma=sigma))
     config.noise_only = ConfigDict(dict(sigma=sigma))
@@ -96,12 +100,13 @@ def attack(gradient: str, *, eps: float, norm: str = "linf", **changes) -> Confi
     options.num_steps = 40
     options.step_size = eps / 4
     options.loss = "cross_entropy"
-    options.eot = "mean_of_loss"
+    options.eot = "mean_of_loss"  # or 'loss_of_mean', 'sign_vote'
     options.eot_samples = 1  # 0 means S
     options.average = ""  # of runs, in 'loss_of_mean'; '' for the defence's own
     options.restarts = 1
     options.random_start = True
     options.selection_draws = 32  # at least that many
+    options.keep = "best"  # or 'last': the last iterate, as published attacks do
     options.chunk = 0  # draws computed at once, 0 for all; fewer need less memory
     options.defenses = ()  # against which of config.eval.defenses, () for all
     options.num_images = 0  # on the first so many images only, 0 for all

@@ -58,7 +58,7 @@ class Defense:
 @jax.jit
 def classify(defense: Defense, keys: Key, images: Array) -> Array:
     """One draw of the defence for a batch: keys [n], images [n, H, W, C] -> logits [n, K]."""
-    return jax.vmap(defense)(keys, images)
+    return jax.vmap(defense, axis_name="batch")(keys, images)
 
 
 def combine(logits: Array, average: str) -> Array:

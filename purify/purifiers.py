@@ -8,6 +8,7 @@ import numpy as np
 from purify.adp import ADP
 from purify.networks import Score
 from purify.noise import add_noise
+from purify.reference import ReferenceADP
 from purify.tables import check_options, choose
 from purify.types import Image, Key, Purifier, Trace, static
 
@@ -143,6 +144,7 @@ PURIFIERS = {
     "one_step": OneStep,
     "schedule": Schedule,
     "adp": ADP,
+    "adp_reference": ReferenceADP,
 }
 
 

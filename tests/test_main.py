@@ -17,7 +17,7 @@ BASE = ("--config=configs/digits.py",)
 def test_help_explains_every_mode():
     text = main("--help").stdout
     modes = re.search(r"--mode: <([^>]*)>", text).group(1).split("|")
-    assert set(modes) == {"train_classifier", "train", "eval_robust", "purify"}
+    assert set(modes) == {"train_classifier", "train", "eval_robust", "purify", "import_weights"}
     for mode in modes:
         assert re.search(rf"^  {mode}  +\w", text, re.MULTILINE), mode
 
@@ -38,7 +38,7 @@ def test_help_explains_every_mode():
         ((*BASE, "--mode=train", "--config.score.network.arch=resnet"), "it needs num_classes"),
         ((*BASE, "--mode=fly"), "train_classifier|train|eval_robust|purify"),
         ((*BASE, "--mode=train", "--config.adp.sgima=1"), "known: alpha_max, alpha_min"),
-        ((*BASE, "--mode=train", "--config.nope.x=1"), "known: adp, attacks"),
+        ((*BASE, "--mode=train", "--config.nope.x=1"), "known: adp, adp_reference, attacks"),
         ((*BASE, "--mode=train", "--config.adp.sigma=big"), "could not convert"),
         ((*BASE, "--mode=train", "--config.adp.num_steps=1.5"), "invalid literal"),
         ((*BASE, "--mode=train", "--fast"), "fast"),

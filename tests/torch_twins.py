@@ -243,3 +243,23 @@ class CifarResNet(nn.Module):
     def forward(self, x):
         y = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
         return self.linear(y.mean((2, 3)))
+
+
+def published_adp(h, noised, *, lam, tau, delta, num_steps, alpha_min=1e-5, alpha_max=0.1):
+    """The published purification loop from the noised batch on: the image and the step sizes after
+    every step that was taken, by anyone of the batch."""
+    x, images, sizes = noised * 255 / 256 + 1 / 512, [], []
+    moving = torch.ones(len(x), dtype=torch.bool)
+    with torch.no_grad():
+        for _ in range(num_steps):
+            grad = h(x)
+            along = (grad * h(x + delta * grad)).sum((1, 2, 3)) / (grad**2).sum((1, 2, 3))
+            alpha = torch.clamp(lam * delta / (1 - along), alpha_min, alpha_max)
+            moving &= alpha > tau
+            if not moving.any():
+                break
+            alpha = alpha * moving
+            x = torch.clamp((x + alpha[:, None, None, None] * grad - 1 / 512) * 256 / 255, 0, 1)
+            images.append(x)
+            sizes.append(alpha)
+    return images, sizes

@@ -29,7 +29,7 @@ def run(config, workdir: Path, input: str | None, output: str | None) -> None:
 
     @jax.jit
     def purify(purifier, keys, images):
-        return jax.vmap(purifier)(keys, images)
+        return jax.vmap(purifier, axis_name="batch")(keys, images)
 
     purified = np.empty_like(source.images)
     with tqdm(total=len(purified), desc=f"purify ({name})", unit="image") as progress:

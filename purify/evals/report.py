@@ -25,6 +25,7 @@ def print_table(results: dict) -> None:
     """The rows of results.json as a table; '*' marks the lowest attacked mean of each defence."""
     table = Table(
         title=results["title"],
+        title_justify="left",
         caption=CAPTION,
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -69,7 +70,7 @@ mean of draws: share of fresh S-run draws that are right, in %, over n images (b
 1 draw: a single S-run draw; vote: majority of its runs; worst: right in all N draws
   (resubmission); S=1: single runs; clean: mean of draws on the same images unattacked
 nfe, nge: score-network forwards and gradients per image, attack and scoring; s/image: no compiling
-*: a defence's lowest mean under attack, its headline; without an exact row, BPDA says nothing"""
+*: a defence's lowest mean under attack on the images its attacks share: its headline"""
 
 
 def _percent(row: dict | None) -> str:
@@ -206,5 +207,5 @@ def _versions(defense, keys, images):
         noised = add_noise(run_key, image, getattr(defense.purifier, "sigma", 0.0))
         return noised, defense.purifier(run_key, image)
 
-    noised, purified = jax.vmap(one)(keys, images)
+    noised, purified = jax.vmap(one, axis_name="batch")(keys, images)
     return noised, purified, *map(jax.vmap(defense.classifier), (images, noised, purified))

@@ -20,6 +20,7 @@ from purify.checkpoint import (
     read_settings,
     weight_hash,
 )
+from purify.compilation import compiler_options
 from purify.defense import Defense, combine
 from purify.evals import report
 from purify.evals.plan import Row, crafting, plan
@@ -65,7 +66,7 @@ def craft(
 
         return attack(key, known_draw if fixed_key else attacked.run, image, label)
 
-    return jax.vmap(one)(attack_keys, defense_keys, images, labels)
+    return jax.vmap(one, axis_name="batch")(attack_keys, defense_keys, images, labels)
 
 
 @functools.partial(jax.jit, static_argnames="num_draws")
@@ -77,7 +78,7 @@ def score(defense: Defense, keys: Key, images: Array, *, num_draws: int) -> Scor
         outputs = jax.vmap(lambda runs: combine(runs, defense.average))(logits)
         return Scored(logits, outputs.argmax(-1), trace.nfe.sum())
 
-    return jax.vmap(one)(keys, images)
+    return jax.vmap(one, axis_name="batch")(keys, images)
 
 
 def check_in_ball(adversarial: np.ndarray, clean: np.ndarray, norm: str, eps: float) -> np.ndarray:
@@ -154,7 +155,8 @@ class Evaluation:
         self._progress.set_description(f"{row.name}: compiling the attack")
         attacked = parallel.replicate(row.attacked)
         static = {"fixed_key": row.fixed_key}
-        program = craft.lower(row.attack, attacked, *self._batch(pending), **static).compile()
+        lowered = craft.lower(row.attack, attacked, *self._batch(pending), **static)
+        program = lowered.compile(compiler_options())
         adversarial = self.attacked_images(row)
         for at in self._batches(pending, f"{row.name}: attacking"):
             result, seconds = _timed(program, attacked, *self._batch(at))
@@ -192,9 +194,8 @@ class Evaluation:
         if key not in self._scorers:
             self._progress.set_description(f"{row.name}: compiling the defence")
             _, keys, batch, _ = self._batch(pending, images)
-            self._scorers[key] = score.lower(
-                defense, keys, batch, num_draws=row.num_draws
-            ).compile()
+            lowered = score.lower(defense, keys, batch, num_draws=row.num_draws)
+            self._scorers[key] = lowered.compile(compiler_options())
         logits_file = None
         for at in self._batches(pending, f"{row.name}: scoring"):
             _, keys, batch, _ = self._batch(at, images)

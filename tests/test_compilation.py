@@ -1,0 +1,33 @@
+"""CPU options: those that this jaxlib knows and the user did not set, and no others."""
+
+import jax
+import pytest
+
+from purify import compilation
+
+
+@pytest.fixture
+def options(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    compilation.compiler_options.cache_clear()
+    yield compilation.compiler_options
+    compilation.compiler_options.cache_clear()
+
+
+def test_a_jaxlib_that_does_not_know_an_option_does_without(options, monkeypatch):
+    known = compilation.CPU_OPTIONS
+    monkeypatch.setattr(compilation, "CPU_OPTIONS", {"xla_cpu_flight": "true"} | known)
+    assert options() == known
+
+
+def test_what_the_user_set_is_not_touched(options, monkeypatch):
+    (name,) = compilation.CPU_OPTIONS
+    assert name in options()
+    options.cache_clear()
+    monkeypatch.setenv("XLA_FLAGS", f"--{name}=LIBRARY_FUSION_TYPE_REDUCE")
+    assert options() == {}
+
+
+def test_other_devices_get_none(options, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert options() == {}
