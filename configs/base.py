@@ -77,12 +77,15 @@ def _train() -> ConfigDict:
     train.batch_size = 64
     train.learning_rate = 1e-3
     train.warmup_steps = 100
-    train.schedule = "constant"
+    train.algorithm = "adam"  # or 'sgd'
+    train.schedule = "constant"  # or 'cosine'
     train.beta1 = 0.9
     train.weight_decay = 0.0
     train.clip_norm = 10.0
     train.ema_decay = 0.999
-    train.augment = "none"
+    train.augment = "none"  # or 'flip', 'crop', 'flip_crop'
+    train.accumulate = 1  # parts of a batch computed one after the other, where memory is short
+    train.precision = "float32"  # or 'bfloat16', of the network's arithmetic
     train.log_every = 100
     train.checkpoint_every = 1000
     return train

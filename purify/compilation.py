@@ -5,15 +5,15 @@ import os
 
 import jax
 
-# Convolutions by XLA's YNN library: the digits' purifier is 1.2 times as fast, its exact gradient 1.3
-# times (two cores of an AMD EPYC; benchmarks/compiler_options.py).
-CPU_OPTIONS = {
+# Convolutions by XLA's YNN library: the digits' purifier is 1.2 times as fast, its exact gradient
+# 1.3 times (two cores of an AMD EPYC; benchmarks/compiler_options.py).
+CPU_OPTIONS: dict[str, str | bool] = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",
 }
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, str | bool]:
     """CPU_OPTIONS, for `jax.jit(..., compiler_options=...)` or `.compile(...)`; else none.
 
     Those that the user has set in XLA_FLAGS and those that the installed jaxlib does not know are
@@ -25,7 +25,7 @@ def compiler_options() -> dict[str, str]:
     return {k: v for k, v in CPU_OPTIONS.items() if k not in flags and _is_known(k, v)}
 
 
-def _is_known(name: str, value: str) -> bool:
+def _is_known(name: str, value: str | bool) -> bool:
     try:
         jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:

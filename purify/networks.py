@@ -2,6 +2,8 @@
 
 variables: the network's in Flax's form, {'params': ...} and, with batch normalisation,
 {'batch_stats': ...}.
+precision: 'bfloat16' computes the network in it, from weights and to results that stay as they are;
+normalisation and running statistics stay float32.
 """
 
 import flax.linen as nn
@@ -12,6 +14,15 @@ import jax.numpy as jnp
 from purify.types import Array, Image, PyTree
 
 HEADS = ("score", "energy")
+PRECISIONS = ("float32", "bfloat16")
+
+
+def lower(precision: str, variables: PyTree, image: Image) -> tuple[PyTree, Image]:
+    """The parameters and the image in bfloat16 if that is the precision, else as they are."""
+    if precision == "float32":
+        return variables, image
+    params = jax.tree.map(lambda leaf: leaf.astype(precision), variables["params"])
+    return variables | {"params": params}, image.astype(precision)
 
 
 @flax.struct.dataclass
@@ -28,6 +39,7 @@ class Score:
     variables: PyTree
     network: nn.Module = flax.struct.field(pytree_node=False)
     head: str = flax.struct.field(pytree_node=False, default="score")
+    precision: str = flax.struct.field(pytree_node=False, default="float32")
 
     def __post_init__(self):
         if self.head not in HEADS:
@@ -50,7 +62,8 @@ class Score:
         return 0.5 * jnp.sum((image - self._apply(image)) ** 2)
 
     def _apply(self, image: Image) -> Array:
-        return self.network.apply(self.variables, image[None])[0]
+        variables, x = lower(self.precision, self.variables, image)
+        return self.network.apply(variables, x[None])[0].astype(image.dtype)
 
 
 @flax.struct.dataclass
@@ -59,14 +72,15 @@ class Classifier:
 
     variables: PyTree
     network: nn.Module = flax.struct.field(pytree_node=False)
+    precision: str = flax.struct.field(pytree_node=False, default="float32")
 
     def __call__(self, image: Image) -> Array:
-        return self.network.apply(self.variables, image[None])[0]
+        variables, x = lower(self.precision, self.variables, image)
+        return self.network.apply(variables, x[None])[0].astype(image.dtype)
 
     def train(self, image: Image) -> tuple[Array, PyTree]:
         """(logits, updated running statistics) of one image of a training batch, which is the axis
         named 'batch' of a vmap. Without batch normalisation the statistics are empty."""
-        logits, stats = self.network.apply(
-            self.variables, image[None], train=True, mutable=["batch_stats"]
-        )
-        return logits[0], stats
+        variables, x = lower(self.precision, self.variables, image)
+        logits, stats = self.network.apply(variables, x[None], train=True, mutable=["batch_stats"])
+        return logits[0].astype(image.dtype), stats

@@ -18,11 +18,13 @@ from purify.augment import AUGMENTATIONS
 from purify.checkpoint import Checkpoints, claim
 from purify.losses import Metrics
 from purify.metrics import MetricWriter
+from purify.networks import PRECISIONS
 from purify.random import index_keys, stream_key
 from purify.tables import check_options, choose
 from purify.types import Array, Image, Key, PyTree
 
 SCHEDULES = ("constant", "cosine")
+ALGORITHMS = ("adam", "sgd")
 # Options that change what is reported and kept, not what is learnt: a resumed run may change them.
 REPORTING = ("log_every", "checkpoint_every")
 # (variables, key, image, label) -> (loss, metrics, running statistics), for one image of a batch
@@ -36,34 +38,51 @@ class TrainingDiverged(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """How to train: Adam(W) with linear warm-up, gradient clipping, an average of the weights.
+    """How to train: linear warm-up, gradient clipping, an average of the weights.
 
+    algorithm: 'adam' (beta1; weight decay decoupled, as in AdamW) or 'sgd' (Nesterov's momentum
+        beta1; weight decay added to the gradient, as CIFAR's residual networks are trained).
     schedule: of the learning rate after warm-up, 'constant' or 'cosine' (to zero).
     ema_decay: of the exponential moving average of the weights, which is what gets used.
     augment: a name of purify.augment.AUGMENTATIONS.
+    accumulate: parts of a batch whose gradients are computed one after the other and averaged: less
+        memory, the same step but for rounding (batch normalisation sees the parts).
+    precision: of the network's arithmetic, see purify.networks.
     """
 
     num_steps: int
     batch_size: int
     learning_rate: float
     warmup_steps: int = 0
+    algorithm: str = "adam"
     schedule: str = "constant"
     beta1: float = 0.9
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     augment: str = "none"
+    accumulate: int = 1
+    precision: str = "float32"
     log_every: int = 50
     checkpoint_every: int = 500
 
     def __post_init__(self):
-        for field in ("num_steps", "batch_size", "log_every", "checkpoint_every"):
+        for field in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
-        if self.schedule not in SCHEDULES:
+        if self.batch_size % self.accumulate:
             raise ValueError(
-                f"schedule={self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}"
+                f"accumulate={self.accumulate} must divide batch_size={self.batch_size}"
             )
+        for field, known in (
+            ("schedule", SCHEDULES),
+            ("algorithm", ALGORITHMS),
+            ("precision", PRECISIONS),
+        ):
+            if getattr(self, field) not in known:
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r} is unknown; known: {', '.join(known)}"
+                )
         for field in ("beta1", "ema_decay"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1")
@@ -89,10 +108,12 @@ class TrainOptions:
         return optax.join_schedules([warmup, main], [self.warmup_steps])(step)
 
     def optimizer(self) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.adamw(self.learning_rate_at, b1=self.beta1, weight_decay=self.weight_decay),
-        )
+        rate, decay = self.learning_rate_at, self.weight_decay
+        clip = optax.clip_by_global_norm(self.clip_norm)
+        if self.algorithm == "sgd":
+            momentum = optax.sgd(rate, momentum=self.beta1, nesterov=True)
+            return optax.chain(clip, optax.add_decayed_weights(decay), momentum)
+        return optax.chain(clip, optax.adamw(rate, b1=self.beta1, weight_decay=decay))
 
 
 @flax.struct.dataclass
@@ -121,11 +142,13 @@ def make_train_step(
     *,
     ema_decay: float,
     augment: Callable[[Key, Image], Image],
+    accumulate: int = 1,
 ) -> Callable:
     """The compiled step (state, key, indices, images, labels) -> (state, metrics); donates state.
 
     indices int [B], images uint8 [B, H, W, C], labels int [B], split over the devices. Each image
     has its own key, folded from the step and its dataset index. metrics: (sum, count) pairs.
+    accumulate: see TrainOptions; it divides B.
     """
 
     def one(variables, key, image, label):
@@ -135,16 +158,35 @@ def make_train_step(
 
     batched = jax.vmap(one, (None, 0, 0, 0), (0, 0, None), axis_name="batch")
 
+    def mean_loss(params, stats, batch):
+        loss, metrics, stats = batched({"params": params, **stats}, *batch)
+        return loss.mean(), (jax.tree.map(lambda m: m.sum(0), metrics), stats)
+
+    def part(params, stats, batch):
+        """(stats, what adds up over the parts of a batch)."""
+        grad_fn = jax.value_and_grad(mean_loss, has_aux=True)
+        (loss, (metrics, stats)), gradient = grad_fn(params, stats, batch)
+        return stats, (loss / accumulate, metrics, jax.tree.map(lambda g: g / accumulate, gradient))
+
     def train_step(state, key, indices, images, labels):
         keys = index_keys(jax.random.fold_in(key, state.step), indices)
+        batch = (keys, images, labels)
+        if accumulate == 1:
+            stats, total = part(state.params, state.stats, batch)
+        else:
+            # Every part has images of every device.
+            parts = jax.tree.map(
+                lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), batch
+            )
 
-        def mean_loss(params):
-            variables = {"params": params, **state.stats}
-            loss, metrics, stats = batched(variables, keys, images, labels)
-            return loss.mean(), (jax.tree.map(lambda m: m.sum(0), metrics), stats)
+            def add(carry, batch):
+                stats, new = part(state.params, carry[0], batch)
+                return (stats, jax.tree.map(jnp.add, carry[1], new)), None
 
-        (loss, aux), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        metrics, stats = aux
+            first = part(state.params, state.stats, jax.tree.map(lambda a: a[0], parts))
+            rest = jax.tree.map(lambda a: a[1:], parts)
+            (stats, total), _ = jax.lax.scan(add, first, rest)
+        loss, metrics, gradient = total
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update({"params": params, **stats}, state.ema, 1.0 - ema_decay)
@@ -280,7 +322,11 @@ def run_training(
     variables = jax.jit(network.init)(init_key, jnp.zeros((1, *shape)))
     optimizer = options.optimizer()
     train_step = make_train_step(
-        make_loss_fn(network), optimizer, ema_decay=options.ema_decay, augment=augment
+        make_loss_fn(network),
+        optimizer,
+        ema_decay=options.ema_decay,
+        augment=augment,
+        accumulate=options.accumulate,
     )
     state = init_state(variables, optimizer)
     # Whatever does not fit together says so here, before anything is written.

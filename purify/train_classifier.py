@@ -11,10 +11,11 @@ from purify.train import LossFn, run_training
 
 def run(config, workdir: Path) -> None:
     smoothing = config.classifier.label_smoothing
+    precision = config.classifier.train.precision
 
     def make_loss_fn(network: nn.Module) -> LossFn:
         def loss_fn(variables, key, image, label):
-            classifier = Classifier(variables, network)
+            classifier = Classifier(variables, network, precision)
             return cross_entropy(classifier, image, label, label_smoothing=smoothing)
 
         return loss_fn

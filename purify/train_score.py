@@ -18,7 +18,7 @@ def run(config, workdir: Path) -> None:
 
     def make_loss_fn(network: nn.Module) -> LossFn:
         def loss_fn(variables, key, image, label):
-            score = Score(variables, network, cfg.head)
+            score = Score(variables, network, cfg.head, cfg.train.precision)
             loss, metrics = dsm(score, key, image, sigmas=jnp.asarray(sigmas))
             return loss, metrics, {}
 

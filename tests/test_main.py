@@ -34,7 +34,7 @@ def test_help_explains_every_mode():
             ("--config=configs/base.py", "--mode=train"),
             "no get_config(); there are configs/cifar10",
         ),
-        (("--config", "configs/cifar10.py:tiny", "--mode=train"), "no variants"),
+        (("--config", "configs/cifar10.py:huge", "--mode=train"), "known: reference, resnet20"),
         ((*BASE, "--mode=train", "--config.score.network.arch=resnet"), "it needs num_classes"),
         ((*BASE, "--mode=fly"), "train_classifier|train|eval_robust|purify"),
         ((*BASE, "--mode=train", "--config.adp.sgima=1"), "known: alpha_max, alpha_min"),
@@ -52,6 +52,13 @@ def test_a_mistake_in_the_command_is_one_line(arguments, said, tmp_path):
     assert result.returncode != 0
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+
+
+def test_a_variant_of_a_config_that_has_none_is_one_line_too(tmp_path):
+    (tmp_path / "own.py").write_text("from configs.base import base as own\n\n"
+                                     "def get_config():\n    return own()\n")  # fmt: skip
+    result = main(f"--config={tmp_path}/own.py:tiny", "--mode=train")
+    assert result.stderr == f"error: --config={tmp_path}/own.py:tiny: that config has no variants\n"
 
 
 def test_a_mistake_in_the_config_is_one_line_too(trained):

@@ -431,6 +431,36 @@ def test_the_image_returned_is_the_candidate_of_highest_selection_loss():
     assert max(means.values()) == pytest.approx(float(result.loss), rel=1e-5)
 
 
+def test_signs_are_voted_on_one_by_one(x64):
+    """One Linf step along the sum of the single gradients' signs; a tie moves nothing."""
+    attack = PGD("linf", 0.3, num_steps=1, step_size=0.1, eot="sign_vote", eot_samples=4,
+                 random_start=False, keep="last", selection_draws=1)  # fmt: skip
+    logits_fn, fold = noisy(0, np.float64, sigma=2.0), jax.random.fold_in
+    keys, images, labels = inputs(1, np.float64)
+    key, image, label = keys[0], 0.2 + 0.6 * images[0], labels[0]
+    single = quick(jax.grad(lambda k, x: cross_entropy(logits_fn(k, x), label), argnums=1))
+    runs = run_keys(fold(fold(fold(key, 1), 0), 0), 4)
+    gradients = [np.asarray(single(k, image)) for k in runs]
+    votes = np.sum(np.sign(gradients), axis=0)
+    assert (np.sign(votes) != np.sign(np.sum(gradients, axis=0))).any()  # another direction
+    result = quick(attack)(key, logits_fn, image, label)
+    np.testing.assert_allclose(result.image, image + 0.1 * np.sign(votes), atol=1e-12)
+
+
+def test_the_last_iterate_is_kept_where_that_is_asked_for():
+    """Steps of 0.3 over a peak at 0.6 from 0.5: 0.8, 0.5, 0.8; the best iterate is the start."""
+
+    def logits_fn(key, image):
+        return jnp.stack([jnp.float32(0), -20 * jnp.abs(image - 0.6).sum()])
+
+    attack = PGD(eps=0.5, num_steps=3, step_size=0.3, loss="margin", random_start=False,
+                 selection_draws=1)  # fmt: skip
+    for keep, expected in (("best", 0.5), ("last", 0.8)):
+        kept = dataclasses.replace(attack, keep=keep)
+        result = compiled_alone(kept)(jax.random.key(0), logits_fn, jnp.full((1, 1, 1), 0.5), 0)
+        assert float(result.image[0, 0, 0]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_an_overshooting_attack_returns_its_best_iterate_not_its_last():
     """Of margin -20 |x - peak| steps of 0.3 jump over the peak again and again."""
     peak = jnp.asarray([0.61, 0.38]).reshape(1, 2, 1)

@@ -6,18 +6,22 @@ import re
 import pytest
 
 from attacks.gradients import BPDA, Blind
+from configs import cifar10
 from purify import models
+from purify.checkpoint import differing_fields
 from purify.evals.plan import crafting, plan
 from purify.networks import Classifier, Score
 from purify.purifiers import Schedule
 
-CONFIGS = [("digits", ""), ("digits", "full"), ("fashion_mnist", None), ("cifar10", None)]
+CIFAR_LIKE = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "tiny_imagenet")
+CONFIGS = [("digits", ""), ("digits", "full")]
+CONFIGS += [(name, variant) for name in CIFAR_LIKE for variant in cifar10.VARIANTS]
 
 
-def make(name: str, variant=None, **changes):
+def make(name: str, variant: str = "", **changes):
     """(config, its rows) with networks that have no parameters: nothing is computed here."""
     get_config = importlib.import_module(f"configs.{name}").get_config
-    config = get_config() if variant is None else get_config(variant)
+    config = get_config(variant)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     network = models.build(**config.classifier.network.to_dict(), num_classes=10)
     classifier = Classifier({}, network)
@@ -28,16 +32,41 @@ def make(name: str, variant=None, **changes):
 @pytest.mark.parametrize("name, variant", CONFIGS)
 def test_every_config_plans_the_baselines_and_exact_beside_bpda(name, variant):
     config, rows = make(name, variant)
-    for defense in ("identity", "noise_only", "one_step", "adp"):
+    adp = config.defense.purifier
+    for defense in ("identity", "noise_only", adp):
         assert {f"{defense}-clean", f"{defense}-blind"} <= rows.keys()
-    assert rows["adp-clean"].defense.purifier.lam == config.adp.lam
-    bpda, exact = rows["adp-bpda"], rows["adp-exact"]
+    assert rows[f"{adp}-clean"].defense.purifier.lam == config[adp].lam == 0.05
+    bpda, exact = rows[f"{adp}-bpda"], rows[f"{adp}-exact"]
     assert bpda.attack == exact.attack  # same loss, EOT, iterations and starts: only the gradient
     assert isinstance(bpda.attacked.purifier, BPDA)
     assert exact.attacked.purifier.loop == "scan" and exact.defense.purifier.loop == "while"
-    assert isinstance(rows["adp-blind"].attacked.purifier, Blind)
+    assert isinstance(rows[f"{adp}-blind"].attacked.purifier, Blind)
     sigmas = {getattr(row.defense.purifier, "sigma", config.adp.sigma) for row in rows.values()}
     assert sigmas == {config.adp.sigma}
+
+
+@pytest.mark.parametrize("name", CIFAR_LIKE)
+def test_an_unknown_variant_lists_those_there_are(name):
+    with pytest.raises(ValueError, match="'huge' is unknown; known: reference, resnet20, tiny"):
+        make(name, "huge")
+
+
+@pytest.mark.parametrize("name", CIFAR_LIKE[1:])
+def test_configs_differ_from_cifar10_only_where_they_must(name):
+    """In the data, its mean and standard deviation, its radius and what may be mirrored."""
+    ours, theirs = make(name)[0].to_dict(), make("cifar10")[0].to_dict()
+    fields = {line.split(":")[0] for line in differing_fields(theirs, ours)}
+    allowed = r"data\.name|classifier\.network\.(mean|std)|.*\.(eps|step_size|augment)"
+    assert fields and all(re.fullmatch(allowed, field) for field in fields), fields
+
+
+def test_the_reference_variant_is_the_published_attack():
+    _, rows = make("cifar10", "reference")
+    blind, votes = rows["adp_reference-blind"].attack, rows["adp_reference-bpda_votes"].attack
+    assert blind.eps == 8 / 256 and (votes.eot, votes.eot_samples) == ("sign_vote", 15)
+    for attack in (blind, votes):
+        assert (attack.num_steps, attack.keep, attack.random_start) == (40, "last", False)
+        assert attack.loss == "cross_entropy"
 
 
 def test_one_sigma_moves_all_purifiers():

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from purify import data, train_score
+from purify import data, models, train_score
 from purify.checkpoint import Checkpoints, load_score, weight_hash
 from purify.jsonl import read_lines
+from purify.networks import Classifier, Score
 from purify.random import stream_key
 from purify.train import (
     SCHEDULES,
@@ -47,6 +48,10 @@ traces = []  # one entry for every time a loss is traced
         (dict(batch_size=0), "batch_size=0 must be at least 1"),
         (dict(log_every=0), "log_every=0 must be at least 1"),
         (dict(checkpoint_every=-1), "checkpoint_every=-1 must be at least 1"),
+        (dict(accumulate=0), "accumulate=0 must be at least 1"),
+        (dict(accumulate=3), "accumulate=3 must divide batch_size=2"),
+        (dict(algorithm="lion"), "algorithm='lion' is unknown; known: adam, sgd"),
+        (dict(precision="int8"), "precision='int8' is unknown; known: float32, bfloat16"),
         (dict(schedule="step"), "schedule='step' is unknown; known: constant, cosine"),
         (dict(learning_rate=0.0), "learning_rate=0.0 must be positive"),
         (dict(learning_rate=float("nan")), "learning_rate=nan must be positive"),
@@ -114,7 +119,11 @@ def small_params():
 
 def small_step(options: TrainOptions, augment=lambda key, image: image):
     return make_train_step(
-        small_loss, options.optimizer(), ema_decay=options.ema_decay, augment=augment
+        small_loss,
+        options.optimizer(),
+        ema_decay=options.ema_decay,
+        augment=augment,
+        accumulate=options.accumulate,
     )
 
 
@@ -185,6 +194,60 @@ def test_a_step_averages_single_images_and_reports_sums_and_counts(dataset):
     for name, tree in (("gradient_norm", gradient), ("weight_norm", expected)):
         norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
         assert metrics[name] == (pytest.approx(norm, rel=1e-5), 1)  # before clipping
+
+
+def test_sgd_is_nesterovs_with_decay_in_the_gradient(x64):
+    """Written out: clip, add decay, velocity, and one more look ahead along it."""
+    options = small_options(algorithm="sgd", clip_norm=100.0)
+    optimizer = options.optimizer()
+    params, velocity = np.array([0.5, -2.0, 1.0]), np.zeros(3)
+    state, rng = optimizer.init(jnp.asarray(params)), np.random.default_rng(0)
+    for step in range(4):
+        gradient = rng.normal(size=3)
+        updates, state = optimizer.update(jnp.asarray(gradient), state, jnp.asarray(params))
+        gradient = gradient + 0.01 * params
+        velocity = 0.8 * velocity + gradient
+        rate = float(options.learning_rate_at(step))
+        np.testing.assert_allclose(updates, -rate * (gradient + 0.8 * velocity), rtol=1e-6)
+        params = params + np.asarray(updates)
+
+
+def test_an_accumulated_gradient_is_that_of_the_whole_batch(dataset):
+    indices = np.arange(8)
+    batch = (indices, dataset.images[indices], dataset.labels[indices])
+    results = []
+    for accumulate in (1, 4):
+        options = small_options(batch_size=8, accumulate=accumulate)
+        state = init_state(small_variables(), options.optimizer())
+        results.append(small_step(options)(state, jax.random.key(2), *batch))
+    (whole, whole_metrics), (parts, part_metrics) = results
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+    jax.tree.map(compare, (parts.params, part_metrics), (whole.params, whole_metrics))
+    # Statistics move once a part, by its own mean.
+    assert float(parts.stats["batch_stats"]) != pytest.approx(float(whole.stats["batch_stats"]))
+
+
+@pytest.mark.parametrize("arch", ["unet", "ncsnv2", "resnet", "cifar_resnet"])
+def test_bfloat16_is_the_arithmetic_of_the_network_and_of_nothing_else(arch):
+    options = {"num_classes": 3} if "resnet" in arch else {}
+    small = {"unet": {"widths": (4, 8)}, "ncsnv2": {"features": 4}, "cifar_resnet": {"depth": 8}}
+    network = models.build(arch, **options, **small.get(arch, {}))
+    wrapper = Classifier if options else Score
+    image = jnp.asarray(np.random.default_rng(0).random((8, 8, 1)), jnp.float32)
+    variables = jax.jit(network.init)(jax.random.key(0), image[None])
+    exact, coarse = (
+        wrapper(variables, network, precision=precision) for precision in ("float32", "bfloat16")
+    )
+    text = str(jax.make_jaxpr(lambda x: coarse(x))(image))
+    convolutions = re.findall(r"(\w+)\[[\d,]+\] = conv2d", text)
+    assert convolutions and set(convolutions) == {"bf16"}
+    ours, theirs = (jax.jit(lambda x, net=net: net(x))(image) for net in (coarse, exact))
+    assert ours.dtype == theirs.dtype == jnp.float32
+    # Eight bits of mantissa, over a dozen layers.
+    assert np.abs(ours - theirs).max() < 0.1 * np.abs(theirs).max()
+    assert np.any(ours != theirs)
+    gradient = jax.grad(lambda v: (wrapper(v, network, precision="bfloat16")(image) ** 2).sum())
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient(variables)))
 
 
 # A run
@@ -525,7 +588,7 @@ def test_an_option_that_does_not_exist_lists_those_there_are(tmp_path, tfds_dir)
     config = small_config(tfds_dir)
     with config.unlocked():
         config.score.train.momentum = 0.9
-    with pytest.raises(ValueError, match="config.score.train has no option momentum; known: aug"):
+    with pytest.raises(ValueError, match="config.score.train has no option momentum; known: acc"):
         train_score.run(config, tmp_path)
 
 

@@ -91,7 +91,7 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        y = conv2d(x, kernel, stride=self.stride, dilation=self.dilation)
+        y = conv2d(x.astype(kernel.dtype), kernel, stride=self.stride, dilation=self.dilation)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -99,7 +99,7 @@ class Conv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation in one pass over the data (sum and sum of squares)."""
+    """Group normalisation in one pass over the data (sum and sum of squares), at least float32."""
 
     max_groups: int = 8
     epsilon: float = 1e-5
@@ -108,13 +108,19 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         n, height, width, channels = x.shape
         groups = next(g for g in range(min(self.max_groups, channels), 0, -1) if channels % g == 0)
-        grouped = x.reshape(n, height * width, groups, channels // groups)
+        grouped = at_least_float32(x).reshape(n, height * width, groups, channels // groups)
         mean = grouped.mean((1, 3), keepdims=True)
         variance = (grouped**2).mean((1, 3), keepdims=True) - mean**2
         normal = (grouped - mean) * lax.rsqrt(jnp.maximum(variance, 0.0) + self.epsilon)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        return normal.reshape(x.shape) * scale.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
+        y = normal.reshape(x.shape) * scale.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
+        return y.astype(x.dtype)
+
+
+def at_least_float32(x: Array) -> Array:
+    """Sums of many bfloat16 numbers keep few of their digits."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def normalise(x: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify.models.layers import Conv, mean_pool
+from purify.models.layers import Conv, at_least_float32, mean_pool
 from purify.types import Array
 
 
@@ -59,11 +59,12 @@ class InstanceNormPlus(nn.Module):
         ]
         alpha, gamma = (scale.reshape(1, 1, 1, -1) for scale in scales)
         beta = self.param("beta", nn.initializers.zeros, (x.shape[-1],)).reshape(1, 1, 1, -1)
-        mean = x.mean((1, 2), keepdims=True)
-        normal = (x - mean) / jnp.sqrt(x.var((1, 2), keepdims=True) + self.epsilon)
+        exact = at_least_float32(x)
+        mean = exact.mean((1, 2), keepdims=True)
+        normal = (exact - mean) / jnp.sqrt(exact.var((1, 2), keepdims=True) + self.epsilon)
         spread = jnp.sqrt(mean.var(-1, keepdims=True, ddof=1) + self.epsilon)
         means = (mean - mean.mean(-1, keepdims=True)) / spread
-        return gamma * (normal + alpha * means) + beta
+        return (gamma * (normal + alpha * means) + beta).astype(x.dtype)
 
 
 class DilatedBlock(nn.Module):

@@ -1,0 +1,17 @@
+"""MNIST, 28 x 28: configs/cifar10.py and its variants with another data set, Linf 0.3. No number
+was measured yet."""
+
+from configs import cifar10
+
+EPS = 0.3
+
+
+def get_config(variant: str = ""):
+    config = cifar10.get_config(variant)
+    config.data.name = "mnist"
+    config.classifier.network.update(mean=(0.1307,), std=(0.3081,))
+    for role in ("classifier", "score"):
+        config[role].train.augment = "none"  # a mirrored digit is another sign
+    for options in config.attacks.values():
+        options.update(eps=EPS, step_size=EPS / 4)
+    return config
