@@ -11,8 +11,11 @@ Modes, in the order in which they are needed:
   purify            purify the images in --input (a folder of PNG or JPEG files, .npy, .npz) and
                     write the same form to --output
   import_weights    make a checkpoint of published PyTorch weights: --input=FILE.safetensors or
-                    .npz, --arch=ncsnv2 | wrn28_10 | resnet20 ...; needs no --config where
-                    --workdir or --output says where to
+                    .npz, --arch=ncsnv2 | wrn28_10 | resnet20 ...; or of a file of export_weights
+  export_weights    write the averaged weights of a run, --input=DIR/score, to one file,
+                    --output=FILE.safetensors
+
+import_weights and export_weights need no --config where the flags say where to read and write.
 
 Checkpoints and results go to --workdir (default: runs/<config name>). A run that was cut off goes
 on where it stopped when the same command is given again.
@@ -37,20 +40,23 @@ MODES = {
     "eval_robust": "purify.evals.robust",
     "purify": "purify.evals.purify_files",
     "import_weights": "purify.import_weights",
+    "export_weights": "purify.export_weights",
 }
+WITHOUT_CONFIG = ("import_weights", "export_weights")
 CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem != "base")
 # mode -> the flags below that it takes
 FILES = {
     "eval_robust": ("input",),
     "purify": ("input", "output"),
     "import_weights": ("input", "output", "arch"),
+    "export_weights": ("input", "output"),
 }
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/digits.py.")
 _MODE = flags.DEFINE_enum("mode", None, list(MODES), "What to do; see above.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where to write; default runs/<config name>.")
-_INPUT = flags.DEFINE_string("input", None, "Images to read, for purify and eval_robust.")
-_OUTPUT = flags.DEFINE_string("output", None, "Where purify writes; must not exist.")
+_INPUT = flags.DEFINE_string("input", None, "What to read: images, weights, a run; see above.")
+_OUTPUT = flags.DEFINE_string("output", None, "Where to write it; must not exist.")
 _ARCH = flags.DEFINE_string("arch", None, "What network import_weights reads the weights of.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
@@ -73,7 +79,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         fail(": ".join([lines[0], lines[-1]][: len(lines)]))
     for name in ("config", "mode"):
-        if flags.FLAGS[name].value is None and flags.FLAGS["mode"].value != "import_weights":
+        if flags.FLAGS[name].value is None and flags.FLAGS["mode"].value not in WITHOUT_CONFIG:
             fail(f"--{name} is missing; see --help")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; options begin with --")

@@ -146,13 +146,13 @@ def differing_fields(old, new, prefix: str = "") -> list[str]:
 
 def load_classifier(workdir: Path | str) -> Classifier:
     """The classifier trained in `workdir`, averaged (EMA) weights."""
-    variables, settings = _load(Path(workdir), "classifier")
+    variables, settings = load_variables(Path(workdir), "classifier")
     return Classifier(variables, models.build(**settings["network"]))
 
 
 def load_score(workdir: Path | str) -> Score:
     """The score model trained in `workdir`, averaged (EMA) weights."""
-    variables, settings = _load(Path(workdir), "score")
+    variables, settings = load_variables(Path(workdir), "score")
     return Score(variables, models.build(**settings["network"]), settings["head"])
 
 
@@ -183,7 +183,12 @@ def image_shape(workdir: Path | str) -> tuple[int, int, int]:
     raise MissingCheckpoint(Path(workdir) / "score", "score")
 
 
-def _load(workdir: Path, role: str) -> tuple[PyTree, dict]:
+def load_variables(workdir: Path, role: str) -> tuple[PyTree, dict]:
+    """(averaged variables, settings) of the role's newest checkpoint in `workdir`."""
+    if role not in ROLES:
+        raise ValueError(
+            f"'{workdir / role}' is no run: its last part must be {' or '.join(ROLES)}"
+        )
     folder = workdir / role
     if not (folder / "settings.json").exists():
         raise MissingCheckpoint(folder, role)

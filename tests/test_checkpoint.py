@@ -24,7 +24,8 @@ from purify.checkpoint import (
     weight_hash,
 )
 from purify.jsonl import write_json
-from purify.train import TrainOptions, init_state
+from purify.train import init_state
+from purify.train_options import TrainOptions
 
 SCORE_SETTINGS = {
     "network": {"arch": "unet", "widths": [4], "blocks": 0},

@@ -212,7 +212,8 @@ def test_a_mode_gives_a_finite_gradient_or_says_where_it_does_not_apply(mode, na
     def gradient(attacked, x):
         return jax.grad(lambda x: jnp.vdot(weights, attacked(KEY, x)))(x)
 
-    result = jax.jit(gradient)(attacked, x)
+    batched = jax.vmap(gradient, (None, 0), axis_name="batch")
+    (result,) = jax.jit(batched)(attacked, x[None])
     assert result.shape == x.shape and result.dtype == x.dtype
     assert np.all(np.isfinite(result)) and np.any(result != 0)
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from purify import data
+from purify import data, models, weight_files
 from purify.checkpoint import load_classifier, load_defense, load_score, read_settings
 from purify.image_io import to_float
 from purify.networks import Classifier
@@ -28,8 +28,6 @@ def published_names(variables) -> dict[str, np.ndarray]:
 
 
 def random_resnet20() -> Classifier:
-    from purify import models
-
     network = models.build("cifar_resnet", num_classes=10)
     shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     rng = np.random.default_rng(0)
@@ -58,7 +56,7 @@ def test_import_weights_makes_a_checkpoint_and_overwrites_none(tmp_path):
     "arguments, said",
     [
         (("--arch=resnet20", "--workdir=w"), "needs --input"),
-        (("--input=w.npz", "--workdir=w"), "needs --arch"),
+        (("--input=w.npz", "--workdir=w"), "needs --arch=..., one of ncsnv2, "),
         (("--input=w.npz", "--arch=resnet20"), "needs --workdir, --output or --config"),
         (("--input=w.npz", "--arch=vgg", "--workdir=w"), "'vgg' is unknown; known: ncsnv2"),
         (("--input=none.npz", "--arch=resnet20", "--workdir=w"), "'none.npz' does not exist"),
@@ -69,6 +67,32 @@ def test_a_mistake_in_an_import_is_one_line(arguments, said):
     result = main("--mode=import_weights", *arguments)
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2 and len(lines) == 1 and said in lines[0], result.stderr
+
+
+def test_exported_weights_come_back_without_being_told_what_they_are(trained, tmp_path):
+    for role, load in (("score", load_score), ("classifier", load_classifier)):
+        file = tmp_path / f"{role}.safetensors"
+        flags = (f"--input={trained.workdir / role}", f"--output={file}")
+        assert main("--mode=export_weights", *flags).returncode == 0
+        assert "exists already" in main("--mode=export_weights", *flags).stderr
+        flags = (f"--input={file}", f"--workdir={tmp_path / 'run'}")
+        assert "leave --arch out" in main("--mode=import_weights", *flags, "--arch=ncsnv2").stderr
+        result = main("--mode=import_weights", *flags)
+        assert result.returncode == 0, result.stderr
+        ours, theirs = load(tmp_path / "run"), load(trained.workdir)
+        assert ours.network == theirs.network
+        jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
+    imported = read_settings(tmp_path / "run/score")
+    assert imported["train"] == read_settings(trained.workdir / "score")["train"]
+
+
+def test_a_file_whose_arrays_do_not_fit_its_settings_is_refused(tmp_path):
+    classifier = random_resnet20()
+    settings = {"network": {"arch": "cifar_resnet", "num_classes": 10, "depth": 26}}
+    path = tmp_path / "weights.safetensors"
+    weight_files.save(path, settings | {"image_shape": (32, 32, 3)}, classifier.variables)
+    with pytest.raises(ValueError, match="arrays do not fit its network"):
+        weight_files.load(path)
 
 
 @needs_shared

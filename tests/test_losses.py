@@ -9,7 +9,8 @@ import pytest
 from purify import models
 from purify.losses import cross_entropy, dsm, noise_levels
 from purify.networks import HEADS, Classifier, Score
-from purify.train import TrainOptions, init_state, make_train_step
+from purify.train import init_state, make_train_step
+from purify.train_options import TrainOptions
 
 SHAPE = (2, 2, 1)
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # run once

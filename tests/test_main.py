@@ -16,8 +16,15 @@ BASE = ("--config=configs/digits.py",)
 
 def test_help_explains_every_mode():
     text = main("--help").stdout
-    modes = re.search(r"--mode: <([^>]*)>", text).group(1).split("|")
-    assert set(modes) == {"train_classifier", "train", "eval_robust", "purify", "import_weights"}
+    modes = re.search(r"--mode:\s*<([^>]*)>", text).group(1).split("|")
+    assert set(modes) == {
+        "train_classifier",
+        "train",
+        "eval_robust",
+        "purify",
+        "import_weights",
+        "export_weights",
+    }
     for mode in modes:
         assert re.search(rf"^  {mode}  +\w", text, re.MULTILINE), mode
 

@@ -23,14 +23,8 @@ from purify.checkpoint import Checkpoints, load_score, weight_hash
 from purify.jsonl import read_lines
 from purify.networks import Classifier, Score
 from purify.random import stream_key
-from purify.train import (
-    SCHEDULES,
-    TrainingDiverged,
-    TrainOptions,
-    fit,
-    init_state,
-    make_train_step,
-)
+from purify.train import TrainingDiverged, fit, init_state, make_train_step
+from purify.train_options import SCHEDULES, TrainOptions
 from purify.train_score import name_by_sigma
 from tests.command import ROOT
 

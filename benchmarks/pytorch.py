@@ -1,0 +1,285 @@
+"""This project's purifier, attacks and training step against a straightforward PyTorch version.
+
+    python benchmarks/pytorch.py            (needs requirements-torch.txt)
+
+Same weights, images and algorithm on both sides (ADP with a finite difference, T 10, a U-Net of
+CIFAR size, ResNet-20), two threads; PyTorch in the better of its default and channels-last memory
+formats. Both sides alternate in one run; best times, PyTorch's over ours: over 1 ours is faster.
+Peak memory of the exact gradient is that of a process of its own for each side.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from attacks.gradients import attacked_purifier, expectation  # noqa: E402
+from attacks.losses import cross_entropy  # noqa: E402
+from purify import models  # noqa: E402
+from purify.adp import ADP  # noqa: E402
+from purify.compilation import compiler_options  # noqa: E402
+from purify.defense import Defense  # noqa: E402
+from purify.losses import dsm, noise_levels  # noqa: E402
+from purify.models.importing import import_weights  # noqa: E402
+from purify.networks import Classifier, Score  # noqa: E402
+from purify.train import init_state, make_train_step  # noqa: E402
+from purify.train_options import TrainOptions  # noqa: E402
+from tests.torch_twins import CifarResNet  # noqa: E402
+
+WIDTHS, BLOCKS, SHAPE = (32, 64, 64), 2, (32, 32, 3)
+SIGMA, LAM, TAU, DELTA, STEPS, RUNS, EOT = 0.25, 0.05, -1.0, 1e-3, 10, 10, 15
+TRAIN_BATCH, ROUNDS = 64, 4
+
+
+class TorchUNet(nn.Module):
+    """purify.models.unet.UNet with the same weights."""
+
+    def __init__(self, params):
+        super().__init__()
+        self.leaves = nn.ParameterDict()
+        for path, leaf in jax.tree.leaves_with_path(params):
+            array = np.array(leaf)
+            name = "-".join(key.key for key in path)
+            self.leaves[name] = torch.tensor(
+                array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+            )
+
+    def conv(self, name, x):
+        weight = self.leaves[f"{name}-kernel"]
+        return F.conv2d(x, weight, self.leaves[f"{name}-bias"], padding=weight.shape[-1] // 2)
+
+    def norm(self, name, x):
+        return F.group_norm(x, 8, self.leaves[f"{name}-scale"], self.leaves[f"{name}-bias"])
+
+    def block(self, index, x):
+        name = f"ResidualBlock_{index}"
+        y = self.conv(f"{name}-Conv_0", F.silu(self.norm(f"{name}-GroupNorm_0", x)))
+        y = self.conv(f"{name}-Conv_1", F.silu(self.norm(f"{name}-GroupNorm_1", y)))
+        widens = f"{name}-Conv_2-kernel" in self.leaves
+        return y + (self.conv(f"{name}-Conv_2", x) if widens else x)
+
+    def forward(self, x):
+        convs, blocks = iter(range(100)), iter(range(100))
+        y, skips = self.conv(f"Conv_{next(convs)}", 2 * x - 1), []
+        for level in range(len(WIDTHS)):
+            y = F.avg_pool2d(y, 2) if level else y
+            for _ in range(BLOCKS):
+                y = self.block(next(blocks), y)
+            skips.append(y)
+        y = self.block(next(blocks), y)
+        for level in reversed(range(len(WIDTHS) - 1)):
+            y = F.interpolate(self.conv(f"Conv_{next(convs)}", y), scale_factor=2, mode="nearest")
+            y = self.conv(f"Conv_{next(convs)}", torch.cat([y, skips[level]], 1))
+            for _ in range(BLOCKS):
+                y = self.block(next(blocks), y)
+        return self.conv(f"Conv_{next(convs)}", F.silu(self.norm("GroupNorm_0", y)))
+
+
+def torch_adp(h, x):
+    """From the noised batch on."""
+    for _ in range(STEPS):
+        grad = h(x)
+        change = grad - h(x + DELTA * grad)
+        curvature = (grad * change).sum((1, 2, 3)) / (grad**2).sum((1, 2, 3)) / DELTA
+        alpha = (LAM / curvature.clamp(min=LAM / 0.1)).clamp(min=1e-5)
+        x = (x + alpha[:, None, None, None] * grad).clamp(0, 1)
+    return x
+
+
+class Sides:
+    """Both versions of everything, on `batch` images."""
+
+    def __init__(self, batch: int):
+        rng = np.random.default_rng(0)
+        network = models.build("unet", widths=WIDTHS, blocks=BLOCKS)
+        shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *SHAPE)))
+
+        def draw(leaf):
+            scale = max(np.prod(leaf.shape[:-1]), 1) ** -0.5
+            offset = 1.0 if len(leaf.shape) == 1 else 0.0
+            return jnp.asarray(scale * rng.standard_normal(leaf.shape) + offset, jnp.float32)
+
+        variables = jax.tree.map(draw, shapes)
+        torch.manual_seed(0)
+        classifier = CifarResNet(20, 10).eval()
+        weights = {name: w.numpy() for name, w in classifier.state_dict().items()}
+        settings, classifier_variables = import_weights("resnet20", weights)
+        self.score = Score(variables, network)
+        self.classifier = Classifier(classifier_variables, models.build(**settings))
+        purifier = ADP(self.score, SIGMA, LAM, TAU, curvature="finite_difference", loop="scan")
+        self.defense = Defense(purifier, self.classifier, num_runs=RUNS)
+        self.images = rng.random((batch, *SHAPE)).astype(np.float32)
+        self.labels = np.arange(batch) % 10
+        self.keys = jax.random.split(jax.random.key(1), batch)
+        self.twin, self.twin_classifier = TorchUNet(variables["params"]), classifier
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (settings["mean"], settings["std"]))
+        self.classify = lambda x: classifier((x - mean) / std)
+        self.tensor = torch.tensor(self.images.transpose(0, 3, 1, 2))
+
+    def to_format(self, layout):
+        for module in (self.twin, self.twin_classifier):
+            for parameter in module.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=layout)
+        self.tensor = self.tensor.contiguous(memory_format=layout)
+
+    def noised(self, x, draws: int):
+        x = x.repeat_interleave(draws, 0)
+        return (x + SIGMA * torch.randn_like(x)).clamp(0, 1)
+
+    # Each of what follows returns (ours, PyTorch's): two functions without arguments.
+
+    def prediction(self):
+        def ours(defense, keys, images):
+            return jax.vmap(defense)(keys, images)
+
+        def theirs():
+            with torch.no_grad():
+                purified = torch_adp(self.twin, self.noised(self.tensor, RUNS))
+                return self.classify(purified).view(-1, RUNS, 10).mean(1)
+
+        return compiled(ours, self.defense, self.keys, self.images), theirs
+
+    def attack_step(self, gradient: str, eot: int):
+        """Gradient of the mean cross-entropy over `eot` runs, and a sign step."""
+        purifier = attacked_purifier(gradient, self.defense.purifier)
+
+        def ours(defense, keys, images, labels):
+            def loss(key, x, y):
+                return expectation(lambda k, x: cross_entropy(defense.run(k, x), y), eot)(key, x)
+
+            return images + 0.01 * jnp.sign(jax.vmap(jax.grad(loss, 1))(keys, images, labels))
+
+        def theirs():
+            labels = torch.tensor(self.labels).repeat_interleave(eot)
+            x = self.tensor.clone().requires_grad_()
+            if gradient == "bpda":
+                with torch.no_grad():
+                    purified = torch_adp(self.twin, self.noised(x, eot))
+                purified.requires_grad_()
+                F.cross_entropy(self.classify(purified), labels, reduction="sum").backward()
+                grad = purified.grad.view(len(x), eot, *x.shape[1:]).sum(1)
+            else:
+                purified = torch_adp(self.twin, self.noised(x, eot))
+                loss = F.cross_entropy(self.classify(purified), labels, reduction="sum")
+                (grad,) = torch.autograd.grad(loss, x)
+            return x.detach() + 0.01 * grad.sign()
+
+        defense = self.defense.replace(purifier=purifier)
+        return compiled(ours, defense, self.keys, self.images, self.labels), theirs
+
+    def training_step(self):
+        sigmas = noise_levels(0.6, 0.01, 40)
+        options = TrainOptions(100, TRAIN_BATCH, 1e-3)
+
+        def loss_fn(variables, key, image, label):
+            score = Score(variables, self.score.network)
+            return *dsm(score, key, image, sigmas=jnp.asarray(sigmas)), {}
+
+        train_step = make_train_step(
+            loss_fn, options.optimizer(), ema_decay=0.999, augment=lambda key, x: x
+        )
+        state = [init_state(jax.tree.map(jnp.copy, self.score.variables), options.optimizer())]
+        images = np.random.default_rng(0).integers(0, 256, (TRAIN_BATCH, *SHAPE), np.uint8)
+        index, key = np.arange(TRAIN_BATCH), jax.random.key(0)
+
+        def ours():
+            state[0], _ = train_step(state[0], key, index, images, index)
+            return state[0]
+
+        optimizer = torch.optim.Adam(self.twin.parameters(), 1e-3)
+        averages = [parameter.detach().clone() for parameter in self.twin.parameters()]
+        levels, batch = torch.tensor(sigmas), torch.tensor(images.transpose(0, 3, 1, 2)) / 255
+
+        def theirs():
+            sigma = levels[torch.randint(len(levels), (TRAIN_BATCH,))].view(-1, 1, 1, 1)
+            z = torch.randn_like(batch)
+            loss = 0.5 * ((self.twin(batch + sigma * z) + z) ** 2).sum((1, 2, 3)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.twin.parameters(), 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                for average, parameter in zip(averages, self.twin.parameters(), strict=True):
+                    average.lerp_(parameter, 0.001)
+
+        return ours, theirs
+
+
+def compiled(function, *arguments):
+    program = jax.jit(function).lower(*arguments).compile(compiler_options())
+    return lambda: program(*arguments)
+
+
+def compare(name: str, sides: Sides, pair) -> None:
+    ours, theirs = pair
+    contenders = {
+        "ours": (ours, None),
+        "default": (theirs, torch.contiguous_format),
+        "channels last": (theirs, torch.channels_last),
+    }
+    best = dict.fromkeys(contenders, float("inf"))
+    for _ in range(ROUNDS + 1):  # the first round warms up
+        for key, (function, layout) in contenders.items():
+            if layout is not None:
+                sides.to_format(layout)
+            start = time.perf_counter()
+            jax.block_until_ready(function()) if layout is None else function()
+            best[key] = min(best[key], time.perf_counter() - start)
+    other = min("default", "channels last", key=best.__getitem__)
+    print(
+        f"{name}: ours {1e3 * best['ours']:.0f} ms, PyTorch {1e3 * best[other]:.0f} ms ({other}): "
+        f"{best[other] / best['ours']:.2f}",
+        flush=True,
+    )
+
+
+def peak_memory(side: str, batch: int, eot: int) -> float:
+    """MiB that the exact gradient adds to a process of its own."""
+    command = [sys.executable, __file__, f"--peak={side}", f"--batch={batch}", f"--eot={eot}"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--eot", type=int, default=EOT)
+    parser.add_argument("--peak", choices=("ours", "theirs"), help="print peak memory, for itself")
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    sides = Sides(args.batch)
+    if args.peak:
+        ours, theirs = sides.attack_step("exact", args.eot)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        jax.block_until_ready(ours()) if args.peak == "ours" else theirs()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        return
+    difference = np.abs(
+        np.asarray(jax.jit(jax.vmap(sides.score))(sides.images))
+        - sides.twin(sides.tensor).detach().numpy().transpose(0, 2, 3, 1)
+    ).max()
+    print(f"{args.batch} images, T {STEPS}; largest difference of h: {difference:.1e}")
+    compare(f"prediction, S {RUNS}", sides, sides.prediction())
+    compare(f"BPDA step, EOT {args.eot}", sides, sides.attack_step("bpda", args.eot))
+    compare(f"exact step, EOT {args.eot}", sides, sides.attack_step("exact", args.eot))
+    compare(f"training step, batch {TRAIN_BATCH}", sides, sides.training_step())
+    peaks = {side: peak_memory(side, args.batch, args.eot) for side in ("ours", "theirs")}
+    print(
+        f"peak memory of the exact step: ours {peaks['ours']:.0f} MiB, PyTorch "
+        f"{peaks['theirs']:.0f} MiB: {peaks['ours'] / peaks['theirs']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""--mode=export_weights: the averaged weights of a training run as one file."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from purify import weight_files
+from purify.checkpoint import load_variables
+
+
+def run(config, workdir: Path | None, input: str | None, output: str | None) -> None:
+    """Write the averaged (EMA) weights of the run in folder `input`, such as runs/cifar10/score, to
+    the file `output` (.safetensors), with the settings that made them."""
+    for name, value in (("input", input), ("output", output)):
+        if not value:
+            raise ValueError(f"--mode=export_weights needs --{name}=PATH")
+    if Path(output).suffix != ".safetensors":
+        raise ValueError(f"--output={output} must end in .safetensors")
+    folder = Path(input)
+    variables, settings = load_variables(folder.parent, folder.name)
+    weight_files.save(Path(output), settings, jax.tree.map(np.asarray, variables))
+    print(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB")

@@ -1,0 +1,60 @@
+"""Weights of this project's own networks as one file: .safetensors, with the settings inside.
+
+Arrays are float32 under their Flax paths joined by '/', such as params/Conv_0/kernel; the metadata
+field 'settings' is JSON: network, image shape, head, and how the weights were made.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from purify import models
+from purify.types import PyTree
+
+
+def save(path: Path, settings: Mapping, variables: PyTree) -> None:
+    """Write the file whole or not at all; ValueError if it exists."""
+    if path.exists():
+        raise ValueError(f"'{path}' exists already; choose another --output, or delete it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(_named(variables), partial, metadata={"settings": json.dumps(settings)})
+    partial.rename(path)
+
+
+def is_own(path: Path) -> bool:
+    """Whether the file is one of `save`."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return "settings" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def load(path: Path) -> tuple[dict, PyTree]:
+    """(settings, variables) of a file that `is_own`; ValueError where they do not fit together."""
+    with safe_open(path, "numpy") as file:
+        settings = json.loads(file.metadata()["settings"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    network = models.build(**settings["network"])
+    image = np.zeros((1, *settings["image_shape"]), np.float32)
+    expected = jax.eval_shape(network.init, jax.random.key(0), image)
+    shapes = {name: leaf.shape for name, leaf in _named(expected).items()}
+    given = {name: array.shape for name, array in arrays.items()}
+    if given != shapes:
+        wrong = sorted(set(given.items()) ^ set(shapes.items()))
+        raise ValueError(f"'{path}': {len(wrong)} arrays do not fit its network, as {wrong[0]}")
+    return settings, jax.tree.unflatten(jax.tree.structure(expected), [arrays[n] for n in shapes])
+
+
+def _named(tree: PyTree) -> dict:
+    """path joined by '/' -> leaf, in the order of the tree's leaves."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
