@@ -209,16 +209,7 @@ def run_training(
     check_options(f"config.{role}.train", TrainOptions, cfg["train"])
     options = TrainOptions(**cfg["train"])
     augment = choose("augment", AUGMENTATIONS, options.augment)
-    parallel.check_batch_size(f"config.{role}.train.batch_size", options.batch_size)
-    cfg_data = config.data
-    dataset = data.load(
-        cfg_data.name, cfg_data.train_split, data_dir=cfg_data.dir, path=cfg_data.path
-    )
-    if options.batch_size > len(dataset.labels):
-        raise ValueError(
-            f"config.{role}.train.batch_size={options.batch_size} exceeds the "
-            f"{len(dataset.labels)} images of {config.data.name} {config.data.train_split!r}"
-        )
+    dataset = _training_data(role, config.data, options)
     shape = dataset.images.shape[1:]
     network_settings = dict(cfg["network"])
     if role == "classifier":
@@ -247,8 +238,9 @@ def run_training(
     )
     state = init_state(variables, optimizer)
     # Whatever does not fit together says so here, before anything is written.
-    example = (dataset.images[:1], dataset.labels[:1])
-    jax.eval_shape(train_step, state, init_key, np.zeros(1, np.int32), *example)
+    first = np.arange(options.batch_size)
+    example = (first, dataset.images[first], dataset.labels[first])
+    jax.eval_shape(train_step, state, init_key, *example)
     claim(folder, settings)
     state = fit(
         state,
@@ -262,3 +254,18 @@ def run_training(
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{role}: {count:,} parameters, {int(state.step)} steps, in {folder}")
     return state
+
+
+def _training_data(role: str, cfg, options: TrainOptions) -> data.Dataset:
+    """The training split; ValueError where batches cannot be made of it or split over devices."""
+    field = f"config.{role}.train.batch_size"
+    parallel.check_batch_size(field, options.batch_size)
+    if options.accumulate > 1:
+        parallel.check_batch_size(f"{field} / accumulate", options.batch_size // options.accumulate)
+    dataset = data.load(cfg.name, cfg.train_split, data_dir=cfg.dir, path=cfg.path)
+    if options.batch_size > len(dataset.labels):
+        raise ValueError(
+            f"{field}={options.batch_size} exceeds the {len(dataset.labels)} images of {cfg.name} "
+            f"{cfg.train_split!r}"
+        )
+    return dataset

@@ -56,10 +56,15 @@ def test_the_full_size_networks_take_a_training_and_a_purification_step(images, 
     one_step = [
         f"--config.{role}.train.{field}={value}"
         for role in ("classifier", "score")
-        for field, value in (("num_steps", 1), ("batch_size", 2), ("warmup_steps", 0))
+        for field, value in (
+            ("num_steps", 1),
+            ("batch_size", 2),
+            ("accumulate", 2),
+            ("warmup_steps", 0),
+        )
     ]
     shown = run(FULL, "--mode=train_classifier", *images, *one_step, workdir)
-    assert "36,479,194 parameters" in shown
+    assert "36,475,348 parameters" in shown
     shown = run(FULL, "--mode=train", *images, *one_step, workdir)
     assert "29,694,083 parameters" in shown
     given, output = tmp_path / "in.npy", tmp_path / "out.npy"
