@@ -16,7 +16,7 @@ from jax import lax
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from purify.models.layers import conv2d  # noqa: E402
+from purify.models.convolution import conv2d  # noqa: E402
 
 STEPS, LAYERS, ROUNDS = 4, 6, 7
 

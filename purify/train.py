@@ -15,6 +15,7 @@ from tqdm import tqdm
 from purify import data, models, parallel
 from purify.augment import AUGMENTATIONS
 from purify.checkpoint import Checkpoints, claim
+from purify.compilation import compiler_options
 from purify.losses import Metrics
 from purify.metrics import MetricWriter
 from purify.random import index_keys, stream_key
@@ -112,7 +113,7 @@ def make_train_step(
         metrics |= {name: (value, jnp.ones(())) for name, value in scalars.items()}
         return TrainState(state.step + 1, params, stats, ema, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
 
 
 def fit(

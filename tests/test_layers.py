@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from purify import models
-from purify.models.layers import GroupNorm, conv2d, mean_pool, upsample
+from purify.models import convolution
+from purify.models.convolution import conv2d
+from purify.models.layers import GroupNorm, mean_pool, upsample
 from purify.networks import Classifier, Score
 from tests.oracles import make_score
 
-KERNEL_SIZES = [(3, 3), (1, 1), (5, 3)]
-# Every convolution below is compared in double precision: sums of at most 5 * 3 * 4 products.
+# What the CPU uses: gathered, scattered, Winograd's, XLA's, a matrix product, XLA's.
+KERNELS = [(3, 3, 2, 5), (3, 3, 5, 2), (3, 3, 16, 17), (3, 3, 5, 6), (1, 1, 3, 2), (5, 3, 2, 3)]
+# Every convolution below is compared in double precision: sums of at most 9 * 17 products.
 ROUNDING = 1e-12
 
 
@@ -51,10 +54,46 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("size", KERNEL_SIZES)
+@pytest.mark.parametrize("shape", KERNELS, ids=str)
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_conv2d_equals_lax_in_value_and_derivatives(x64, transform, size):
-    assert_same(TRANSFORMS[transform], normal(0, 2, 5, 4, 2), normal(1, *size, 2, 3))
+def test_conv2d_equals_lax_in_value_and_derivatives(x64, transform, shape):
+    assert_same(TRANSFORMS[transform], normal(0, 2, 5, 4, shape[2]), normal(1, *shape))
+
+
+@pytest.mark.parametrize("form", ["gather_convolve", "scatter_convolve", "winograd_convolve"])
+def test_every_form_is_used_where_the_cpu_needs_it(form, monkeypatch):
+    """And by one of the kernels above: without it, one of their convolutions fails."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("these forms are for CPUs")
+
+    def refuse(x, kernel):
+        raise RuntimeError(form)
+
+    jax.clear_caches()
+    monkeypatch.setattr(convolution, form, refuse)
+    with pytest.raises(RuntimeError, match=form):
+        for shape in KERNELS:
+            jax.eval_shape(
+                jax.jit(convolution._convolve, static_argnames=("stride", "dilation")),
+                normal(0, 1, 5, 4, shape[2]),
+                normal(1, *shape),
+                stride=1,
+                dilation=1,
+            )
+
+
+def test_winograd_loses_no_digits():
+    """Float32 against float64: as close as XLA's own convolution, within a factor of three."""
+    x, kernel = normal(0, 8, 16, 16, 32), normal(1, 3, 3, 32, 32)
+    with jax.enable_x64(True):
+        exact = np.asarray(
+            lax_conv(*(jnp.asarray(np.asarray(a), jnp.float64) for a in (x, kernel)))
+        )
+    ours, theirs = (
+        np.sqrt(np.mean((np.asarray(jax.jit(conv)(x, kernel)) - exact) ** 2))
+        for conv in (convolution.winograd_convolve, lax_conv)
+    )
+    assert ours < 3 * theirs, (ours, theirs)
 
 
 @pytest.mark.parametrize(
