@@ -93,7 +93,7 @@ def _small(config) -> None:
     # Purification at sigma 0.25 sees no larger noise; 50 is for sampling.
     config.score.update(sigma_max=0.6, num_levels=40)
     config.score.train.update(
-        num_steps=4000, batch_size=64, learning_rate=1e-3, warmup_steps=200, schedule="cosine"
+        num_steps=3400, batch_size=64, learning_rate=1e-3, warmup_steps=200, schedule="cosine"
     )
     config.eval.update(num_images=200, batch_size=25)
     config.defense.num_runs = 5
