@@ -3,12 +3,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python main.py --config=configs/digits.py
 
-.PHONY: demo test test-all test-slow lint clean
+# Where `make cifar10` works, and what it adds to its commands.
+CIFAR10_RUN ?= runs/cifar10_resnet20
+CIFAR10 := $(BIN)/python main.py --config=configs/cifar10.py:resnet20 --workdir=$(CIFAR10_RUN)
+
+.PHONY: demo cifar10 cifar10-data test test-all test-slow lint clean
 
 demo: $(VENV)/ready  ## train, purify, attack and report on real digits
 	$(RUN) --mode=train_classifier
 	$(RUN) --mode=train
 	$(RUN) --mode=eval_robust
+
+cifar10: $(VENV)/ready  ## evaluate a purified ResNet-20: TFDS_DATA_DIR=DIR [CLASSIFIER=FILE]
+	test -e $(CIFAR10_RUN)/score || \
+	  $(CIFAR10) --mode=import_weights --input=pretrained/cifar10_unet.safetensors
+	test -z "$(CLASSIFIER)" -o -e $(CIFAR10_RUN)/classifier || \
+	  $(CIFAR10) --mode=import_weights --input="$(CLASSIFIER)" --arch=resnet20
+	$(CIFAR10) --mode=eval_robust $(ARGS)
+
+cifar10-data: $(VENV)/ready  ## download and prepare the full CIFAR-10 into TFDS_DATA_DIR
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-tensorflow.txt
+	$(BIN)/python -c "import tensorflow_datasets as tfds; \
+	  tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
 
 test: $(VENV)/ready-test  ## every test not marked slow
 	$(BIN)/python -m pytest -m "not slow"

@@ -15,6 +15,11 @@ Modes, in the order in which they are needed:
   export_weights    write the averaged weights of a run, --input=DIR/score, to one file,
                     --output=FILE.safetensors
 
+--distributed spreads train_classifier, train and eval_robust over the devices of several processes:
+the same command in each, with a --workdir that all can reach. Clusters (Slurm, Open MPI, TPU pods,
+Kubernetes) are found by themselves; elsewhere, as on two machines with GPUs or on CPUs, add
+--coordinator_address=HOST:PORT --num_processes=N --process_id=0 (1, ... N - 1 in the others).
+
 import_weights and export_weights need no --config where the flags say where to read and write.
 
 Checkpoints and results go to --workdir (default: runs/<config name>). A run that was cut off goes
@@ -42,6 +47,7 @@ MODES = {
     "import_weights": "purify.import_weights",
     "export_weights": "purify.export_weights",
 }
+DISTRIBUTED = ("train_classifier", "train", "eval_robust")
 WITHOUT_CONFIG = ("import_weights", "export_weights")
 CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem != "base")
 # mode -> the flags below that it takes
@@ -58,6 +64,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where to write; default runs/<c
 _INPUT = flags.DEFINE_string("input", None, "What to read: images, weights, a run; see above.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write it; must not exist.")
 _ARCH = flags.DEFINE_string("arch", None, "What network import_weights reads the weights of.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Work with other processes; see above.")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Of --distributed: HOST:PORT.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of --distributed: how many.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Of --distributed: which one this is, from 0.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
 
@@ -120,6 +130,24 @@ def unknown_field(config: ConfigDict | None, argv: list[str]) -> str:
     return "a --config override names no field of the config"
 
 
+def join_processes(mode: str) -> None:
+    """Connect to the other processes of --distributed; only the first of them will talk."""
+    import jax
+
+    if mode not in DISTRIBUTED:
+        fail(f"--distributed has no meaning for --mode={mode}; it has for {', '.join(DISTRIBUTED)}")
+    try:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    except (ValueError, RuntimeError) as error:
+        fail(
+            f"--distributed: {error}\nwhere no cluster is found, all of --coordinator_address="
+            "HOST:PORT, --num_processes=N and --process_id=I are needed"
+        )
+    if jax.process_index() > 0:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
+        sys.stdout = open(os.devnull, "w")
+
+
 def fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
@@ -138,6 +166,10 @@ def main(argv: list[str]) -> None:
 
     if flags.FLAGS.verbosity == 0:  # as app.run leaves it; Orbax then tells its whole day
         logging.set_verbosity(logging.WARNING)
+    if _DISTRIBUTED.value:
+        join_processes(mode)
+    elif _COORDINATOR.value or _PROCESSES.value is not None or _PROCESS.value is not None:
+        fail("--coordinator_address, --num_processes and --process_id belong to --distributed")
     # Imported here, so that --help and a mistyped flag answer at once.
     from purify.checkpoint import MissingCheckpoint
 

@@ -5,6 +5,8 @@
 Same weights, images and algorithm on both sides (ADP with a finite difference, T 10, a U-Net of
 CIFAR size, ResNet-20), two threads; PyTorch in the better of its default and channels-last memory
 formats. Both sides alternate in one run; best times, PyTorch's over ours: over 1 ours is faster.
+GFLOP/s: the operations that PyTorch counts, so what is computed twice counts once, over the time;
+in per cent of the rate of a large matrix product, the faster of the two libraries'.
 Peak memory of the exact gradient is that of a process of its own for each side.
 """
 
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -223,8 +226,25 @@ def compiled(function, *arguments):
     return lambda: program(*arguments)
 
 
-def compare(name: str, sides: Sides, pair) -> None:
+def peak_rate() -> float:
+    """GFLOP/s of a float32 matrix product, the better library's."""
+    side, best = 2048, float("inf")
+    torch_matrix = torch.ones(side, side)
+    jax_matrix = jnp.ones((side, side))
+    product = jax.jit(jnp.matmul)
+    for _ in range(10):
+        for function, matrix in ((torch.matmul, torch_matrix), (product, jax_matrix)):
+            start = time.perf_counter()
+            jax.block_until_ready(function(matrix, matrix))
+            best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best / 1e9
+
+
+def compare(name: str, sides: Sides, pair, peak: float) -> None:
     ours, theirs = pair
+    with FlopCounterMode(display=False) as counter:
+        theirs()
+    work = counter.get_total_flops() / 1e9
     contenders = {
         "ours": (ours, None),
         "default": (theirs, torch.contiguous_format),
@@ -241,7 +261,11 @@ def compare(name: str, sides: Sides, pair) -> None:
     other = min("default", "channels last", key=best.__getitem__)
     print(
         f"{name}: ours {1e3 * best['ours']:.0f} ms, PyTorch {1e3 * best[other]:.0f} ms ({other}): "
-        f"{best[other] / best['ours']:.2f}",
+        f"{best[other] / best['ours']:.2f}\n    "
+        + ", ".join(
+            f"{side} {work / best[key]:.0f} GFLOP/s ({100 * work / best[key] / peak:.0f} %)"
+            for side, key in (("ours", "ours"), ("PyTorch", other))
+        ),
         flush=True,
     )
 
@@ -283,10 +307,12 @@ def main():
         - sides.twin(sides.tensor).detach().numpy().transpose(0, 2, 3, 1)
     ).max()
     print(f"{args.batch} images, T {STEPS}; largest difference of h: {difference:.1e}")
-    compare(f"prediction, S {RUNS}", sides, sides.prediction())
-    compare(f"BPDA step, EOT {args.eot}", sides, sides.attack_step("bpda", args.eot))
-    compare(f"exact step, EOT {args.eot}", sides, sides.attack_step("exact", args.eot))
-    compare(f"training step, batch {TRAIN_BATCH}", sides, sides.training_step())
+    peak = peak_rate()
+    print(f"matrix product: {peak:.0f} GFLOP/s")
+    compare(f"prediction, S {RUNS}", sides, sides.prediction(), peak)
+    compare(f"BPDA step, EOT {args.eot}", sides, sides.attack_step("bpda", args.eot), peak)
+    compare(f"exact step, EOT {args.eot}", sides, sides.attack_step("exact", args.eot), peak)
+    compare(f"training step, batch {TRAIN_BATCH}", sides, sides.training_step(), peak)
     peaks = {side: peak_memory(side, args.batch, args.eot) for side in ("ours", "theirs")}
     print(
         f"peak memory of the exact step: ours {peaks['ours']:.0f} MiB, PyTorch "

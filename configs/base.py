@@ -53,6 +53,8 @@ def base() -> ConfigDict:
     config.one_step = ConfigDict(dict(sigma=sigma))
     config.noise_only = ConfigDict(dict(sigma=sigma))
     config.identity = ConfigDict()
+    # More defences, by name: {"purifier": one of the above, and what is different}.
+    config.variants = ConfigDict()
 
     config.defense = ConfigDict()
     config.defense.purifier = "adp"  # the headline defence, and what --mode=purify runs
@@ -65,6 +67,7 @@ def base() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
     config.eval.attacks = ("blind", "bpda", "exact")
+    config.eval.bpda_alone = ()  # rows, as 'adp-bpda', without an exact gradient beside them
     config.eval.num_images = 200
     config.eval.num_draws = 4  # N fresh draws of the defence per image
     config.eval.batch_size = 50  # changes no result beyond rounding

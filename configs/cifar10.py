@@ -95,11 +95,35 @@ def _small(config) -> None:
     config.score.train.update(
         num_steps=3400, batch_size=64, learning_rate=1e-3, warmup_steps=200, schedule="cosine"
     )
-    config.eval.update(num_images=200, batch_size=25)
     config.defense.num_runs = 5
-    budget = dict(eps=EPS, num_steps=20, eot_samples=8, chunk=4)
-    config.attacks.bpda = attack("bpda", **budget)
-    config.attacks.exact = attack("exact", **budget, defenses=PURIFIERS, num_images=100)
+    for suffix, sigma in (("", {}), ("_s10", dict(sigma=0.10))):
+        named = {
+            "noise_only": dict(purifier="noise_only"),
+            "one_step": dict(purifier="one_step"),
+            "schedule": dict(purifier="schedule"),
+            "schedule_t10": dict(purifier="schedule", num_steps=10),
+            "adp": dict(purifier="adp"),
+            "adp_fd": dict(purifier="adp", curvature="finite_difference"),
+            "adp_secant": dict(purifier="adp", curvature="secant"),
+        }
+        for name, changes in named.items():
+            if name + suffix not in PURIFIERS:
+                config.variants[name + suffix] = changes | sigma
+    exact = ("one_step", "schedule", "adp", "adp_secant")
+    config.eval.defenses = ("identity", *PURIFIERS, *config.variants)
+    config.eval.bpda_alone = (
+        *(f"{name}-bpda" for name in config.eval.defenses if name not in exact),
+        *("schedule-bpda_l2", "adp-bpda_l2"),
+    )
+    config.eval.update(num_images=500, batch_size=25)
+    config.eval.attacks = ("blind", "blind_l2", "bpda", "bpda_l2", "exact")
+    # The gradients of a batch of 25 images and 4 draws need 1 GiB.
+    budget = dict(num_steps=20, eot_samples=8, chunk=4)
+    config.attacks.blind_l2 = attack("blind", norm="l2", eps=0.5)
+    config.attacks.bpda = attack("bpda", eps=EPS, **budget, num_images=200)
+    l2 = dict(norm="l2", eps=0.5, num_images=200, defenses=("schedule", "adp"))
+    config.attacks.bpda_l2 = attack("bpda", **budget, **l2)
+    config.attacks.exact = attack("exact", eps=EPS, **budget, defenses=exact, num_images=100)
 
 
 def _tiny(config) -> None:
@@ -112,6 +136,10 @@ def _tiny(config) -> None:
     config.adp.num_steps = 3
     config.schedule.num_steps = 3
     config.eval.update(num_images=8, num_draws=2, batch_size=8)
+    config.eval.defenses = ("identity", *PURIFIERS)
+    config.eval.bpda_alone = ("noise_only-bpda",)
+    config.eval.attacks = ("blind", "bpda", "exact")
     config.attacks.blind.num_steps = 5
     for name in ("bpda", "exact"):
         config.attacks[name].update(num_steps=2, eot_samples=2, num_images=4)
+    config.attacks.exact.defenses = PURIFIERS[1:]

@@ -15,5 +15,6 @@ def get_config(variant: str = ""):
     config.classifier.network.update(mean=(0.2860,), std=(0.3530,))
     config.classifier.train.augment = "flip_crop"
     for options in config.attacks.values():
-        options.update(eps=EPS, step_size=EPS / 4)
+        if options.norm == "linf":
+            options.update(eps=EPS, step_size=EPS / 4)
     return config

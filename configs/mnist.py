@@ -13,5 +13,6 @@ def get_config(variant: str = ""):
     for role in ("classifier", "score"):
         config[role].train.augment = "none"  # a mirrored digit is another sign
     for options in config.attacks.values():
-        options.update(eps=EPS, step_size=EPS / 4)
+        if options.norm == "linf":
+            options.update(eps=EPS, step_size=EPS / 4)
     return config

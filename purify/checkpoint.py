@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from purify import models, purifiers
+from purify import models, parallel, purifiers
 from purify.defense import Defense
 from purify.jsonl import write_json
 from purify.networks import Classifier, Score
@@ -61,7 +61,8 @@ class Checkpoints:
 
     def save(self, step: int, state: PyTree) -> None:
         self._checkpointer.save(step, state)
-        write_json(self._root / str(step) / HASHES, _file_hashes(self._root / str(step)))
+        if parallel.is_first_process():
+            write_json(self._root / str(step) / HASHES, _file_hashes(self._root / str(step)))
 
     def restore(self, abstract_state: PyTree | None = None) -> PyTree:
         """The newest state, placed as abstract_state says, by default NumPy arrays on the host
@@ -120,8 +121,9 @@ def claim(folder: Path, settings: Mapping) -> None:
                 "--workdir, or delete that folder"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
+    if parallel.is_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
 
 
 def read_settings(folder: Path) -> dict:

@@ -161,7 +161,7 @@ def _published(name: str, data_dir: str, path: str | Path | None) -> _Source:
 def _how_to(name: str, data_dir: str) -> str:
     return (
         "set config.data.dir or TFDS_DATA_DIR to a copy in array_record format, or prepare one "
-        "(this step alone needs `pip install tensorflow importlib_resources`): "
+        "(this step alone needs `pip install -r requirements-tensorflow.txt`): "
         f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
         f"data_dir='{data_dir}', file_format='array_record').download_and_prepare()\""
     )

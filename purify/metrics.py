@@ -4,6 +4,7 @@ from pathlib import Path
 
 import tensorboardX
 
+from purify import parallel
 from purify.jsonl import append_lines, read_lines, write_lines
 
 
@@ -11,10 +12,14 @@ class MetricWriter:
     """Appends {'step': s, name: value, ...} to <folder>/metrics.jsonl and to event files beside it.
 
     first_step: where this run starts. Lines of later steps, left by a run that was cut off after
-    its last checkpoint, are dropped: those steps are about to be run again.
+    its last checkpoint, are dropped: those steps are about to be run again. Of several processes,
+    the first one writes.
     """
 
     def __init__(self, folder: Path, *, first_step: int):
+        self._writes = parallel.is_first_process()
+        if not self._writes:
+            return
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_lines(self._path) if line["step"] <= first_step]
         write_lines(self._path, kept)
@@ -22,10 +27,13 @@ class MetricWriter:
         self._events = tensorboardX.SummaryWriter(str(folder / "events"), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if not self._writes:
+            return
         append_lines(self._path, [{"step": step, **values}])
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         self._events.flush()  # so that a killed run has lost none
 
     def close(self) -> None:
-        self._events.close()
+        if self._writes:
+            self._events.close()

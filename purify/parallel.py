@@ -1,6 +1,12 @@
-"""Data parallelism: a batch is split over all devices, everything else is copied to each."""
+"""Data parallelism: a batch is split over all devices, everything else is copied to each.
+
+The devices may belong to several processes, on one machine or many. All of them run the same
+program on the same data; each computes its devices' part, and the first one writes.
+"""
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from purify.types import PyTree
@@ -9,6 +15,11 @@ from purify.types import PyTree
 def _sharding(*axes: str) -> NamedSharding:
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def replicated() -> NamedSharding:
+    """The sharding of what every device has a copy of."""
+    return _sharding()
 
 
 def check_batch_size(field: str, batch_size: int) -> None:
@@ -21,9 +32,40 @@ def check_batch_size(field: str, batch_size: int) -> None:
 
 def shard(batch: PyTree) -> PyTree:
     """Arrays [B, ...] -> the same, B split over the devices."""
-    return jax.device_put(batch, _sharding("data"))
+    return _put(batch, _sharding("data"))
 
 
 def replicate(tree: PyTree) -> PyTree:
     """The same arrays on every device."""
-    return jax.device_put(tree, _sharding())
+    return _put(tree, replicated())
+
+
+def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf):  # every process has the whole of it, and gives its devices their part
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.jit(jax.random.wrap_key_data)(put(jax.random.key_data(leaf)))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
+    return jax.tree.map(put, tree)
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """NumPy arrays of all processes' parts, in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes files and talks."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(reason: str) -> None:
+    """Return when every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(reason)

@@ -113,7 +113,12 @@ def make_train_step(
         metrics |= {name: (value, jnp.ones(())) for name, value in scalars.items()}
         return TrainState(state.step + 1, params, stats, ema, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=parallel.replicated(),
+        compiler_options=compiler_options(),
+    )
 
 
 def fit(
@@ -175,7 +180,7 @@ def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:
 
 def _collect(pending: list[dict], step: int, options: TrainOptions, checkpoints) -> dict:
     """Fetch the metrics of the last steps, check that all are finite, and average them."""
-    fetched = jax.device_get(pending)
+    fetched = parallel.fetch(pending)
     for at, metrics in enumerate(fetched, start=step - len(fetched)):
         for name in ("loss", "gradient_norm", "weight_norm"):
             if not math.isfinite(metrics[name][0]):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,32 @@ def main(*arguments: str, tfds: Path | None = None, devices: int = 1, **run_opti
         text=True,
         **run_options,
     )
+
+
+def main_in_processes(
+    *arguments: str, tfds: Path, count: int = 2
+) -> list[subprocess.CompletedProcess]:
+    """The same in `count` processes of one CPU device each, joined by --distributed."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    joined = ("--distributed", f"--coordinator_address={address}", f"--num_processes={count}")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "main.py", *arguments, *joined, f"--process_id={i}"],
+            cwd=ROOT,
+            env=_environment(tfds, devices=1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    outputs = [process.communicate(timeout=600) for process in processes]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
 
 
 def _environment(tfds: Path | None, devices: int) -> dict[str, str]:

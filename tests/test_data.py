@@ -452,7 +452,7 @@ def test_a_missing_data_set_says_exactly_how_to_get_it(tmp_path, name, capfd, ca
     message = error_of(name, "test", data_dir=tmp_path)
     assert f"{name} is not in '{tmp_path / name}" in message
     assert "config.data.dir or TFDS_DATA_DIR" in message
-    assert "this step alone needs `pip install tensorflow" in message
+    assert "this step alone needs `pip install -r requirements-tensorflow.txt`" in message
     command = message.split("python -c ")[1].strip('"')
     assert f"'{name}'" in command and f"'{tmp_path}'" in command
     assert "file_format='array_record'" in command and "download_and_prepare()" in command

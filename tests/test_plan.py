@@ -9,9 +9,9 @@ from attacks.gradients import BPDA, Blind
 from configs import cifar10
 from purify import models
 from purify.checkpoint import differing_fields
-from purify.evals.plan import crafting, plan
+from purify.evals.plan import crafting, plan, without_exact
 from purify.networks import Classifier, Score
-from purify.purifiers import Schedule
+from purify.purifiers import ADP, PURIFIERS, Schedule
 
 CIFAR_LIKE = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "tiny_imagenet")
 CONFIGS = [("digits", ""), ("digits", "full")]
@@ -41,7 +41,9 @@ def test_every_config_plans_the_baselines_and_exact_beside_bpda(name, variant):
     assert isinstance(bpda.attacked.purifier, BPDA)
     assert exact.attacked.purifier.loop == "scan" and exact.defense.purifier.loop == "while"
     assert isinstance(rows[f"{adp}-blind"].attacked.purifier, Blind)
-    sigmas = {getattr(row.defense.purifier, "sigma", config.adp.sigma) for row in rows.values()}
+    names = [name for name in PURIFIERS if f"{name}-clean" in rows]
+    purifiers = [rows[f"{name}-clean"].defense.purifier for name in names]
+    sigmas = {getattr(purifier, "sigma", config.adp.sigma) for purifier in purifiers}
     assert sigmas == {config.adp.sigma}
 
 
@@ -73,6 +75,42 @@ def test_one_sigma_moves_all_purifiers():
     _, rows = make("digits", adp__sigma=0.1)
     for name in ("noise_only", "one_step", "schedule", "adp"):
         assert rows[f"{name}-clean"].defense.purifier.sigma == 0.1
+
+
+def test_variants_are_purifiers_with_changes():
+    secant = dict(purifier="adp", curvature="secant", sigma=0.1)
+    changes = {
+        "variants.adp_secant": secant,
+        "eval.defenses": ("identity", "noise_only", "adp_secant"),
+    }
+    config, rows = make("digits", eval__attacks=(), **changes)
+    assert isinstance(rows["adp_secant-clean"].defense.purifier, ADP)
+    assert config.adp.sigma == 0.25 and config.adp.curvature == "jvp"
+    purifier = rows["adp_secant-clean"].defense.purifier
+    assert (purifier.sigma, purifier.curvature, purifier.lam) == (0.1, "secant", config.adp.lam)
+
+
+@pytest.mark.parametrize(
+    "name, variant, said",
+    [
+        ("adp", {"purifier": "schedule"}, "config.variants.adp: the name must be"),
+        ("no-name", {"purifier": "adp"}, "config.variants.no-name: the name must be"),
+        ("thick", {"purifier": "wall"}, "'wall' is unknown; known: identity"),
+        ("thick", {"sigma": 0.1}, "config.variants.thick.purifier None is unknown"),
+        ("thick", {"purifier": "adp", "width": 3}, "adp has no option width"),
+    ],
+)
+def test_variants_that_do_not_fit_are_refused(name, variant, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make("digits", eval__defenses=(name,), **{f"variants.{name}": variant})
+
+
+def test_bpda_alone_must_be_asked_for_by_name():
+    changes = dict(eval__attacks=("blind", "bpda"), eval__defenses=("identity", "adp"))
+    config, rows = make("digits", eval__bpda_alone=("adp-bpda",), **changes)
+    assert [row.name for row in without_exact(list(rows.values()))] == ["adp-bpda"]
+    with pytest.raises(ValueError, match="BPDA on 'adp'"):
+        make("digits", eval__bpda_alone=("adp-other",), **changes)
 
 
 def test_costs_by_hand():

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attacks
 from attacks.gradients import AVERAGES, attacked_purifier
@@ -91,13 +91,29 @@ class Row:
         return self.defense.num_runs if self.fixed_key else 1
 
 
+def purifier_options(config, name: str, *, field: str = "defence") -> tuple[str, dict]:
+    """(entry of PURIFIERS, its options) of a defence: config.<name>, or of config.variants.<name>
+    the purifier that it names, with what it changes."""
+    variants = config.variants.to_dict()
+    choose(field, dict.fromkeys([*purifiers.PURIFIERS, *variants]), name)
+    changes = variants.get(name, {"purifier": name})
+    if name in variants and (name in purifiers.PURIFIERS or not re.fullmatch(r"\w+", name)):
+        raise ValueError(
+            f"config.variants.{name}: the name must be of letters, digits and _, and no purifier's"
+        )
+    kind = changes.get("purifier")
+    choose(f"config.variants.{name}.purifier", purifiers.PURIFIERS, kind)
+    own = {field: value for field, value in changes.items() if field != "purifier"}
+    return kind, config[kind].to_dict() | own
+
+
 def build_defense(config, name: str, *, classifier: Classifier, score: Score | None) -> Defense:
-    """The defence with purifier `name` and its options in the config.
+    """The defence of that name, with its purifier's options in the config.
 
     A purifier that draws nothing gives the same output every time: one run of it is enough.
     """
-    choose("defence", purifiers.PURIFIERS, name)
-    purifier = purifiers.build(name, score, **config[name].to_dict())
+    kind, options = purifier_options(config, name)
+    purifier = purifiers.build(kind, score, **options)
     cfg = config.defense
     return Defense(
         purifier,
@@ -155,7 +171,7 @@ def plan(
         raise ValueError(f"config.eval.num_draws={num_draws} must be at least 1")
     build = functools.partial(build_defense, config, classifier=classifier, score=score)
     defenses = {name: build(name) for name in config.eval.defenses}
-    choose("config.defense.purifier", purifiers.PURIFIERS, config.defense.purifier)
+    purifier_options(config, config.defense.purifier, field="config.defense.purifier")
     if not defenses:
         raise ValueError("config.eval.defenses is empty; name at least one purifier")
     if config.seed < 0:
@@ -173,7 +189,7 @@ def plan(
                 "'given', which are other rows"
             )
         for name in options["defenses"] or defenses:
-            choose(f"config.attacks.{attack_name}.defenses entry", purifiers.PURIFIERS, name)
+            purifier_options(config, name, field=f"config.attacks.{attack_name}.defenses entry")
             if name not in defenses:
                 continue
             defense = defenses[name]
@@ -192,28 +208,37 @@ def plan(
                 rows.append(Row(name, own_name, defense, attack, attacked, options, count, draws))
     if len({row.name for row in rows}) < len(rows):
         raise ValueError("config.eval.attacks: two attacks have the same name")
-    _check_exact_beside_bpda(rows)
+    _check_exact_beside_bpda(rows, config.eval.bpda_alone)
     return rows
 
 
-def _check_exact_beside_bpda(rows: list[Row]) -> None:
-    """ValueError for a BPDA row on a purifier without a row of the exact gradient in the same ball:
-    the gap between the two is what BPDA numbers have hidden."""
+def without_exact(rows: list[Row]) -> list[Row]:
+    """The rows of BPDA on a purifier without a row of the exact gradient in the same ball: the gap
+    between the two is what BPDA numbers have hidden."""
 
-    def balls(gradients) -> set[tuple]:
-        return {
-            (row.defense_name, row.attack.norm, row.attack.eps)
-            for row in rows
-            if row.attack and row.options["gradient"] in gradients
-        }
+    def ball(row: Row) -> tuple:
+        return row.defense_name, row.attack.norm, row.attack.eps
 
-    alone = balls(("bpda",)) - balls(("exact", "exact_detached_step", "exact_straight_through"))
-    for name, norm, eps in sorted(alone):
-        if name != "identity":  # there the two are the same
+    attacked = [row for row in rows if row.attack]
+    exact = {ball(row) for row in attacked if row.options["gradient"].startswith("exact")}
+    return [
+        row
+        for row in attacked
+        if row.options["gradient"] == "bpda"
+        and not isinstance(row.defense.purifier, purifiers.Identity)  # the two are the same there
+        and ball(row) not in exact
+    ]
+
+
+def _check_exact_beside_bpda(rows: list[Row], alone_allowed: Sequence[str]) -> None:
+    for row in sorted(without_exact(rows), key=lambda row: row.name):
+        name, attack = row.defense_name, row.attack
+        if row.name not in alone_allowed:
             raise ValueError(
-                f"config.eval.attacks has BPDA on {name!r} ({norm} {eps:.3g}) but no attack with "
-                "the exact gradient in the same ball, without which it says nothing; add one, or "
-                f"take {name!r} out of the defenses of the BPDA attack"
+                f"config.eval.attacks has BPDA on {name!r} ({attack.norm} {attack.eps:.3g}) but no "
+                "attack with the exact gradient in the same ball, without which it says nothing; "
+                f"add one, or take {name!r} out of the defenses of the BPDA attack, or, to have it "
+                f"marked as no evidence of robustness, add {row.name!r} to config.eval.bpda_alone"
             )
 
 

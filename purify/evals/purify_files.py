@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from purify import parallel, purifiers
 from purify.checkpoint import image_shape, load_score
+from purify.evals.plan import purifier_options
 from purify.image_io import open_images
 from purify.random import image_keys
 
@@ -24,8 +25,8 @@ def run(config, workdir: Path, input: str | None, output: str | None) -> None:
     parallel.check_batch_size("config.eval.batch_size", batch_size)
     name = config.defense.purifier
     source = open_images(input, output, image_shape(workdir))
-    options = config[name].to_dict() if name in purifiers.PURIFIERS else {}
-    purifier = parallel.replicate(purifiers.build(name, load_score(workdir), **options))
+    kind, options = purifier_options(config, name, field="config.defense.purifier")
+    purifier = parallel.replicate(purifiers.build(kind, load_score(workdir), **options))
 
     @jax.jit
     def purify(purifier, keys, images):

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from purify.checkpoint import ROLES, read_settings
 from purify.evals import plots
-from purify.evals.plan import Row, crafting
+from purify.evals.plan import Row, crafting, without_exact
 from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
 from purify.jsonl import read_lines, write_json
 from purify.noise import add_noise
@@ -45,6 +45,7 @@ def print_table(results: dict) -> None:
             table.add_section()
         main = groups[key].get("mean") or groups[key]["fixed_key"]
         mark = "*" if results["headline"].get(defense) == attack else " "
+        mark = "?" if main["exact_beside"] is False else mark
         clean = main["clean_accuracy"]
         table.add_row(
             "" if previous == defense else defense,
@@ -70,7 +71,8 @@ mean of draws: share of fresh S-run draws that are right, in %, over n images (b
 1 draw: a single S-run draw; vote: majority of its runs; worst: right in all N draws
   (resubmission); S=1: single runs; clean: mean of draws on the same images unattacked
 nfe, nge: score-network forwards and gradients per image, attack and scoring; s/image: no compiling
-*: a defence's lowest mean under attack on the images its attacks share: its headline"""
+*: a defence's lowest mean under attack on the images its attacks share: its headline
+?: no attack with the exact gradient in this ball was tried: no evidence of robustness"""
 
 
 def _percent(row: dict | None) -> str:
@@ -82,11 +84,13 @@ def write(config, evaluation, rows: list[Row], settings: dict, workdir: Path) ->
     store, seed = evaluation.store, config.seed
     done = [(row, [store.records(row.name)[i] for i in _indices(evaluation, row)]) for row in rows]
     clean = {row.defense_name: records for row, records in done if row.attack_name == "clean"}
+    alone = {row.name for row in without_exact(rows)}
     entries = []
     for row, records in done:
         same = {record["index"]: record for record in clean.get(row.defense_name, [])}
         unattacked = [same[r["index"]] for r in records] if same else []
-        entries += result_rows(row, records, unattacked, seed=seed)
+        exact_beside = row.name not in alone if row.options.get("gradient") == "bpda" else None
+        entries += result_rows(row, records, unattacked, seed=seed, exact_beside=exact_beside)
     results = {
         "title": _title(config, rows),
         "rows": entries,
@@ -136,7 +140,12 @@ def _title(config, rows: list[Row]) -> str:
     shared = (
         f"{config.data.name} {config.data.test_split}, sigma {config.adp.sigma}, {draws}, {adp}"
     )
-    return "\n".join([shared, *budgets])
+    variants = []
+    for name in config.eval.defenses:
+        if changes := config.variants.get(name, None):
+            said = ", ".join(f"{k} {v}" for k, v in changes.items() if k != "purifier")
+            variants.append(f"{name}: {changes.purifier}, {said}")
+    return "\n".join([shared, *variants, *budgets])
 
 
 def _indices(evaluation, row: Row) -> list[int]:

@@ -45,11 +45,13 @@ def estimate(values: np.ndarray, *, one_outcome: bool, seed: int) -> Estimate:
     return bootstrap_mean(values, seed=seed)
 
 
-def result_rows(row: Row, records: list[dict], clean: list[dict], *, seed: int) -> list[dict]:
+def result_rows(
+    row: Row, records: list[dict], clean: list[dict], *, seed: int, exact_beside: bool | None = None
+) -> list[dict]:
     """The entries of results.json for one row, one a protocol, and one with S = 1.
 
     records, clean: of the same images, attacked and clean (the clean ones empty where images were
-    given).
+    given). exact_beside: of a row of BPDA, whether one of the exact gradient in its ball is there.
     """
     purifier, attack = row.defense.purifier, row.attack
     defense = {
@@ -68,6 +70,7 @@ def result_rows(row: Row, records: list[dict], clean: list[dict], *, seed: int) 
         **{name: getattr(attack, name, None) for name in ATTACK_FIELDS},
         "num_images": len(records),
         "num_draws": row.num_draws,
+        "exact_beside": exact_beside,
     }
     cost = {
         f"{name}_per_image": float(np.mean([record[name] for record in records]))

@@ -263,7 +263,7 @@ class Evaluation:
 def _timed(program: Callable, *args) -> tuple:
     """(the program's result on the host, seconds until it was there)."""
     start = time.perf_counter()
-    result = jax.device_get(program(*args))
+    result = parallel.fetch(program(*args))
     return result, time.perf_counter() - start
 
 
@@ -296,7 +296,8 @@ def run(config, workdir: Path, input: str | None = None) -> None:
         store, images, labels, indices, seed=config.seed, batch_size=config.eval.batch_size
     )
     evaluation.run(rows)
-    report.write(config, evaluation, rows, settings, workdir)
+    if parallel.is_first_process():
+        report.write(config, evaluation, rows, settings, workdir)
 
 
 def _images(
@@ -335,6 +336,7 @@ def _settings(config, classifier: Classifier, score_model: Score) -> dict:
         "defense": _without(cfg["defense"], "chunk"),
         "attacks": {n: _without(cfg["attacks"][n], "chunk") for n in cfg["eval"]["attacks"]},
         "eval": evaluated,
+        "variants": cfg["variants"],
         "weights": weights,
         **purifiers,
     }

@@ -4,13 +4,16 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
+from purify import parallel
 from purify.checkpoint import claim
 from purify.jsonl import append_lines, read_lines
 
@@ -23,13 +26,19 @@ class Store:
     Records (dicts with 'row' and 'index') live in images.jsonl, one line an image, and arrays in
     files of their own, [n, ...] float32, written in place. An image is done when its line is there;
     its arrays are on disk before that. What computed them is in provenance.jsonl, one line for
-    every process that did.
+    every process that did. Where several processes share the work, all but the first keep their
+    records in a copy that goes with them.
     """
 
     def __init__(self, workdir: Path, mode: str, settings: Mapping):
         text = json.dumps(settings, sort_keys=True)
         self.folder = workdir / mode / hashlib.sha256(text.encode()).hexdigest()[:8]
         claim(self.folder, settings)
+        parallel.wait_for_all("the folder is there")
+        if not parallel.is_first_process():
+            self._copy = tempfile.TemporaryDirectory()
+            self.folder = Path(shutil.copytree(self.folder, self._copy.name, dirs_exist_ok=True))
+        parallel.wait_for_all("the folder is copied")
         self._records: dict[str, dict[int, dict]] = {}
         for record in read_lines(self._path, repair=True):
             self._records.setdefault(record["row"], {}).setdefault(record["index"], record)
