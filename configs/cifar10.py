@@ -4,6 +4,9 @@
     configs/cifar10.py:reference  the published code: its purifier, its attacks
     configs/cifar10.py:resnet20   a ResNet-20 and a U-Net of 0.6 M parameters, for CPUs
     configs/cifar10.py:tiny       the same code in minutes, for a first look and for tests
+    configs/cifar10.py:tuning     resnet20's purifiers with other constants, on training images that
+                                  the score model did not see (train[3500:]): what is chosen, is
+                                  chosen here, never on test images
 
 TFDS must have prepared the data set with array_record (the error says how where it is missing);
 --config.data.dir or TFDS_DATA_DIR point at a prepared copy.
@@ -20,7 +23,7 @@ this config yet: it wants GPUs or TPUs.
 from configs.base import attack, base
 
 EPS = 8 / 255
-VARIANTS = ("", "reference", "resnet20", "tiny")
+VARIANTS = ("", "reference", "resnet20", "tiny", "tuning")
 PURIFIERS = ("noise_only", "one_step", "schedule", "adp")
 
 
@@ -62,10 +65,12 @@ def get_config(variant: str = ""):
 
     if variant == "reference":
         _reference(config)
-    elif variant in ("resnet20", "tiny"):
+    elif variant:
         _small(config)
     if variant == "tiny":
         _tiny(config)
+    elif variant == "tuning":
+        _tuning(config)
     return config
 
 
@@ -143,3 +148,25 @@ def _tiny(config) -> None:
     for name in ("bpda", "exact"):
         config.attacks[name].update(num_steps=2, eot_samples=2, num_images=4)
     config.attacks.exact.defenses = PURIFIERS[1:]
+
+
+def _tuning(config) -> None:
+    """How many network evaluations buy how much: larger lambda with fewer steps, fewer levels. The
+    classifier saw these images, so that only differences between rows count."""
+    config.data.test_split = "train[3500:]"
+    config.variants = dict(
+        schedule_t2=dict(purifier="schedule", num_steps=2),
+        schedule_t3=dict(purifier="schedule", num_steps=3),
+        schedule_t10=dict(purifier="schedule", num_steps=10),
+        adp_lam10_t5=dict(purifier="adp", lam=0.1, num_steps=5),
+        adp_lam20_t5=dict(purifier="adp", lam=0.2, num_steps=5),
+        adp_lam20_t3=dict(purifier="adp", lam=0.2, num_steps=3),
+        adp_secant=dict(purifier="adp", curvature="secant"),
+        adp_secant_lam20=dict(purifier="adp", curvature="secant", lam=0.2),
+    )
+    config.eval.defenses = ("identity", *PURIFIERS, *config.variants)
+    config.eval.attacks = ("blind", "bpda", "exact")
+    config.eval.num_draws = 2
+    attacked = ("schedule", "adp", "adp_lam20_t3", "adp_lam20_t5", "adp_secant")
+    for name in ("bpda", "exact"):
+        config.attacks[name].update(defenses=attacked, num_steps=10, eot_samples=4, num_images=50)
