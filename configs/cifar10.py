@@ -101,8 +101,9 @@ def _small(config) -> None:
         num_steps=3400, batch_size=64, learning_rate=1e-3, warmup_steps=200, schedule="cosine"
     )
     config.defense.num_runs = 5
+    names = ["identity"]
     for suffix, sigma in (("", {}), ("_s10", dict(sigma=0.10))):
-        named = {
+        for name, changes in {
             "noise_only": dict(purifier="noise_only"),
             "one_step": dict(purifier="one_step"),
             "schedule": dict(purifier="schedule"),
@@ -110,12 +111,12 @@ def _small(config) -> None:
             "adp": dict(purifier="adp"),
             "adp_fd": dict(purifier="adp", curvature="finite_difference"),
             "adp_secant": dict(purifier="adp", curvature="secant"),
-        }
-        for name, changes in named.items():
-            if name + suffix not in PURIFIERS:
-                config.variants[name + suffix] = changes | sigma
+        }.items():
+            names.append(name + suffix)
+            if names[-1] not in PURIFIERS:
+                config.variants[names[-1]] = changes | sigma
     exact = ("one_step", "schedule", "adp", "adp_secant")
-    config.eval.defenses = ("identity", *PURIFIERS, *config.variants)
+    config.eval.defenses = tuple(names)
     config.eval.bpda_alone = (
         *(f"{name}-bpda" for name in config.eval.defenses if name not in exact),
         *("schedule-bpda_l2", "adp-bpda_l2"),
