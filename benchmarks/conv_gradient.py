@@ -1,22 +1,19 @@
 """Input gradient of a stack of convolutions inside a scan: XLA's own against conv2d's.
 
-    python benchmarks/conv_gradient.py
+    python -m benchmarks.conv_gradient
 
 Both sides alternate in one run; the ratio of their best times is printed, together with what the
 same gradient costs outside a loop.
 """
 
-import sys
-import time
-from pathlib import Path
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from purify.models.convolution import conv2d  # noqa: E402
+from benchmarks.timing import best_times
+from purify.models.convolution import conv2d
 
 STEPS, LAYERS, ROUNDS = 4, 6, 7
 
@@ -49,18 +46,11 @@ def main():
         kernels = [scale * jax.random.normal(key, (3, 3, channels, channels)) for key in keys[1:]]
         x = jax.random.normal(keys[0], (batch, side, side, channels), jnp.float32)
         programs = {
-            (name, steps): gradient(conv, steps)
+            (name, steps): functools.partial(gradient(conv, steps), x, kernels)
             for name, conv in (("xla", xla_conv2d), ("conv2d", conv2d))
             for steps in (1, STEPS)
         }
-        best = dict.fromkeys(programs, float("inf"))
-        for program in programs.values():
-            jax.block_until_ready(program(x, kernels))  # compile
-        for _ in range(ROUNDS):
-            for key, program in programs.items():
-                start = time.perf_counter()
-                jax.block_until_ready(program(x, kernels))
-                best[key] = min(best[key], (time.perf_counter() - start) / key[1])
+        best = {key: time / key[1] for key, time in best_times(programs, ROUNDS).items()}
         for name in ("xla", "conv2d"):
             inside, outside = 1e3 * best[name, STEPS], 1e3 * best[name, 1]
             print(

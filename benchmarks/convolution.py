@@ -1,22 +1,19 @@
 """The forms of purify.models.convolution against XLA's own convolution, on CPUs.
 
-    python benchmarks/convolution.py
+    python -m benchmarks.convolution
 
 Value, gradient with respect to the input and to the kernel, each alone, of a 3 x 3 convolution in
 the sizes of the small networks. Both sides alternate in one run; ratios of best times: over 1 the
 form is faster. GFLOP/s count the operations of the plain convolution.
 """
 
-import sys
-import time
-from pathlib import Path
+import functools
 
 import jax
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from purify.compilation import compiler_options  # noqa: E402
-from purify.models.convolution import conv2d, xla_convolve  # noqa: E402
+from benchmarks.timing import best_times
+from purify.compilation import compiler_options
+from purify.models.convolution import conv2d, xla_convolve
 
 ROUNDS = 9
 # batch, side, channels, features
@@ -29,7 +26,9 @@ def programs(conv, x, kernel, cotangent):
 
     functions = {"value": conv, "input gradient": gradient(0), "kernel gradient": gradient(1)}
     return {
-        name: jax.jit(function).lower(x, kernel).compile(compiler_options())
+        name: functools.partial(
+            jax.jit(function).lower(x, kernel).compile(compiler_options()), x, kernel
+        )
         for name, function in functions.items()
     }
 
@@ -50,15 +49,12 @@ def main():
             )
         )
         work = 2 * 9 * batch * side**2 * channels * features / 1e9
-        sides = [programs(conv, x, kernel, cotangent) for conv in (conv2d, xla_convolve)]
-        for name in sides[0]:
-            best = [float("inf")] * 2
-            for _ in range(ROUNDS + 1):  # the first round warms up
-                for i, program in enumerate(forms[name] for forms in sides):
-                    start = time.perf_counter()
-                    jax.block_until_ready(program(x, kernel))
-                    best[i] = min(best[i], time.perf_counter() - start)
-            ours, theirs = best
+        sides = {
+            conv.__name__: programs(conv, x, kernel, cotangent) for conv in (conv2d, xla_convolve)
+        }
+        for name in sides["conv2d"]:
+            best = best_times({side: forms[name] for side, forms in sides.items()}, ROUNDS)
+            ours, theirs = best.values()
             print(
                 f"{batch} x {side} x {side}, {channels} -> {features}, {name:15}: "
                 f"{work / ours:4.0f} GFLOP/s, XLA {work / theirs:4.0f}: {theirs / ours:.2f}",

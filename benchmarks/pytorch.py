@@ -1,6 +1,6 @@
 """This project's purifier, attacks and training step against a straightforward PyTorch version.
 
-    python benchmarks/pytorch.py            (needs requirements-torch.txt)
+    python -m benchmarks.pytorch            (needs requirements-torch.txt)
 
 Same weights, images and algorithm on both sides (ADP with a finite difference, T 10, a U-Net of
 CIFAR size, ResNet-20), two threads; PyTorch in the better of its default and channels-last memory
@@ -12,9 +12,9 @@ Peak memory of the exact gradient is that of a process of its own for each side.
 
 import argparse
 import ctypes
+import functools
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -25,20 +25,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from attacks.gradients import attacked_purifier, expectation  # noqa: E402
-from attacks.losses import cross_entropy  # noqa: E402
-from purify import models  # noqa: E402
-from purify.adp import ADP  # noqa: E402
-from purify.compilation import compiler_options  # noqa: E402
-from purify.defense import Defense  # noqa: E402
-from purify.losses import dsm, noise_levels  # noqa: E402
-from purify.models.importing import import_weights  # noqa: E402
-from purify.networks import Classifier, Score  # noqa: E402
-from purify.train import init_state, make_train_step  # noqa: E402
-from purify.train_options import TrainOptions  # noqa: E402
-from tests.torch_twins import CifarResNet  # noqa: E402
+from attacks.gradients import attacked_purifier, expectation
+from attacks.losses import cross_entropy
+from benchmarks.timing import best_times
+from purify import models
+from purify.adp import ADP
+from purify.compilation import compiler_options
+from purify.defense import Defense
+from purify.losses import dsm, noise_levels
+from purify.models.importing import import_weights
+from purify.networks import Classifier, Score
+from purify.train import init_state, make_train_step
+from purify.train_options import TrainOptions
+from tests.torch_twins import CifarResNet
 
 WIDTHS, BLOCKS, SHAPE = (32, 64, 64), 2, (32, 32, 3)
 SIGMA, LAM, TAU, DELTA, STEPS, RUNS, EOT = 0.25, 0.05, -1.0, 1e-3, 10, 10, 15
@@ -228,16 +227,14 @@ def compiled(function, *arguments):
 
 def peak_rate() -> float:
     """GFLOP/s of a float32 matrix product, the better library's."""
-    side, best = 2048, float("inf")
+    side = 2048
     torch_matrix = torch.ones(side, side)
     jax_matrix = jnp.ones((side, side))
-    product = jax.jit(jnp.matmul)
-    for _ in range(10):
-        for function, matrix in ((torch.matmul, torch_matrix), (product, jax_matrix)):
-            start = time.perf_counter()
-            jax.block_until_ready(function(matrix, matrix))
-            best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best / 1e9
+    products = {
+        "torch": functools.partial(torch.matmul, torch_matrix, torch_matrix),
+        "jax": functools.partial(jax.jit(jnp.matmul), jax_matrix, jax_matrix),
+    }
+    return 2 * side**3 / min(best_times(products, 10).values()) / 1e9
 
 
 def compare(name: str, sides: Sides, pair, peak: float) -> None:
@@ -245,20 +242,15 @@ def compare(name: str, sides: Sides, pair, peak: float) -> None:
     with FlopCounterMode(display=False) as counter:
         theirs()
     work = counter.get_total_flops() / 1e9
-    contenders = {
-        "ours": (ours, None),
-        "default": (theirs, torch.contiguous_format),
-        "channels last": (theirs, torch.channels_last),
-    }
-    best = dict.fromkeys(contenders, float("inf"))
-    for _ in range(ROUNDS + 1):  # the first round warms up
-        for key, (function, layout) in contenders.items():
-            if layout is not None:
-                sides.to_format(layout)
-            start = time.perf_counter()
-            jax.block_until_ready(function()) if layout is None else function()
-            best[key] = min(best[key], time.perf_counter() - start)
-    other = min("default", "channels last", key=best.__getitem__)
+    layouts = {"default": torch.contiguous_format, "channels last": torch.channels_last}
+    contenders = {"ours": ours, **dict.fromkeys(layouts, theirs)}
+
+    def set_layout(name):
+        if name in layouts:
+            sides.to_format(layouts[name])
+
+    best = best_times(contenders, ROUNDS, before=set_layout)
+    other = min(layouts, key=best.__getitem__)
     print(
         f"{name}: ours {1e3 * best['ours']:.0f} ms, PyTorch {1e3 * best[other]:.0f} ms ({other}): "
         f"{best[other] / best['ours']:.2f}\n    "
@@ -286,7 +278,14 @@ def added_memory(function) -> float:
 
 def peak_memory(side: str, batch: int, eot: int) -> float:
     """MiB that the exact gradient adds to a process of its own."""
-    command = [sys.executable, __file__, f"--peak={side}", f"--batch={batch}", f"--eot={eot}"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.pytorch",
+        f"--peak={side}",
+        f"--batch={batch}",
+        f"--eot={eot}",
+    ]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from purify.evals.plots import COLORS, DPI, WIDTH, WRONG, accuracy_bars, image_rows, training_curves
+from purify.evals.plots import accuracy_bars, accuracy_by_cost, image_rows, training_curves
+from purify.evals.plots.style import COLORS, DPI, WIDTH, WRONG
 
 
 def result(defense="adp", attack="pgd", accuracy=0.5, low=0.4, high=0.6, num_images=100):
@@ -120,6 +121,36 @@ def test_figure_grows_with_the_bars_and_numbers_of_images_may_differ(tmp_path):
     accuracy_bars(tmp_path / "many.png", many)
     one, figure = read(tmp_path / "one.png"), read(tmp_path / "many.png")
     assert one.shape[1] < WIDTH * DPI < figure.shape[1]
+
+
+def test_many_defences_stand_in_several_lines(tmp_path):
+    rows = [result(f"d{i}", attack) for i in range(12) for attack in ("clean", "a", "b")]
+    accuracy_bars(tmp_path / "few.png", rows[:9])
+    accuracy_bars(tmp_path / "many.png", rows)
+    few, many = read(tmp_path / "few.png"), read(tmp_path / "many.png")
+    assert many.shape[1] <= 1.6 * WIDTH * DPI
+    assert many.shape[0] > 1.5 * few.shape[0]
+    first, second = np.array_split(many[len(many) // 10 :], 2)  # below the legend
+    assert [columns(where(line, COLORS[0])) for line in (first, second)] == [8, 4]
+
+
+def test_cost_figure_puts_dearer_defences_to_the_right_and_better_ones_higher(tmp_path):
+    def place(**changes):
+        rows = [
+            result("cheap", "clean", 0.2, 0.2, 0.2) | {"defense_nfe_per_image": 1.0},
+            result("dear", "clean", 0.9, 0.9, 0.9) | {"defense_nfe_per_image": 100.0},
+        ]
+        accuracy_by_cost(tmp_path / "cost.png", [rows[0], rows[1] | changes])
+        figure = read(tmp_path / "cost.png")
+        plot = figure[figure.shape[0] // 5 :]  # below the legend
+        return [np.argwhere(where(plot, color)).mean(0) for color in COLORS[:2]]
+
+    (cheap_y, cheap_x), (dear_y, dear_x) = place()
+    assert cheap_y > dear_y and cheap_x < dear_x  # y counts from the top
+    (cheap_y, cheap_x), (dear_y, dear_x) = place(accuracy=0.1, low=0.1, high=0.1)
+    assert cheap_y < dear_y and cheap_x < dear_x
+    with pytest.raises(ValueError, match="defense_nfe_per_image"):
+        accuracy_by_cost(tmp_path / "cost.png", [result()])
 
 
 @pytest.mark.parametrize(

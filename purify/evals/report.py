@@ -172,11 +172,10 @@ def _figures(config, evaluation, done: list, entries: list[dict], workdir: Path)
     """PNG files beside results.json; their paths."""
     folder = evaluation.store.folder / "figures"
     folder.mkdir(exist_ok=True)
-    paths = [folder / "accuracy.png"]
-    plots.accuracy_bars(
-        paths[0],
-        [e for e in entries if protocol_name(e) in ("mean", "fixed_key")],
-    )
+    paths = [folder / "accuracy.png", folder / "cost.png"]
+    shown = [e for e in entries if protocol_name(e) in ("mean", "fixed_key")]
+    plots.accuracy_bars(paths[0], shown)
+    plots.accuracy_by_cost(paths[1], shown)
     curves = {role: read_lines(workdir / role / "metrics.jsonl") for role in ROLES}
     if any(curves.values()):
         paths.append(folder / "training.png")

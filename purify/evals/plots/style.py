@@ -1,0 +1,38 @@
+"""What all figures share: sizes, colours, axes without clutter.
+
+Colours are those of Okabe and Ito, which every common kind of colour vision tells apart (grey for
+their black, on which a whisker could not be seen). Figures are made without pyplot, so no global
+state is set and nothing stays open.
+"""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+
+DPI = 200
+WIDTH = 8.0  # inches; 1,600 pixels, about twice the column of a README
+BODY, SMALL, TINY = 9.0, 7.5, 6.0  # points
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+WRONG, INK, GREY, RULE = "#D55E00", "#222222", "#666666", "#DDDDDD"
+
+
+def text_width(text: str, size: float, weight: str = "normal") -> int:
+    """Width in pixels, from the outlines of the letters: no figure is needed to know it."""
+    font = FontProperties(size=size, weight=weight)
+    measure = text_to_path.get_text_width_height_descent
+    points = max((measure(line, font, False)[0] for line in text.splitlines()), default=0)
+    return int(np.ceil(points * DPI / 72))
+
+
+def tidy(axes: Axes) -> None:
+    """Horizontal rules behind the data, no frame but the base line, small grey numbers."""
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=RULE, linewidth=0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GREY)
+    axes.tick_params(labelsize=SMALL, color=RULE, labelcolor=GREY)
+
+
+def legend(parent, **options) -> None:
+    parent.legend(frameon=False, fontsize=SMALL, labelcolor=INK, handlelength=1.2, **options)
