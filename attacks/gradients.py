@@ -24,9 +24,19 @@ def draws(fn: Callable, num_samples: int, chunk: int | None = None) -> Callable:
         def one(i):
             return fn(jax.random.fold_in(key, i), *args)
 
+        indices = jnp.arange(num_samples)
         if chunk is None or chunk >= num_samples:
-            return jax.vmap(one)(jnp.arange(num_samples))
-        return jax.lax.map(jax.checkpoint(one), jnp.arange(num_samples), batch_size=chunk)
+            return jax.vmap(one)(indices)
+        # Not lax.map's batch_size: it fails on outputs of size 0, such as no step sizes.
+        at_once = jax.checkpoint(jax.vmap(one))
+        rest = num_samples % chunk
+        whole = num_samples - rest
+        outputs = jax.lax.map(at_once, indices[:whole].reshape(-1, chunk))
+        outputs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outputs)
+        if not rest:
+            return outputs
+        last = at_once(indices[whole:])
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
 
     return drawn
 

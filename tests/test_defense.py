@@ -111,6 +111,13 @@ def test_trace_gives_the_runs_and_what_was_done_in_each(chunk):
         np.testing.assert_allclose(alone.step_sizes, trace.step_sizes[i], rtol=1e-9)
 
 
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_a_purifier_that_takes_no_steps_has_empty_traces(chunk):
+    logits, runs, trace = trace_and_runs(defense(NoiseOnly(sigma=0.3), num_runs=3, chunk=chunk))
+    assert trace.step_sizes.shape == (3, 0)
+    np.testing.assert_allclose(logits, runs, rtol=1e-12)
+
+
 def test_the_gradient_of_a_draw_is_the_mean_over_its_runs():
     ensemble = Defense(NoiseOnly(sigma=0.3), QuadraticClassifier(jnp.asarray(WEIGHTS)), num_runs=4)
 

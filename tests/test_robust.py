@@ -17,7 +17,8 @@ import pytest
 from purify import data, train_classifier, train_score
 from purify.checkpoint import load_classifier, load_defense, load_score, weight_hash
 from purify.defense import classify
-from purify.evals import robust
+from purify.evals import evaluation, robust
+from purify.evals.evaluation import check_in_ball
 from purify.evals.plan import plan
 from purify.evals.results import comparisons, estimate, headlines, protocols, result_rows
 from purify.evals.stats import bootstrap_mean, proportion
@@ -311,12 +312,12 @@ def test_every_attacked_image_is_in_the_ball_and_the_box(evaluated, trained):
 def test_the_check_finds_images_outside(norm, size):
     clean = np.full((2, 8, 8, 1), 0.5)
     moved = clean + 0.1
-    assert robust.check_in_ball(moved, clean, norm, size + 1e-9) == pytest.approx([size, size])
+    assert check_in_ball(moved, clean, norm, size + 1e-9) == pytest.approx([size, size])
     for bad in (moved + 1e-5, np.where(moved == moved, np.nan, 0), clean + 0.6):
         with pytest.raises(RuntimeError, match="leave the"):
-            robust.check_in_ball(bad, clean, norm, size)
+            check_in_ball(bad, clean, norm, size)
     with pytest.raises(RuntimeError, match="2 attacked"):
-        robust.check_in_ball(clean + 0.51, clean, norm, 100)
+        check_in_ball(clean + 0.51, clean, norm, 100)
 
 
 def test_an_attack_that_leaves_the_ball_stops_the_evaluation(trained, workdir, monkeypatch):
@@ -387,7 +388,7 @@ def test_an_interrupted_evaluation_goes_on_exactly(evaluated, trained, workdir):
 def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, monkeypatch):
     folder, records = evaluated.folder, evaluated.records
     shutil.copytree(folder, workdir / "eval_robust" / folder.name)
-    monkeypatch.setattr(robust, "_timed", lambda *_: pytest.fail("computed something again"))
+    monkeypatch.setattr(evaluation, "_timed", lambda *_: pytest.fail("computed something again"))
     robust.run(whole(trained), workdir)
     assert read_lines(only_folder(workdir) / "images.jsonl") == records
 

@@ -1,0 +1,255 @@
+"""Rows of an evaluation, image by image, into a Store: attacks crafted, fresh draws scored."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from attacks.gradients import average_logits, draws
+from attacks.types import Attack, Attacked
+from purify import parallel
+from purify.compilation import compiler_options
+from purify.defense import Defense, combine
+from purify.evals.plan import Row, crafting
+from purify.evals.store import Store
+from purify.random import image_keys
+from purify.types import Array, Key
+
+BAR = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} gone, {remaining} left"
+
+
+class Scored(NamedTuple):
+    """logits [N, S, K] of all runs, answers [N] of the draws, network evaluations of them all."""
+
+    logits: Array
+    answers: Array
+    nfe: Array
+
+
+@functools.partial(jax.jit, static_argnames=("attack", "fixed_key"))
+def craft(
+    attack: Attack,
+    attacked: Defense,
+    attack_keys: Key,
+    defense_keys: Key,
+    images: Array,
+    labels: Array,
+    *,
+    fixed_key: bool,
+) -> Attacked:
+    """Attack a batch: keys [B], images [B, H, W, C], labels [B] -> Attacked, stacked.
+
+    fixed_key: the attacker knows all S keys of the defence's first draw and attacks that one
+    deterministic function; otherwise it never sees the defence's keys.
+    """
+
+    def one(key, defense_key, image, label):
+        def known_draw(_, x):
+            runs = attacked.runs(jax.random.fold_in(defense_key, 0), x)
+            return average_logits(runs, attack.average)
+
+        return attack(key, known_draw if fixed_key else attacked.run, image, label)
+
+    return jax.vmap(one, axis_name="batch")(attack_keys, defense_keys, images, labels)
+
+
+@functools.partial(jax.jit, static_argnames="num_draws")
+def score(defense: Defense, keys: Key, images: Array, *, num_draws: int) -> Scored:
+    """Fresh draws of the defence on a batch: keys [B], images [B, H, W, C] -> Scored, stacked."""
+
+    def one(key, image):
+        logits, trace = draws(defense.trace, num_draws)(key, image)
+        outputs = jax.vmap(lambda runs: combine(runs, defense.average))(logits)
+        return Scored(logits, outputs.argmax(-1), trace.nfe.sum())
+
+    return jax.vmap(one, axis_name="batch")(keys, images)
+
+
+def check_in_ball(adversarial: np.ndarray, clean: np.ndarray, norm: str, eps: float) -> np.ndarray:
+    """Distances [n], checked: in the ball of radius eps and in [0, 1], up to 1e-6.
+
+    Plain NumPy in double precision, sharing no code with the attacks it checks. RuntimeError
+    otherwise: such an image would be a defect of the attack.
+    """
+    difference = (adversarial.astype(np.float64) - clean).reshape(len(clean), -1)
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    distance = np.linalg.norm(difference, ord=order, axis=1)
+    outside = ~np.isfinite(difference).all(1) | (distance > eps + 1e-6)
+    outside |= ((adversarial < -1e-6) | (adversarial > 1 + 1e-6)).reshape(len(clean), -1).any(1)
+    if outside.any():
+        worst = distance.max()
+        raise RuntimeError(f"{outside.sum()} attacked images leave the {norm} ball of {eps} or the "
+                           f"box (largest distance {worst}): a defect of the attack")  # fmt: skip
+    return distance
+
+
+class Evaluation:
+    """The rows of one evaluation, image by image, into a Store.
+
+    images: float32 [n, H, W, C] in [0, 1]; labels: int [n]; indices: int [n], distinct: the dataset
+        index of each, which its keys are folded from. Below, a position is one into these arrays.
+    batch_size: of every compiled batch; the last is padded, so that an image's result never
+        depends on its neighbours.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        images: np.ndarray,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        *,
+        seed: int,
+        batch_size: int,
+    ):
+        self.store = store
+        self.images, self.labels, self.indices = images, labels, indices
+        self.seed = seed
+        self._batch_size = batch_size
+        self._scorers: dict = {}  # compiled `score`, one for each defence and number of draws
+        self._progress: tqdm = None
+        self._estimated: set[str] = set()  # the kinds of work whose speed was told
+
+    def run(self, rows: list[Row]) -> None:
+        """Do whatever is not done yet, with a progress bar in units of work (see Row)."""
+        left = sum(
+            len(self._pending(f"attack:{row.crafted}", row)) * row.attack_work
+            for row in crafting(rows)
+        )
+        left += sum(len(self._pending(row.name, row)) * row.score_work for row in rows)
+        if left:
+            self.store.sign(batch_size=self._batch_size, devices=jax.device_count())
+        with tqdm(total=left, bar_format=BAR, smoothing=0, mininterval=1.0) as self._progress:
+            for row in rows:
+                if row.attack:
+                    self._craft(row)
+                self._score(row, self.attacked_images(row) if row.attack else self.images)
+            self._progress.set_description("all rows done")
+
+    def attacked_images(self, row: Row) -> np.ndarray:
+        """The attacked images of a row, float32 [n, H, W, C], NaN where not attacked yet."""
+        return self.store.array(row.crafted, self.images.shape)
+
+    def _craft(self, row: Row) -> None:
+        """Attack the images of a row that were not attacked before, by it or by a row like it."""
+        name = f"attack:{row.crafted}"
+        pending = self._pending(name, row)
+        if not pending:
+            return
+        self._progress.set_description(f"{row.name}: compiling the attack")
+        attacked = parallel.replicate(row.attacked)
+        static = {"fixed_key": row.fixed_key}
+        lowered = craft.lower(row.attack, attacked, *self._batch(pending), **static)
+        program = lowered.compile(compiler_options())
+        adversarial = self.attacked_images(row)
+        for at in self._batches(pending, f"{row.name}: attacking"):
+            result, seconds = _timed(program, attacked, *self._batch(at))
+            result = Attacked(*(array[: len(at)] for array in result))
+            distance = check_in_ball(result.image, self.images[at], row.attack.norm, row.attack.eps)
+            adversarial[at] = result.image
+            adversarial.flush()
+            each = zip(self.indices[at], result.loss, result.start_loss, distance, strict=True)
+            self.store.append(
+                name,
+                [
+                    {
+                        "index": int(index),
+                        "loss": float(loss),
+                        "start_loss": float(start_loss),
+                        "distance": float(distance),
+                        "queries": row.attack_queries,
+                        "nfe": row.attack_nfe,
+                        "nge": row.attack_nge,
+                        "seconds": seconds / len(at),
+                    }
+                    for index, loss, start_loss, distance in each
+                ],
+            )
+            self._progress.update(len(at) * row.attack_work)
+            self._say_estimate(row, "attacking", seconds / len(at), row.attack_work, row.attack_nfe)
+
+    def _score(self, row: Row, images: np.ndarray) -> None:
+        """Fresh draws of the row's defence on `images` (its attacked ones, or clean ones)."""
+        pending = self._pending(row.name, row)
+        if not pending:
+            return
+        defense = parallel.replicate(row.defense)
+        key = (row.defense_name, row.num_draws)
+        if key not in self._scorers:
+            self._progress.set_description(f"{row.name}: compiling the defence")
+            _, keys, batch, _ = self._batch(pending, images)
+            lowered = score.lower(defense, keys, batch, num_draws=row.num_draws)
+            self._scorers[key] = lowered.compile(compiler_options())
+        logits_file = None
+        for at in self._batches(pending, f"{row.name}: scoring"):
+            _, keys, batch, _ = self._batch(at, images)
+            scored, seconds = _timed(self._scorers[key], defense, keys, batch)
+            if logits_file is None:
+                shape = (len(self.images), *scored.logits.shape[1:])
+                logits_file = self.store.array(f"{row.name}.logits", shape)
+            logits_file[at] = scored.logits[: len(at)]
+            logits_file.flush()
+            each = zip(at, *scored, strict=False)  # the shorter `at` leaves the padding out
+            self.store.append(
+                row.name, [self._record(row, i, Scored(*s), seconds / len(at)) for i, *s in each]
+            )
+            self._progress.update(len(at) * row.score_work)
+            self._say_estimate(row, "scoring", seconds / len(at), row.score_work, row.score_nfe)
+
+    def _record(self, row: Row, at: int, scored: Scored, seconds: float) -> dict:
+        """The line of the image at a position; its costs are the attack's and the scoring's."""
+        index, label, nfe = int(self.indices[at]), int(self.labels[at]), int(scored.nfe)
+        record = {
+            "index": index,
+            "label": label,
+            "correct": (scored.answers == label).tolist(),
+            "predictions": scored.logits.argmax(-1).tolist(),  # [N][S], of single runs
+            "defense_nfe": nfe / row.num_draws,
+            "defense_seconds": seconds / row.num_draws,
+        }
+        cost = {"queries": 0, "nfe": nfe, "nge": 0, "seconds": seconds}
+        if row.attack is None:
+            return record | cost
+        attack = self.store.records(f"attack:{row.crafted}")[index]
+        shown = {k: attack[k] for k in ("loss", "start_loss", "distance")}
+        return record | shown | {k: attack[k] + v for k, v in cost.items()}
+
+    def _say_estimate(self, row: Row, kind: str, seconds: float, work: int, nfe: int) -> None:
+        """After the first batch through the score network, scored and then attacked: the cost of an
+        image, and how long the rest takes at that speed."""
+        if kind in self._estimated or not nfe:
+            return
+        self._estimated.add(kind)
+        left = (self._progress.total - self._progress.n) * seconds / work
+        self._progress.write(
+            f"estimate from the first batch of {row.name}, {kind}: {nfe:,} network evaluations and "
+            f"{seconds:.3f} s per image; about {left / 60:.1f} min of computing left in all"
+        )
+
+    def _pending(self, name: str, row: Row) -> list[int]:
+        """Positions of the images that have no record under that name."""
+        done = self.store.records(name)
+        return [at for at in range(row.num_images) if int(self.indices[at]) not in done]
+
+    def _batches(self, pending: list[int], description: str) -> Iterator[np.ndarray]:
+        self._progress.set_description(description)
+        for start in range(0, len(pending), self._batch_size):
+            yield np.array(pending[start : start + self._batch_size])
+
+    def _batch(self, positions, images: np.ndarray | None = None) -> tuple[Key, Key, Array, Array]:
+        """(attack keys, defence keys, images, labels) of one full batch, padded and sharded."""
+        at = np.resize(positions, self._batch_size)  # repeats positions to fill up, or cuts off
+        images = self.images if images is None else images
+        keys = (image_keys(self.seed, self.indices[at], stream=s) for s in ("attack", "defense"))
+        return parallel.shard((*keys, images[at], self.labels[at]))
+
+
+def _timed(program: Callable, *args) -> tuple:
+    """(the program's result on the host, seconds until it was there)."""
+    start = time.perf_counter()
+    result = parallel.fetch(program(*args))
+    return result, time.perf_counter() - start
