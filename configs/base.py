@@ -27,7 +27,7 @@ def base() -> ConfigDict:
 
     config.score = ConfigDict()
     config.score.network = ConfigDict(dict(arch="unet", widths=(32, 64), blocks=1))
-    config.score.head = "score"  # or 'energy'
+    config.score.head = "score"  # or 'energy', 'denoiser'
     # Purification needs noise up to about the injected level; the paper trains up to sigma 50.
     config.score.sigma_max = 0.6
     config.score.sigma_min = 0.01

@@ -25,7 +25,8 @@ def noise_levels(sigma_max: float, sigma_min: float, num_levels: int) -> np.ndar
 
 
 def dsm(score: Score, key: Key, image: Image, *, sigmas: Array) -> tuple[Array, Metrics]:
-    """Denoising score matching: 1/2 sigma^2 ||s(x + sigma z, sigma) + z / sigma||^2, s = h / sigma.
+    """Denoising score matching: 1/2 sigma^2 ||s(x + sigma z, sigma) + z / sigma||^2; the predicted
+    noise is -sigma s.
 
     One level is drawn uniformly from sigmas [L]. Summed over pixels, so an untrained network scores
     about H W C / 2. Song and Ermon (2020), eq. 5, in the noise-unconditional NCSNv2 form.
@@ -33,7 +34,8 @@ def dsm(score: Score, key: Key, image: Image, *, sigmas: Array) -> tuple[Array, 
     level_key, noise_key = jax.random.split(key)
     level = jax.random.randint(level_key, (), 0, sigmas.shape[0])
     z = jax.random.normal(noise_key, image.shape, image.dtype)
-    loss = 0.5 * jnp.sum((score(image + sigmas[level] * z) + z) ** 2)
+    sigma = sigmas[level]
+    loss = 0.5 * jnp.sum((score.predict_noise(image + sigma * z, sigma) - z) ** 2)
     drawn = jax.nn.one_hot(level, sigmas.shape[0])
     return loss, {"loss_by_level": (drawn * loss, drawn)}
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from purify.types import Array, Image, PyTree
 
-HEADS = ("score", "energy")
+HEADS = ("score", "energy", "denoiser")
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -34,6 +34,9 @@ class Score:
 
     head: 'score': the network is h. 'energy': the network is f and h = -grad E of
     E(x) = 1/2 ||x - f(x)||^2 (Salimans and Ho 2021), a gradient field by construction.
+    'denoiser': the network is h = D(x) - x of a denoiser D, minus the noise that it sees in pixel
+    units: s = h / sigma^2, and the curvature along h is about 1, so that ADP's lam (alpha_max up to
+    1) becomes the share of the noise that a step takes away.
     """
 
     variables: PyTree
@@ -48,12 +51,18 @@ class Score:
     @property
     def nfe(self) -> int:
         """Network evaluations of one call: the energy head also runs a backward pass."""
-        return 1 if self.head == "score" else 2
+        return 2 if self.head == "energy" else 1
 
     def __call__(self, image: Image) -> Array:
-        if self.head == "score":
-            return self._apply(image)
-        return -jax.grad(self.energy)(image)
+        if self.head == "energy":
+            return -jax.grad(self.energy)(image)
+        return self._apply(image)
+
+    def predict_noise(self, image: Image, sigma: Array | float) -> Array:
+        """The z [H, W, C] that the network sees in image = clean + sigma z; only the denoiser head
+        needs sigma for it, taken as 1e-6 where it is smaller."""
+        h = self(image)
+        return -h / jnp.maximum(sigma, 1e-6) if self.head == "denoiser" else -h
 
     def energy(self, image: Image) -> Array:
         """E(x), a scalar; ValueError for the score head, which has none."""

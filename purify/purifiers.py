@@ -10,13 +10,17 @@ from purify.networks import Score
 from purify.noise import add_noise
 from purify.reference import ReferenceADP
 from purify.tables import check_options, choose
-from purify.types import Image, Key, Purifier, Trace, static
+from purify.types import Array, Image, Key, Purifier, Trace, static
 
 
 def _trace(step_sizes, score_norms, nfe: int) -> Trace:
     """A trace in which every step was taken."""
     sizes = jnp.asarray(step_sizes)
     return Trace(jnp.array(sizes.size), sizes, jnp.asarray(score_norms), jnp.array(nfe))
+
+
+def _rms(values: Array) -> Array:
+    return jax.lax.stop_gradient(jnp.sqrt(jnp.mean(values**2)))
 
 
 def _check_sigma(sigma: float) -> None:
@@ -61,7 +65,8 @@ class NoiseOnly:
 
 @flax.struct.dataclass
 class Schedule:
-    """Down a known noise schedule: x_{t+1} = clip(x_t + (sigma_t - sigma_{t+1}) h(x_t), 0, 1).
+    """Down a known noise schedule: x_{t+1} = clip(x_t - (sigma_t - sigma_{t+1}) z(x_t), 0, 1), z
+    being the noise that the network predicts.
 
     The levels are geometric from sigma to sigma_min, then 0: Euler steps of the probability-flow
     ODE of the variance-exploding SDE (Song et al., ICLR 2021), one evaluation a step.
@@ -97,19 +102,19 @@ class Schedule:
         step_sizes = jnp.asarray(-np.diff(levels), image.dtype)
 
         @jax.checkpoint
-        def step(x, step_size):
-            h = self.score(x)
-            norm = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(h**2)))
-            return jnp.clip(x + step_size * h, 0.0, 1.0), norm
+        def step(x, at):
+            sigma, step_size = at
+            z = self.score.predict_noise(x, sigma)
+            return jnp.clip(x - step_size * z, 0.0, 1.0), _rms(z)
 
         x = add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
-        x, norms = jax.lax.scan(step, x, step_sizes)
+        x, norms = jax.lax.scan(step, x, (jnp.asarray(levels[:-1], image.dtype), step_sizes))
         return x, _trace(step_sizes, norms, self.nfe)
 
 
 @flax.struct.dataclass
 class OneStep:
-    """The one-step denoiser clip(x_0 + sigma h(x_0), 0, 1): -h(x_0) is the expected noise."""
+    """The one-step denoiser clip(x_0 - sigma z(x_0), 0, 1), z being the predicted noise."""
 
     score: Score
     sigma: float = static(0.25)
@@ -132,10 +137,9 @@ class OneStep:
 
     def trace(self, key: Key, image: Image) -> tuple[Image, Trace]:
         x = add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
-        h = self.score(x)
-        norm = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(h**2)))
+        z = self.score.predict_noise(x, self.sigma)
         step_sizes = jnp.full(1, self.sigma, image.dtype)
-        return jnp.clip(x + self.sigma * h, 0.0, 1.0), _trace(step_sizes, norm[None], self.nfe)
+        return jnp.clip(x - self.sigma * z, 0.0, 1.0), _trace(step_sizes, _rms(z)[None], self.nfe)
 
 
 PURIFIERS = {

@@ -21,7 +21,8 @@ class Trace(NamedTuple):
 
     steps: int32 scalar, steps taken (moves; the step that decides to stop is not one).
     step_sizes: float [T], alpha of every step evaluated, 0 after the stop.
-    score_norms: float [T], root-mean-square of h at every step evaluated, 0 after the stop.
+    score_norms: float [T], root-mean-square of h (of the predicted unit noise where the purifier
+        knows sigma) at every step evaluated, 0 after the stop.
     nfe: int32 scalar, network evaluations spent (a tangent or a backward pass counts as one).
     """
 

@@ -11,6 +11,9 @@ import numpy as np
 from purify.models.layers import Conv
 from purify.networks import Score
 
+# For jit: compiled fast, because it runs once.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
 
 @contextlib.contextmanager
 def double_precision():
@@ -24,38 +27,44 @@ def double_precision():
         jax.config.update("jax_disable_most_optimizations", False)
 
 
+class UnitScore:
+    """What every oracle of a score model shares with Score of head 'score'."""
+
+    nfe = 1
+
+    def predict_noise(self, image, sigma):
+        return -self(image)
+
+
 @flax.struct.dataclass
-class LinearScore:
+class LinearScore(UnitScore):
     """h(x) = -A (x - mean): its curvature along h is <h, A h> / ||h||^2 everywhere."""
 
     matrix: jax.Array  # [n, n], n the number of pixels
     mean: jax.Array  # [H, W, C]
-    nfe = 1
 
     def __call__(self, image):
         return -(self.matrix @ (image - self.mean).ravel()).reshape(image.shape)
 
 
 @flax.struct.dataclass
-class ConstantScore:
+class ConstantScore(UnitScore):
     """h(x) = value: no curvature at all."""
 
     value: jax.Array
-    nfe = 1
 
     def __call__(self, image):
         return jnp.broadcast_to(self.value, image.shape) + 0.0 * image
 
 
 @flax.struct.dataclass
-class GaussianScore:
+class GaussianScore(UnitScore):
     """The noise-blind optimum for data N(mean, std^2 I) and the noise levels `sigmas` [L]:
     h(x) = -sum_j w_j sigma_j (x - mean) / v_j, v_j = std^2 + sigma_j^2, w_j ~ N(x; mean, v_j I)."""
 
     mean: jax.Array
     std: float
     sigmas: jax.Array
-    nfe = 1
 
     def __call__(self, image):
         d = image - self.mean

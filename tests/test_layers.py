@@ -235,7 +235,9 @@ def test_build_errors_list_what_exists():
 
 
 def test_unknown_head_lists_what_exists():
-    with pytest.raises(ValueError, match=r"head='prior' is unknown; known: score, energy"):
+    with pytest.raises(
+        ValueError, match=r"head='prior' is unknown; known: score, energy, denoiser"
+    ):
         make_score((4, 4, 1), head="prior")
 
 

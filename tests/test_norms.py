@@ -7,11 +7,11 @@ import pytest
 from scipy import optimize, stats
 
 from attacks.norms import NORMS
+from tests.oracles import QUICK
 
 ORDER = {"linf": np.inf, "l2": 2}
 DUAL = {"linf": 1, "l2": 2}
 EPS = {"linf": 0.2, "l2": 0.7}
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # run once
 both_norms = pytest.mark.parametrize("name", NORMS)
 
 

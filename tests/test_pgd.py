@@ -15,12 +15,12 @@ from attacks import ATTACKS
 from attacks.losses import LOSSES, cross_entropy, margin
 from attacks.norms import NORMS
 from attacks.pgd import EOTS, PGD
+from tests.oracles import QUICK
 
 SHAPE, CLASSES = (3, 2, 1), 4
 EPS = {"linf": 0.1, "l2": 0.3}
 ORDER, DUAL = {"linf": np.inf, "l2": 2}, {"linf": 1, "l2": 2}
 # These programs are tiny and compiled once each: fast compilation counts, fast code does not.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 quick = functools.partial(jax.jit, compiler_options=QUICK)
 traces = []  # one entry for every time Noisy is traced
 

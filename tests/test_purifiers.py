@@ -32,6 +32,7 @@ CASES = {name: (name, "score", {}) for name in PURIFIERS if name not in ADAPTIVE
 # Alone: what it does with a batch is not the contract, and is tested apart.
 CASES["adp_reference"] = ("adp_reference", "score", {"axis_name": None, "tau": 2e-3})
 CASES["schedule-energy"] = ("schedule", "energy", {})
+CASES |= {f"{name}-denoiser": (name, "denoiser", {}) for name in ("one_step", "schedule")}
 CASES |= {
     f"adp-{curvature}{'-energy' if head == 'energy' else ''}": (
         "adp",
@@ -244,6 +245,24 @@ def test_one_step_is_the_schedule_of_one_level():
     np.testing.assert_allclose(
         one_step[0], np.clip(noisy + 0.2 * score(noisy), 0.0, 1.0), atol=1e-5
     )
+
+
+def test_a_denoiser_takes_away_shares_of_the_noise_that_it_sees(x64):
+    """x + (1 - below / level) (D(x) - x) from level to level, whatever the level."""
+    score, image = make_score(SHAPE, head="denoiser"), jnp.asarray(inputs()[1][2], float)
+    x = NoiseOnly(sigma=0.2)(KEY, image)
+    one_step, _ = single(OneStep(score, sigma=0.2), KEY, image)
+    np.testing.assert_allclose(one_step, np.clip(x + score(x), 0, 1), rtol=1e-12)
+    schedule, _ = single(Schedule(score, sigma=0.2, num_steps=3), KEY, image)
+    levels = [*np.geomspace(0.2, 0.01, 3), 0.0]
+    for level, below in zip(levels, levels[1:], strict=False):
+        x = np.clip(x + (1 - below / level) * np.asarray(score(x)), 0, 1)
+    np.testing.assert_allclose(schedule, x, rtol=1e-12)
+
+
+def test_without_noise_a_denoiser_of_one_step_leaves_the_image():
+    score, image = make_score(SHAPE, head="denoiser"), inputs()[1][2]
+    np.testing.assert_array_equal(single(OneStep(score, sigma=0.0), KEY, image)[0], image)
 
 
 @pytest.mark.parametrize(("sigma", "sigma_min", "num_steps"), [(0.25, 0.01, 5), (0.1, 0.1, 3)])
