@@ -47,7 +47,15 @@ def base() -> ConfigDict:
     config.adp.curvature = "jvp"  # or 'finite_difference', as the paper, or 'secant'
     # The published code, quirks included; a defence only where config.eval.defenses names it.
     config.adp_reference = ConfigDict(
-        dict(sigma=sigma, lam=0.05, tau=1e-3, delta=1e-3, num_steps=10)
+        dict(
+            sigma=sigma,
+            lam=0.05,
+            tau=1e-3,
+            alpha_min=1e-5,
+            alpha_max=0.1,
+            delta=1e-3,
+            num_steps=10,
+        )
     )
     config.schedule = ConfigDict(dict(sigma=sigma, sigma_min=0.01, num_steps=5))
     config.one_step = ConfigDict(dict(sigma=sigma))
@@ -84,7 +92,7 @@ def _train() -> ConfigDict:
     train.schedule = "constant"  # or 'cosine'
     train.beta1 = 0.9
     train.weight_decay = 0.0
-    train.clip_norm = 10.0
+    train.clip_norm = 10.0  # 0: none
     train.ema_decay = 0.999
     train.augment = "none"  # or 'flip', 'crop', 'flip_crop'
     train.accumulate = 1  # parts of a batch computed one after the other, where memory is short

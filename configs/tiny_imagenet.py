@@ -11,7 +11,7 @@ from configs import cifar10
 def get_config(variant: str = ""):
     config = cifar10.get_config(variant)
     config.data.name = "folder"
-    if not variant:
+    if variant in ("", "reference"):
         config.classifier.network.update(
             mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821)
         )

@@ -177,6 +177,11 @@ class ADP:
         if self.curvature == "jvp":
             h, push_forward = jax.linearize(self.score, state.x)
             return h, _rayleigh(h, -push_forward(h))
+        # By default GPUs and TPUs multiply with 8 to 11 bits: a small difference would drown.
+        with jax.default_matmul_precision("highest"):
+            return self._measure_by_difference(state)
+
+    def _measure_by_difference(self, state: _State) -> tuple[Image, Array]:
         if self.curvature == "finite_difference":
             h = self.score(state.x)
             return h, _rayleigh(h, h - self.score(state.x + self.delta * h)) / self.delta

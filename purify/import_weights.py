@@ -1,5 +1,6 @@
 """--mode=import_weights: weights from a file, as a checkpoint like those of training."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -44,8 +45,12 @@ def run(
     if folder.exists():
         raise ValueError(f"'{folder}' exists already; choose another --workdir, or delete it")
     origin = {"arch": arch, "file": Path(input).name, "weights": weight_hash(variables)}
-    claim(folder, settings | {"imported": origin})
-    with Checkpoints(folder, training=True) as checkpoints:
+    # Under its name only when it is whole, so that a command that was killed can be given again.
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    claim(partial, settings | {"imported": origin})
+    with Checkpoints(partial, training=True) as checkpoints:
         checkpoints.save(0, {"ema": variables})
+    partial.rename(folder)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
     print(f"{role}: {count:,} parameters of {arch or Path(input).name}, in {folder}")

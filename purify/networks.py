@@ -17,7 +17,7 @@ HEADS = ("score", "energy", "denoiser")
 PRECISIONS = ("float32", "bfloat16")
 
 
-def lower(precision: str, variables: PyTree, image: Image) -> tuple[PyTree, Image]:
+def cast(precision: str, variables: PyTree, image: Image) -> tuple[PyTree, Image]:
     """The parameters and the image in bfloat16 if that is the precision, else as they are."""
     if precision == "float32":
         return variables, image
@@ -71,7 +71,7 @@ class Score:
         return 0.5 * jnp.sum((image - self._apply(image)) ** 2)
 
     def _apply(self, image: Image) -> Array:
-        variables, x = lower(self.precision, self.variables, image)
+        variables, x = cast(self.precision, self.variables, image)
         return self.network.apply(variables, x[None])[0].astype(image.dtype)
 
 
@@ -84,12 +84,12 @@ class Classifier:
     precision: str = flax.struct.field(pytree_node=False, default="float32")
 
     def __call__(self, image: Image) -> Array:
-        variables, x = lower(self.precision, self.variables, image)
+        variables, x = cast(self.precision, self.variables, image)
         return self.network.apply(variables, x[None])[0].astype(image.dtype)
 
     def train(self, image: Image) -> tuple[Array, PyTree]:
         """(logits, updated running statistics) of one image of a training batch, which is the axis
         named 'batch' of a vmap. Without batch normalisation the statistics are empty."""
-        variables, x = lower(self.precision, self.variables, image)
+        variables, x = cast(self.precision, self.variables, image)
         logits, stats = self.network.apply(variables, x[None], train=True, mutable=["batch_stats"])
         return logits[0].astype(image.dtype), stats

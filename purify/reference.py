@@ -4,7 +4,9 @@ numbers; `purify.adp` is the method without them.
 What differs: pixels are moved once onto the network's grid, x -> 255/256 x + 1/512, and back after
 EVERY step, also where an image has stopped, so that contrast grows by 256/255 a step; a curvature
 that is not positive stops the image instead of taking the longest step; and the loop ends when the
-last image of the batch has stopped, so that an image depends on its neighbours.
+last image of the batch has stopped, so that an image depends on its neighbours. Left out: its
+variants that average logits, probabilities or votes over all steps; the numbers it reports are of
+the last one. It loads raw weights, not their moving average: what a file holds decides that here.
 """
 
 import flax.struct
@@ -78,8 +80,9 @@ class ReferenceADP:
 
     def _step(self, carry):
         t, x, moving, batch_moving, info = carry
-        h = self.score(x)
-        ratio = jnp.sum(h * self.score(x + self.delta * h)) / jnp.sum(h**2)
+        with jax.default_matmul_precision("highest"):  # as purify.adp's differences
+            h = self.score(x)
+            ratio = jnp.sum(h * self.score(x + self.delta * h)) / jnp.sum(h**2)
         alpha = jnp.clip(self.lam * self.delta / (1 - ratio), self.alpha_min, self.alpha_max)
         if self.detach_step:
             alpha = jax.lax.stop_gradient(alpha)

@@ -101,9 +101,10 @@ def make_train_step(
                 stats, new = part(state.params, carry[0], batch)
                 return (stats, jax.tree.map(jnp.add, carry[1], new)), None
 
-            first = part(state.params, state.stats, jax.tree.map(lambda a: a[0], parts))
-            rest = jax.tree.map(lambda a: a[1:], parts)
-            (stats, total), _ = jax.lax.scan(add, first, rest)
+            first = jax.tree.map(lambda a: a[0], parts)
+            shapes = jax.eval_shape(part, state.params, state.stats, first)[1]
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+            (stats, total), _ = jax.lax.scan(add, (state.stats, zeros), parts)
         loss, metrics, gradient = total
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

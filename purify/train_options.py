@@ -18,6 +18,7 @@ class TrainOptions:
     algorithm: 'adam' (beta1; weight decay decoupled, as in AdamW) or 'sgd' (Nesterov's momentum
         beta1; weight decay added to the gradient, as CIFAR's residual networks are trained).
     schedule: of the learning rate after warm-up, 'constant' or 'cosine' (to zero).
+    clip_norm: the largest norm of a gradient; 0 leaves gradients as they are.
     ema_decay: of the exponential moving average of the weights, which is what gets used.
     augment: a name of purify.augment.AUGMENTATIONS.
     accumulate: parts of a batch whose gradients are computed one after the other and averaged: less
@@ -61,10 +62,9 @@ class TrainOptions:
         for field in ("beta1", "ema_decay"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1")
-        for field in ("learning_rate", "clip_norm"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field}={getattr(self, field)} must be positive")
-        for field in ("warmup_steps", "weight_decay"):
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate} must be positive")
+        for field in ("warmup_steps", "weight_decay", "clip_norm"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative")
 
@@ -84,7 +84,7 @@ class TrainOptions:
 
     def optimizer(self) -> optax.GradientTransformation:
         rate, decay = self.learning_rate_at, self.weight_decay
-        clip = optax.clip_by_global_norm(self.clip_norm)
+        clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
         if self.algorithm == "sgd":
             momentum = optax.sgd(rate, momentum=self.beta1, nesterov=True)
             return optax.chain(clip, optax.add_decayed_weights(decay), momentum)

@@ -59,7 +59,6 @@ def test_the_full_size_networks_take_a_training_and_a_purification_step(images, 
         for field, value in (
             ("num_steps", 1),
             ("batch_size", 2),
-            ("accumulate", 2),
             ("warmup_steps", 0),
         )
     ]

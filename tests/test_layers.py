@@ -1,6 +1,8 @@
 """The convolution against XLA's own in every derivative; the normalisation against Flax's; and the
 contract of every network in the table."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,9 +22,14 @@ KERNELS = [(3, 3, 2, 5), (3, 3, 5, 2), (3, 3, 16, 17), (3, 3, 5, 6), (1, 1, 3, 2
 ROUNDING = 1e-12
 
 
-def lax_conv(x, kernel):
+def lax_conv(x, kernel, *, stride=1, dilation=1):
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (stride, stride),
+        [(dilation * (side // 2),) * 2 for side in kernel.shape[:2]],
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -30,9 +37,10 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
 
 
-def assert_same(transform, *args):
+def assert_same(transform, *args, **how):
     """transform(conv) gives the same numbers for both convolutions."""
-    ours, theirs = (jax.jit(transform(conv))(*args) for conv in (conv2d, lax_conv))
+    convs = (functools.partial(conv, **how) for conv in (conv2d, lax_conv))
+    ours, theirs = (jax.jit(transform(conv))(*args) for conv in convs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, ROUNDING, ROUNDING), ours, theirs)
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(theirs))  # no empty comparison
 
@@ -60,6 +68,28 @@ def test_conv2d_equals_lax_in_value_and_derivatives(x64, transform, shape):
     assert_same(TRANSFORMS[transform], normal(0, 2, 5, 4, shape[2]), normal(1, *shape))
 
 
+@pytest.mark.parametrize(
+    ("stride", "dilation", "side"),
+    [(2, 1, 3), (2, 1, 1), (1, 2, 3), (1, 4, 3), (2, 2, 3)],
+)
+@pytest.mark.parametrize("transform", ["value", "input gradient", "kernel gradient", "jvp"])
+def test_strides_and_dilations_equal_lax(x64, transform, stride, dilation, side):
+    """On odd and even sides: with a stride the last rows and columns are read by some kernels."""
+    for height, width in ((7, 6), (8, 5)):
+        x, kernel = normal(0, 2, height, width, 3), normal(1, side, side, 3, 2)
+        assert_same(TRANSFORMS[transform], x, kernel, stride=stride, dilation=dilation)
+
+
+def test_the_precision_asked_for_reaches_every_product_of_value_and_gradient():
+    def gradient(x, kernel):
+        with jax.default_matmul_precision("highest"):
+            return jax.grad(curved(conv2d), (0, 1))(x, kernel)
+
+    text = jax.jit(gradient).lower(normal(0, 1, 4, 4, 2), normal(1, 3, 3, 2, 3)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products and all("HIGHEST, HIGHEST" in line for line in products), products
+
+
 @pytest.mark.parametrize("form", ["gather_convolve", "scatter_convolve", "winograd_convolve"])
 def test_every_form_is_used_where_the_cpu_needs_it(form, monkeypatch):
     """And by one of the kernels above: without it, one of their convolutions fails."""
@@ -74,7 +104,7 @@ def test_every_form_is_used_where_the_cpu_needs_it(form, monkeypatch):
     with pytest.raises(RuntimeError, match=form):
         for shape in KERNELS:
             jax.eval_shape(
-                jax.jit(convolution._convolve, static_argnames=("stride", "dilation")),
+                jax.jit(convolution._choose_form, static_argnames=("stride", "dilation")),
                 normal(0, 1, 5, 4, shape[2]),
                 normal(1, *shape),
                 stride=1,

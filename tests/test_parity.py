@@ -48,32 +48,35 @@ def state_of(twin) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in twin.state_dict().items()}
 
 
-def both(monkeypatch, arch: str, size: int = 32, channels: int = 3):
-    """(our outputs, the twin's) for two images, channels last."""
+def compare_small(monkeypatch, arch: str, size: int = 32, channels: int = 3):
     options, make = SMALL[arch]
     full = importing.ARCHITECTURES[arch]
     small = Architecture(full.role, options, (size, size, channels))
     monkeypatch.setitem(importing.ARCHITECTURES, arch, small)
     twin = randomised(make() if channels == 3 else twins.NCSNv2(8, channels))
+    compare(arch, twin, size, channels)
+
+
+def compare(arch: str, twin, size: int = 32, channels: int = 3):
+    """The imported network's outputs for two images are the twin's."""
     settings, variables = import_weights(arch, state_of(twin))
     images = np.random.default_rng(0).random((2, size, size, channels)).astype(np.float32)
-    ours = jax.jit(models.build(**settings).apply)(variables, images)
+    ours = np.asarray(jax.jit(models.build(**settings).apply)(variables, images))
     with torch.no_grad():
         theirs = twin(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
-    return np.asarray(ours), theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs
-
-
-@pytest.mark.parametrize("arch", SMALL)
-def test_a_network_with_imported_weights_is_its_twin(monkeypatch, arch):
-    ours, theirs = both(monkeypatch, arch)
+    theirs = theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs
     assert ours.shape == theirs.shape
     # Float32 sums in another order, over twenty layers.
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.parametrize("arch", SMALL)
+def test_a_network_with_imported_weights_is_its_twin(monkeypatch, arch):
+    compare_small(monkeypatch, arch)
+
+
 def test_ncsnv2_takes_28_by_28_grey_images(monkeypatch):
-    ours, theirs = both(monkeypatch, "ncsnv2", 28, 1)
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+    compare_small(monkeypatch, "ncsnv2", 28, 1)
 
 
 @pytest.mark.parametrize("arch", importing.ARCHITECTURES)
@@ -98,6 +101,17 @@ def test_full_size_architectures_have_the_published_number_of_parameters(arch):
     image = jnp.zeros((1, *architecture.image_shape))
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["ncsnv2", "wrn28_10", "wrn28_10_standard"])
+def test_a_full_size_network_with_imported_weights_is_its_twin(arch):
+    make = {
+        "ncsnv2": lambda: twins.NCSNv2(128),
+        "wrn28_10": lambda: twins.MeliketoyWideResNet(28, 10, 10),
+        "wrn28_10_standard": lambda: twins.StandardWideResNet(28, 10, 10),
+    }[arch]
+    compare(arch, randomised(make()))
 
 
 @pytest.mark.parametrize("loop", ["while", "scan"])
@@ -136,15 +150,17 @@ def test_the_reference_adp_takes_the_published_path(monkeypatch, x64, loop):
 def test_prefixes_of_wrappers_are_taken_off_and_averages_preferred(tmp_path):
     weights = state_of(randomised(twins.CifarResNet(20, 10)))
     raw = {name: w + 1 for name, w in weights.items()}
+    named = {name for name, w in weights.items() if w.ndim}
     for names in ("{}", "module.{}", "state_dict.module.{}", "ema.module.{}"):
         path = tmp_path / "weights.npz"
-        np.savez(path, **{names.format(name): w for name, w in weights.items()})
-        assert read_weights(path).keys() == weights.keys()
+        counters = {"n_averaged": np.array(7), "epoch": np.array(3)}
+        np.savez(path, **counters, **{names.format(name): w for name, w in weights.items()})
+        assert read_weights(path).keys() == named
     both = {f"module.{k}": w for k, w in raw.items()} | {f"ema.{k}": w for k, w in weights.items()}
     tensors = {name: torch.tensor(w) for name, w in both.items()}
     safetensors.save_file(tensors, tmp_path / "weights.safetensors")
     read = read_weights(tmp_path / "weights.safetensors")
-    assert read.keys() == weights.keys()
+    assert read.keys() == named
     np.testing.assert_array_equal(read["linear.weight"], weights["linear.weight"])
 
 

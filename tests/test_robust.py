@@ -407,13 +407,17 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
     classifier, score = load_classifier(trained.workdir), load_score(trained.workdir)
 
     def folder(config):
-        return Store(tmp_path, "eval_robust", robust._settings(config, classifier, score)).folder
+        settings = robust._settings(config, workdir, classifier, score)
+        return Store(tmp_path, "eval_robust", settings).folder
 
+    workdir = trained.workdir
     base = folder(trained.config())
     assert folder(trained.config(eval__batch_size=7)) == base
     assert folder(trained.config(adp__sigma=0.1)) != base
     assert folder(trained.config(attacks__bpda__eps=0.1)) != base
     assert folder(trained.config(seed=1)) != base
+    score = score.replace(head="denoiser")
+    assert folder(trained.config()) != base
 
 
 def test_a_result_depends_on_no_neighbour(evaluated, trained, workdir):

@@ -50,7 +50,7 @@ traces = []  # one entry for every time a loss is traced
         (dict(schedule="step"), "schedule='step' is unknown; known: constant, cosine"),
         (dict(learning_rate=0.0), "learning_rate=0.0 must be positive"),
         (dict(learning_rate=float("nan")), "learning_rate=nan must be positive"),
-        (dict(clip_norm=0.0), "clip_norm=0.0 must be positive"),
+        (dict(clip_norm=-1.0), "clip_norm=-1.0 must not be negative"),
         (dict(ema_decay=1.0), "ema_decay=1.0 must be at least 0 and below 1"),
         (dict(ema_decay=-0.1), "ema_decay=-0.1 must be at least 0 and below 1"),
         (dict(beta1=1.0), "beta1=1.0 must be at least 0 and below 1"),

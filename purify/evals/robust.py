@@ -6,6 +6,7 @@ import numpy as np
 
 from purify import data, parallel
 from purify.checkpoint import (
+    ROLES,
     image_shape,
     load_classifier,
     load_score,
@@ -32,7 +33,7 @@ def run(config, workdir: Path, input: str | None = None) -> None:
     images, labels, indices = _images(config, image_shape(workdir), num_classes, input)
     available = len(labels)
     rows = plan(config, classifier, score_model, available, given=bool(input))
-    settings = _settings(config, classifier, score_model)
+    settings = _settings(config, workdir, classifier, score_model)
     # Files of the same name may hold other images.
     settings["images"] = weight_hash({"images": images, "labels": labels, "indices": indices})
     settings["given"] = bool(input)
@@ -75,7 +76,7 @@ def _images(
     return to_float(dataset.images), dataset.labels, np.arange(len(dataset.labels))
 
 
-def _settings(config, classifier: Classifier, score_model: Score) -> dict:
+def _settings(config, workdir: Path, classifier: Classifier, score_model: Score) -> dict:
     """Everything that decides the results: two evaluations with equal settings are the same one."""
     cfg = config.to_dict()
     evaluated = _without(cfg["eval"], "batch_size")
@@ -92,6 +93,8 @@ def _settings(config, classifier: Classifier, score_model: Score) -> dict:
         "eval": evaluated,
         "variants": cfg["variants"],
         "weights": weights,
+        "networks": {role: read_settings(workdir / role)["network"] for role in ROLES},
+        "head": score_model.head,
         **purifiers,
     }
 

@@ -96,7 +96,14 @@ def xla_convolve(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1)
     )
 
 
-def _convolve(x: Array, kernel: Array, *, stride: int, dilation: int) -> Array:
+def _convolve(
+    x: Array, kernel: Array, *, stride: int, dilation: int, precision: str | None
+) -> Array:
+    with jax.default_matmul_precision(precision):
+        return _choose_form(x, kernel, stride=stride, dilation=dilation)
+
+
+def _choose_form(x: Array, kernel: Array, *, stride: int, dilation: int) -> Array:
     *size, channels, features = kernel.shape
     if stride == 1 and size == [1, 1]:
         return _product(x, kernel[0, 0])
@@ -115,14 +122,15 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _input_gradient(cotangent: Array, x: Array, kernel: Array, *, stride: int, dilation: int):
+def _input_gradient(cotangent: Array, x: Array, kernel: Array, *, stride: int, **how):
     if stride > 1:  # back where they came from, zeros between and behind
         spread = [(0, 0, 0)] * 4
         for axis in (1, 2):
             reached = stride * (cotangent.shape[axis] - 1) + 1
             spread[axis] = (0, x.aval.shape[axis] - reached, stride - 1)
         cotangent = lax.pad(cotangent, jnp.zeros((), cotangent.dtype), spread)
-    return conv2d(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), dilation=dilation)
+    flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+    return _conv2d_p.bind(cotangent, flipped, stride=1, **how)
 
 
 def _kernel_gradient(cotangent: Array, x: Array, kernel: Array, **how) -> Array:
@@ -137,17 +145,17 @@ def _batch(args, dims, **how):
     if kernel_dim is not None:  # networks in parallel: the plain operation has a rule for that
         return jax.vmap(functools.partial(_convolve, **how), in_axes=dims)(x, kernel), 0
     x = jnp.moveaxis(x, x_dim, 0)
-    merged = conv2d(x.reshape(-1, *x.shape[2:]), kernel, **how)
+    merged = _conv2d_p.bind(x.reshape(-1, *x.shape[2:]), kernel, **how)
     return merged.reshape(*x.shape[:2], *merged.shape[1:]), 0
 
 
-def _abstract(x, kernel, *, stride: int, dilation: int):
+def _abstract(x, kernel, *, stride: int, **_):
     height, width = (-(-side // stride) for side in x.shape[1:3])
     return jax.core.ShapedArray((x.shape[0], height, width, kernel.shape[3]), x.dtype)
 
 
 _conv2d_p = Primitive("conv2d")
-_conv2d_p.def_impl(jax.jit(_convolve, static_argnames=("stride", "dilation")))
+_conv2d_p.def_impl(jax.jit(_convolve, static_argnames=("stride", "dilation", "precision")))
 _conv2d_p.def_abstract_eval(_abstract)
 mlir.register_lowering(_conv2d_p, mlir.lower_fun(_convolve, multiple_results=False))
 batching.primitive_batchers[_conv2d_p] = _batch
@@ -167,4 +175,6 @@ def conv2d(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Ar
     """
     if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"kernel {kernel.shape[:2]} must have odd sides")
-    return _conv2d_p.bind(x, kernel, stride=stride, dilation=dilation)
+    # Lowered later, outside of what `with jax.default_matmul_precision(...)` encloses now.
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return _conv2d_p.bind(x, kernel, stride=stride, dilation=dilation, precision=precision)

@@ -86,6 +86,8 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
         raise ValueError(f"'{path}' does not exist") from None
     except (SafetensorError, BadZipFile, ValueError, OSError, KeyError) as error:
         raise ValueError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from None
+    # A wrapper's counters have no prefix, which would hide that all weights have one.
+    weights = {name: w for name, w in weights.items() if w.ndim}
     weights = _unwrap(weights, PREFIXES)
     averaged = {name: w for name, w in weights.items() if name.startswith(AVERAGED)}
     return _unwrap(_unwrap(averaged, AVERAGED), PREFIXES) if averaged else weights
