@@ -11,6 +11,7 @@ Peak memory of the exact gradient is that of a process of its own for each side.
 """
 
 import argparse
+import copy
 import ctypes
 import functools
 import subprocess
@@ -42,6 +43,7 @@ from tests.torch_twins import CifarResNet
 WIDTHS, BLOCKS, SHAPE = (32, 64, 64), 2, (32, 32, 3)
 SIGMA, LAM, TAU, DELTA, STEPS, RUNS, EOT = 0.25, 0.05, -1.0, 1e-3, 10, 10, 15
 TRAIN_BATCH, ROUNDS = 64, 4
+LAYOUTS = {"default": torch.contiguous_format, "channels last": torch.channels_last}
 
 
 class TorchUNet(nn.Module):
@@ -99,8 +101,81 @@ def torch_adp(h, x):
     return x
 
 
+class Theirs:
+    """The PyTorch side in one memory format: networks, images and what is timed of them."""
+
+    def __init__(self, params, classifier, mean_std, images, layout: str):
+        self.format = LAYOUTS[layout]
+        self.params, self.classifier = params, self.to_format(classifier)
+        self.twin = self.to_format(TorchUNet(params))
+        for module in (self.twin, self.classifier):
+            module.requires_grad_(False)  # attacks differentiate with respect to the image only
+        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in mean_std)
+        self.images = self.tensor(images)
+        self.labels = torch.arange(len(images)) % 10
+
+    def to_format(self, module):
+        return copy.deepcopy(module).to(memory_format=self.format)
+
+    def tensor(self, images):
+        """[n, H, W, C] -> [n, C, H, W] in this format."""
+        tensor = torch.tensor(images.transpose(0, 3, 1, 2))
+        return tensor.contiguous(memory_format=self.format)
+
+    def classify(self, x):
+        return self.classifier((x - self.mean) / self.std)
+
+    def noised(self, x, draws: int):
+        x = x.repeat_interleave(draws, 0)
+        return (x + SIGMA * torch.randn_like(x)).clamp(0, 1)
+
+    def predict(self):
+        with torch.no_grad():
+            purified = torch_adp(self.twin, self.noised(self.images, RUNS))
+            return self.classify(purified).view(-1, RUNS, 10).mean(1)
+
+    def attack_step(self, gradient: str, eot: int):
+        x, labels = self.images.clone().requires_grad_(), self.labels.repeat_interleave(eot)
+        if gradient == "bpda":
+            with torch.no_grad():
+                purified = torch_adp(self.twin, self.noised(x, eot))
+            purified.requires_grad_()
+            loss = F.cross_entropy(self.classify(purified), labels, reduction="sum")
+            (grad,) = torch.autograd.grad(loss, purified)
+            grad = grad.view(len(x), eot, *x.shape[1:]).sum(1)
+        else:
+            purified = torch_adp(self.twin, self.noised(x, eot))
+            loss = F.cross_entropy(self.classify(purified), labels, reduction="sum")
+            (grad,) = torch.autograd.grad(loss, x)
+        return x.detach() + 0.01 * grad.sign()
+
+    def trainer(self, images, sigmas):
+        """A function that takes one step: Adam, clipping, an average of the weights."""
+        network = self.to_format(TorchUNet(self.params))
+        optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+        averages = [parameter.detach().clone() for parameter in network.parameters()]
+        levels, batch = torch.tensor(sigmas), self.tensor(images) / 255
+
+        def step():
+            sigma = levels[torch.randint(len(levels), (TRAIN_BATCH,))].view(-1, 1, 1, 1)
+            z = torch.randn_like(batch)
+            loss = 0.5 * ((network(batch + sigma * z) + z) ** 2).sum((1, 2, 3)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                for average, parameter in zip(averages, network.parameters(), strict=True):
+                    average.lerp_(parameter, 0.001)
+
+        return step
+
+
 class Sides:
-    """Both versions of everything, on `batch` images."""
+    """Both versions of everything, on `batch` images.
+
+    What is timed comes as functions without arguments: ours, and PyTorch's by memory format.
+    """
 
     def __init__(self, batch: int):
         rng = np.random.default_rng(0)
@@ -118,40 +193,30 @@ class Sides:
         weights = {name: w.numpy() for name, w in classifier.state_dict().items()}
         settings, classifier_variables = import_weights("resnet20", weights)
         self.score = Score(variables, network)
-        self.classifier = Classifier(classifier_variables, models.build(**settings))
-        purifier = ADP(self.score, SIGMA, LAM, TAU, curvature="finite_difference", loop="scan")
-        self.defense = Defense(purifier, self.classifier, num_runs=RUNS)
+        options = dict(lam=LAM, tau=TAU, delta=DELTA, num_steps=STEPS, loop="scan")
+        purifier = ADP(self.score, SIGMA, curvature="finite_difference", **options)
+        our_classifier = Classifier(classifier_variables, models.build(**settings))
+        self.defense = Defense(purifier, our_classifier, num_runs=RUNS)
         self.images = rng.random((batch, *SHAPE)).astype(np.float32)
         self.labels = np.arange(batch) % 10
         self.keys = jax.random.split(jax.random.key(1), batch)
-        self.twin, self.twin_classifier = TorchUNet(variables["params"]), classifier
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (settings["mean"], settings["std"]))
-        self.classify = lambda x: classifier((x - mean) / std)
-        self.tensor = torch.tensor(self.images.transpose(0, 3, 1, 2))
+        mean_std = settings["mean"], settings["std"]
+        self.theirs = {
+            layout: Theirs(variables["params"], classifier, mean_std, self.images, layout)
+            for layout in LAYOUTS
+        }
 
-    def to_format(self, layout):
-        for module in (self.twin, self.twin_classifier):
-            for parameter in module.parameters():
-                parameter.grad = None  # it has the other layout
-                if parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=layout)
-        self.tensor = self.tensor.contiguous(memory_format=layout)
-
-    def noised(self, x, draws: int):
-        x = x.repeat_interleave(draws, 0)
-        return (x + SIGMA * torch.randn_like(x)).clamp(0, 1)
-
-    # Each of what follows returns (ours, PyTorch's): two functions without arguments.
+    def difference_of_h(self) -> float:
+        """The largest, between the two score networks."""
+        ours, side = jax.jit(jax.vmap(self.score))(self.images), self.theirs["default"]
+        theirs = side.twin(side.images).numpy().transpose(0, 2, 3, 1)
+        return float(np.abs(np.asarray(ours) - theirs).max())
 
     def prediction(self):
         def ours(defense, keys, images):
             return jax.vmap(defense)(keys, images)
 
-        def theirs():
-            with torch.no_grad():
-                purified = torch_adp(self.twin, self.noised(self.tensor, RUNS))
-                return self.classify(purified).view(-1, RUNS, 10).mean(1)
-
+        theirs = {layout: side.predict for layout, side in self.theirs.items()}
         return compiled(ours, self.defense, self.keys, self.images), theirs
 
     def attack_step(self, gradient: str, eot: int):
@@ -164,22 +229,11 @@ class Sides:
 
             return images + 0.01 * jnp.sign(jax.vmap(jax.grad(loss, 1))(keys, images, labels))
 
-        def theirs():
-            labels = torch.tensor(self.labels).repeat_interleave(eot)
-            x = self.tensor.clone().requires_grad_()
-            if gradient == "bpda":
-                with torch.no_grad():
-                    purified = torch_adp(self.twin, self.noised(x, eot))
-                purified.requires_grad_()
-                F.cross_entropy(self.classify(purified), labels, reduction="sum").backward()
-                grad = purified.grad.view(len(x), eot, *x.shape[1:]).sum(1)
-            else:
-                purified = torch_adp(self.twin, self.noised(x, eot))
-                loss = F.cross_entropy(self.classify(purified), labels, reduction="sum")
-                (grad,) = torch.autograd.grad(loss, x)
-            return x.detach() + 0.01 * grad.sign()
-
         defense = self.defense.replace(purifier=purifier)
+        theirs = {
+            layout: functools.partial(side.attack_step, gradient, eot)
+            for layout, side in self.theirs.items()
+        }
         return compiled(ours, defense, self.keys, self.images, self.labels), theirs
 
     def training_step(self):
@@ -201,23 +255,7 @@ class Sides:
             state[0], _ = train_step(state[0], key, index, images, index)
             return state[0]
 
-        optimizer = torch.optim.Adam(self.twin.parameters(), 1e-3)
-        averages = [parameter.detach().clone() for parameter in self.twin.parameters()]
-        levels, batch = torch.tensor(sigmas), torch.tensor(images.transpose(0, 3, 1, 2)) / 255
-
-        def theirs():
-            sigma = levels[torch.randint(len(levels), (TRAIN_BATCH,))].view(-1, 1, 1, 1)
-            z = torch.randn_like(batch)
-            loss = 0.5 * ((self.twin(batch + sigma * z) + z) ** 2).sum((1, 2, 3)).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.twin.parameters(), 1.0)
-            optimizer.step()
-            with torch.no_grad():
-                for average, parameter in zip(averages, self.twin.parameters(), strict=True):
-                    average.lerp_(parameter, 0.001)
-
-        return ours, theirs
+        return ours, {name: side.trainer(images, sigmas) for name, side in self.theirs.items()}
 
 
 def compiled(function, *arguments):
@@ -237,20 +275,13 @@ def peak_rate() -> float:
     return 2 * side**3 / min(best_times(products, 10).values()) / 1e9
 
 
-def compare(name: str, sides: Sides, pair, peak: float) -> None:
+def compare(name: str, pair, peak: float) -> None:
     ours, theirs = pair
     with FlopCounterMode(display=False) as counter:
-        theirs()
+        theirs["default"]()
     work = counter.get_total_flops() / 1e9
-    layouts = {"default": torch.contiguous_format, "channels last": torch.channels_last}
-    contenders = {"ours": ours, **dict.fromkeys(layouts, theirs)}
-
-    def set_layout(name):
-        if name in layouts:
-            sides.to_format(layouts[name])
-
-    best = best_times(contenders, ROUNDS, before=set_layout)
-    other = min(layouts, key=best.__getitem__)
+    best = best_times({"ours": ours, **theirs}, ROUNDS)
+    other = min(theirs, key=best.__getitem__)
     print(
         f"{name}: ours {1e3 * best['ours']:.0f} ms, PyTorch {1e3 * best[other]:.0f} ms ({other}): "
         f"{best[other] / best['ours']:.2f}\n    "
@@ -299,19 +330,16 @@ def main():
     sides = Sides(args.batch)
     if args.peak:
         ours, theirs = sides.attack_step("exact", args.eot)
-        print(added_memory(ours if args.peak == "ours" else theirs))
+        print(added_memory(ours if args.peak == "ours" else theirs["default"]))
         return
-    difference = np.abs(
-        np.asarray(jax.jit(jax.vmap(sides.score))(sides.images))
-        - sides.twin(sides.tensor).detach().numpy().transpose(0, 2, 3, 1)
-    ).max()
+    difference = sides.difference_of_h()
     print(f"{args.batch} images, T {STEPS}; largest difference of h: {difference:.1e}")
     peak = peak_rate()
     print(f"matrix product: {peak:.0f} GFLOP/s")
-    compare(f"prediction, S {RUNS}", sides, sides.prediction(), peak)
-    compare(f"BPDA step, EOT {args.eot}", sides, sides.attack_step("bpda", args.eot), peak)
-    compare(f"exact step, EOT {args.eot}", sides, sides.attack_step("exact", args.eot), peak)
-    compare(f"training step, batch {TRAIN_BATCH}", sides, sides.training_step(), peak)
+    compare(f"prediction, S {RUNS}", sides.prediction(), peak)
+    compare(f"BPDA step, EOT {args.eot}", sides.attack_step("bpda", args.eot), peak)
+    compare(f"exact step, EOT {args.eot}", sides.attack_step("exact", args.eot), peak)
+    compare(f"training step, batch {TRAIN_BATCH}", sides.training_step(), peak)
     peaks = {side: peak_memory(side, args.batch, args.eot) for side in ("ours", "theirs")}
     print(
         f"peak memory of the exact step: ours {peaks['ours']:.0f} MiB, PyTorch "

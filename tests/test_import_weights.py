@@ -39,8 +39,12 @@ def test_import_weights_makes_a_checkpoint_and_overwrites_none(tmp_path):
     classifier = random_resnet20()
     np.savez(tmp_path / "weights.npz", **published_names(classifier.variables))
     command = ("--mode=import_weights", f"--input={tmp_path}/weights.npz", "--arch=resnet20")
+    killed = tmp_path / "run/classifier.partial"  # as an import leaves it that was killed
+    killed.mkdir(parents=True)
+    (killed / "settings.json").write_text("{}")
     result = main(*command, f"--workdir={tmp_path}/run")
     assert result.returncode == 0, result.stderr
+    assert not killed.exists()
     assert "classifier: 269,722 parameters of resnet20" in result.stdout
     loaded = load_classifier(tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, classifier.variables)
