@@ -17,6 +17,8 @@ demo: $(VENV)/ready  ## train, purify, attack and report on real digits
 cifar10: $(VENV)/ready  ## evaluate a purified ResNet-20: TFDS_DATA_DIR=DIR [CLASSIFIER=FILE]
 	test -e $(CIFAR10_RUN)/score || \
 	  $(CIFAR10) --mode=import_weights --input=pretrained/cifar10_unet.safetensors
+	@test -z "$(CLASSIFIER)" -o ! -e $(CIFAR10_RUN)/classifier || \
+	  echo "$(CIFAR10_RUN)/classifier is there: taken instead of $(CLASSIFIER)"
 	test -z "$(CLASSIFIER)" -o -e $(CIFAR10_RUN)/classifier || \
 	  $(CIFAR10) --mode=import_weights --input="$(CLASSIFIER)" --arch=resnet20
 	$(CIFAR10) --mode=eval_robust $(ARGS)

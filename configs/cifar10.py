@@ -4,9 +4,9 @@
     configs/cifar10.py:reference  the published code: its purifier, its attacks
     configs/cifar10.py:resnet20   a ResNet-20 and a U-Net of 0.6 M parameters, for CPUs
     configs/cifar10.py:tiny       the same code in minutes, for a first look and for tests
-    configs/cifar10.py:tuning     resnet20's purifiers with other constants, on training images that
-                                  the score model did not see (train[3500:]): what is chosen, is
-                                  chosen here, never on test images
+    configs/cifar10.py:tuning     purifiers with other constants behind the networks of resnet20, on
+                                  training images that its score model did not see (train[3500:]):
+                                  what is chosen, is chosen here, never on test images
 
 TFDS must have prepared the data set with array_record (the error says how where it is missing);
 --config.data.dir or TFDS_DATA_DIR point at a prepared copy.
@@ -117,6 +117,8 @@ def _small(config) -> None:
         clip_norm=10.0,
     )
     config.defense.num_runs = 5
+    # Chosen by the variant `tuning`: no less accurate than the paper's at 56 % of the evaluations.
+    config.adp.update(lam=0.1, num_steps=5)
     names = ["identity"]
     for suffix, sigma in (("", {}), ("_s10", dict(sigma=0.10))):
         for name, changes in {
@@ -126,12 +128,14 @@ def _small(config) -> None:
             "schedule_t10": dict(purifier="schedule", num_steps=10),
             "adp": dict(purifier="adp"),
             "adp_fd": dict(purifier="adp", curvature="finite_difference"),
-            "adp_secant": dict(purifier="adp", curvature="secant"),
+            "adp_secant": dict(purifier="adp", curvature="secant", lam=0.05, num_steps=6),
         }.items():
             names.append(name + suffix)
             if names[-1] not in PURIFIERS:
                 config.variants[names[-1]] = changes | sigma
-    exact = ("one_step", "schedule", "adp", "adp_secant")
+    names.append("adp_paper")
+    config.variants.adp_paper = dict(purifier="adp", lam=0.05, num_steps=10)
+    exact = ("one_step", "schedule", "adp", "adp_secant", "adp_paper")
     config.eval.defenses = tuple(names)
     config.eval.bpda_alone = (
         *(f"{name}-bpda" for name in config.eval.defenses if name not in exact),
@@ -175,7 +179,7 @@ def _tuning(config) -> None:
     count.
     """
     config.data.update(train_split="train[:3500]", test_split="train[3500:]")
-    config.adp.update(lam=0.05, num_steps=10)
+    config.adp.update(lam=0.05, num_steps=10)  # the paper's
     names, config.variants = list(PURIFIERS), {}
     for suffix, sigma in (("", {}), ("_s10", dict(sigma=0.10))):
         for name, changes in {

@@ -32,10 +32,15 @@ def make(name: str, variant: str = "", **changes):
 @pytest.mark.parametrize("name, variant", CONFIGS)
 def test_every_config_plans_the_baselines_and_exact_beside_bpda(name, variant):
     config, rows = make(name, variant)
+    if variant == "tuning":
+        assert config.eval.attacks == ("blind",) and config.data.test_split == "train[3500:]"
+        assert config.data.train_split == "train[:3500]"
+        return
     adp = config.defense.purifier
     for defense in ("identity", "noise_only", adp):
         assert {f"{defense}-clean", f"{defense}-blind"} <= rows.keys()
-    assert rows[f"{adp}-clean"].defense.purifier.lam == config[adp].lam == 0.05
+    lam = 0.1 if variant in ("resnet20", "tiny") else 0.05
+    assert rows[f"{adp}-clean"].defense.purifier.lam == config[adp].lam == lam
     bpda, exact = rows[f"{adp}-bpda"], rows[f"{adp}-exact"]
     assert bpda.attack == exact.attack  # same loss, EOT, iterations and starts: only the gradient
     assert isinstance(bpda.attacked.purifier, BPDA)
