@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 
 from benchmarks.timing import best_times
 from purify.checkpoint import load_classifier, load_score
-from purify.compilation import compiler_options
 from purify.defense import classify
 from purify.evals.plan import build_defense
 from purify.random import image_keys
@@ -29,17 +28,16 @@ MARGIN, MIN_IMAGES = 0.10, 100
 
 
 def programs(results: dict, folder: Path) -> dict:
-    """Name of each defence -> one draw of it on the same images, compiled."""
+    """Name of each defence -> one draw of it on the same images."""
     config, workdir = ConfigDict(results["config"]), folder.parent.parent
     networks = dict(classifier=load_classifier(workdir), score=load_score(workdir))
     images = np.load(folder / "attacked" / "blind.npz")["images"][:BATCH]
     keys = image_keys(config.seed, range(len(images)))
-    compiled = {}
+    draws = {}
     for name in config.eval.defenses:
         defense = build_defense(config, name, **networks)
-        program = classify.lower(defense, keys, images).compile(compiler_options())
-        compiled[name] = functools.partial(program, defense, keys, images)
-    return compiled
+        draws[name] = functools.partial(classify, defense, keys, images)
+    return draws
 
 
 def verdict(differences: dict[str, dict], gradients: dict[str, str]) -> str:

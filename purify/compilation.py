@@ -2,11 +2,13 @@
 
 import functools
 import os
+from collections.abc import Callable
 
 import jax
 
-# Convolutions by XLA's YNN library: the digits' purifier is 1.2 times as fast, its exact gradient
-# 1.3 times (two cores of an AMD EPYC; benchmarks/compiler_options.py).
+# XLA's YNN library takes single convolutions and leaves matrix products, alone or fused, to Eigen:
+# purifiers are 1.8 (digits) and 2.1 times (CIFAR-10) as fast, their exact gradients 2.2 and 2.5
+# times (two cores of an AMD EPYC; benchmarks/compiler_options.py).
 CPU_OPTIONS: dict[str, str | bool] = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",
 }
@@ -23,6 +25,18 @@ def compiler_options() -> dict[str, str | bool]:
         return {}
     flags = os.environ.get("XLA_FLAGS", "")
     return {k: v for k, v in CPU_OPTIONS.items() if k not in flags and _is_known(k, v)}
+
+
+def jit(function: Callable) -> Callable:
+    """jax.jit with compiler_options(), which are asked for at the first call: that starts the
+    backends, too early where a module is imported."""
+    jitted = functools.cache(lambda: jax.jit(function, compiler_options=compiler_options()))
+
+    @functools.wraps(function)
+    def call(*args):
+        return jitted()(*args)
+
+    return call
 
 
 def _is_known(name: str, value: str | bool) -> bool:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from attacks.gradients import average_logits, draws
+from purify.compilation import jit
 from purify.networks import Classifier
 from purify.types import Array, Image, Key, Purifier, Trace, static
 
@@ -55,7 +56,7 @@ class Defense:
         return draws(traced, self.num_runs, self.chunk)(key, image)
 
 
-@jax.jit
+@jit
 def classify(defense: Defense, keys: Key, images: Array) -> Array:
     """One draw of the defence for a batch: keys [n], images [n, H, W, C] -> logits [n, K]."""
     return jax.vmap(defense, axis_name="batch")(keys, images)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from purify.jsonl import read_lines
 from tests.command import main
 
 TINY = "--config=configs/cifar10.py:tiny"
@@ -48,6 +49,21 @@ def test_the_tiny_variant_runs_on_four_devices(images, tmp_path):
     }
     assert clean["identity"] == 1.0  # the colours are told apart: batch normalisation works
     assert set(clean) == {"identity", "noise_only", "one_step", "schedule", "adp"}
+
+
+@pytest.mark.slow
+def test_batch_normalisation_sees_the_batch_of_all_devices(images, tmp_path):
+    """Its mean and variance, and so the loss and the gradient, of the first steps."""
+    reports = []
+    for devices in (1, 4):
+        few = ("num_steps=3", "warmup_steps=0", "log_every=1", "augment=none")
+        few = [f"--config.classifier.train.{change}" for change in few]
+        folder = tmp_path / str(devices)
+        workdir = f"--workdir={folder}"
+        run(TINY, "--mode=train_classifier", *images, *few, workdir, devices=devices)
+        reports.append(read_lines(folder / "classifier/metrics.jsonl"))
+    for one, four in zip(*reports, strict=True):
+        assert one == pytest.approx(four, rel=1e-4)
 
 
 @pytest.mark.slow

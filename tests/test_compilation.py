@@ -28,6 +28,22 @@ def test_what_the_user_set_is_not_touched(options, monkeypatch):
     assert options() == {}
 
 
+def test_jit_passes_the_options_on_and_compiles_once(monkeypatch):
+    traces = []
+
+    @compilation.jit
+    def double(x):
+        """Twice x."""
+        traces.append(x)
+        return 2 * x
+
+    assert double.__doc__ == "Twice x." and not traces
+    assert float(double(1.0)) == 2.0 and float(double(3.0)) == 6.0 and len(traces) == 1
+    monkeypatch.setattr(compilation, "compiler_options", lambda: {"xla_cpu_flight": True})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_cpu_flight"):
+        compilation.jit(lambda x: x)(1.0)
+
+
 def test_other_devices_get_none(options, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert options() == {}

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from purify import parallel, purifiers
 from purify.checkpoint import image_shape, load_score
+from purify.compilation import jit
 from purify.evals.plan import purifier_options
 from purify.image_io import open_images
 from purify.random import image_keys
@@ -28,7 +29,7 @@ def run(config, workdir: Path, input: str | None, output: str | None) -> None:
     kind, options = purifier_options(config, name, field="config.defense.purifier")
     purifier = parallel.replicate(purifiers.build(kind, load_score(workdir), **options))
 
-    @jax.jit
+    @jit
     def purify(purifier, keys, images):
         return jax.vmap(purifier, axis_name="batch")(keys, images)
 

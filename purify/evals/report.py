@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from purify.checkpoint import ROLES, read_settings
+from purify.compilation import jit
 from purify.evals import plots
 from purify.evals.plan import Row, crafting, without_exact
 from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
@@ -205,7 +206,7 @@ def _image_figure(path: Path, evaluation, row: Row) -> None:
     plots.image_rows(path, shown, captions)
 
 
-@jax.jit
+@jit
 def _versions(defense, keys, images):
     """(noised, purified) images of the first run of the first draw, and the classifier's logits for
     the images, the noised and the purified ones."""
