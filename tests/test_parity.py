@@ -62,8 +62,10 @@ def compare(arch: str, twin, size: int = 32, channels: int = 3):
     settings, variables = import_weights(arch, state_of(twin))
     images = np.random.default_rng(0).random((2, size, size, channels)).astype(np.float32)
     ours = np.asarray(jax.jit(models.build(**settings).apply)(variables, images))
+    # Published classifiers leave to their data loader what is part of the network here.
+    mean, std = (np.array(settings.get(k, v), np.float32) for k, v in (("mean", 0), ("std", 1)))
     with torch.no_grad():
-        theirs = twin(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+        theirs = twin(torch.tensor(((images - mean) / std).transpose(0, 3, 1, 2))).numpy()
     theirs = theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs
     assert ours.shape == theirs.shape
     # Float32 sums in another order, over twenty layers.
