@@ -11,7 +11,7 @@ from purify.losses import cross_entropy, dsm, noise_levels
 from purify.networks import HEADS, Classifier, Score
 from purify.train import init_state, make_train_step
 from purify.train_options import TrainOptions
-from tests.oracles import QUICK
+from tests.oracles import QUICK, UnitScore
 
 SHAPE = (2, 2, 1)
 
@@ -59,6 +59,16 @@ def test_impossible_noise_levels_are_refused_with_their_values(levels):
 # Denoising score matching, one image
 
 
+class Field(UnitScore):
+    """A score model that is a function."""
+
+    def __init__(self, h):
+        self.h = h
+
+    def __call__(self, image):
+        return self.h(image)
+
+
 def test_dsm_is_its_definition_on_the_same_draws(x64):
     """1/2 sigma^2 ||s(x + sigma z, sigma) + z / sigma||^2 with s = h / sigma."""
     sigmas = np.geomspace(0.8, 0.05, 5)
@@ -75,7 +85,7 @@ def test_dsm_is_its_definition_on_the_same_draws(x64):
         sigma = sigmas[level]
         s = np.asarray(h(image + sigma * z)) / sigma
         expected = 0.5 * sigma**2 * np.sum((s + z / sigma) ** 2)
-        loss, metrics = dsm(h, key, jnp.asarray(image), sigmas=jnp.asarray(sigmas))
+        loss, metrics = dsm(Field(h), key, jnp.asarray(image), sigmas=jnp.asarray(sigmas))
         assert loss == pytest.approx(expected, rel=1e-12)
         total, count = metrics["loss_by_level"]
         np.testing.assert_array_equal(count, np.eye(5)[level])
@@ -89,7 +99,7 @@ def test_dsm_draws_levels_uniformly_and_unit_noise():
     n, sigmas, image = 4000, jnp.geomspace(0.8, 0.05, 4), jnp.zeros((4, 4, 1))
 
     def one(key):
-        loss, metrics = dsm(jnp.zeros_like, key, image, sigmas=sigmas)
+        loss, metrics = dsm(Field(jnp.zeros_like), key, image, sigmas=sigmas)
         return loss, metrics["loss_by_level"][1]
 
     losses, drawn = jax.vmap(one)(jax.random.split(jax.random.key(0), n))
