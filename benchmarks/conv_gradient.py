@@ -13,14 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.timing import best_times
-from purify.models.convolution import conv2d
+from purify.models.convolution import conv2d, xla_convolve
 
 STEPS, LAYERS, ROUNDS = 4, 6, 7
-
-
-def xla_conv2d(x, kernel):
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
 
 
 def gradient(conv, steps: int):
@@ -47,7 +42,7 @@ def main():
         x = jax.random.normal(keys[0], (batch, side, side, channels), jnp.float32)
         programs = {
             (name, steps): functools.partial(gradient(conv, steps), x, kernels)
-            for name, conv in (("xla", xla_conv2d), ("conv2d", conv2d))
+            for name, conv in (("xla", xla_convolve), ("conv2d", conv2d))
             for steps in (1, STEPS)
         }
         best = {key: time / key[1] for key, time in best_times(programs, ROUNDS).items()}

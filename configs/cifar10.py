@@ -119,24 +119,19 @@ def _small(config) -> None:
     config.defense.num_runs = 5
     # Chosen by the variant `tuning`: no less accurate than the paper's at 56 % of the evaluations.
     config.adp.update(lam=0.1, num_steps=5)
-    names = ["identity"]
-    for suffix, sigma in (("", {}), ("_s10", dict(sigma=0.10))):
-        for name, changes in {
-            "noise_only": dict(purifier="noise_only"),
-            "one_step": dict(purifier="one_step"),
-            "schedule": dict(purifier="schedule"),
-            "schedule_t10": dict(purifier="schedule", num_steps=10),
-            "adp": dict(purifier="adp"),
-            "adp_fd": dict(purifier="adp", curvature="finite_difference"),
-            "adp_secant": dict(purifier="adp", curvature="secant", lam=0.05, num_steps=6),
-        }.items():
-            names.append(name + suffix)
-            if names[-1] not in PURIFIERS:
-                config.variants[names[-1]] = changes | sigma
-    names.append("adp_paper")
+    names = _at_both_sigmas(
+        config,
+        noise_only=dict(purifier="noise_only"),
+        one_step=dict(purifier="one_step"),
+        schedule=dict(purifier="schedule"),
+        schedule_t10=dict(purifier="schedule", num_steps=10),
+        adp=dict(purifier="adp"),
+        adp_fd=dict(purifier="adp", curvature="finite_difference"),
+        adp_secant=dict(purifier="adp", curvature="secant", lam=0.05, num_steps=6),
+    )
     config.variants.adp_paper = dict(purifier="adp", lam=0.05, num_steps=10)
     exact = ("one_step", "schedule", "adp", "adp_secant", "adp_paper")
-    config.eval.defenses = tuple(names)
+    config.eval.defenses = ("identity", *names, "adp_paper")
     config.eval.bpda_alone = (
         *(f"{name}-bpda" for name in config.eval.defenses if name not in exact),
         *("schedule-bpda_l2", "adp-bpda_l2"),
@@ -151,6 +146,14 @@ def _small(config) -> None:
     l2 = dict(norm="l2", eps=0.5, num_images=200, defenses=("schedule", "adp"))
     config.attacks.bpda_l2 = attack("bpda", **budget, **l2)
     config.attacks.exact = attack("exact", eps=EPS, **budget, defenses=exact, num_images=100)
+
+
+def _at_both_sigmas(config, **purifiers: dict) -> list[str]:
+    """Sets config.variants to the purifiers at the config's sigma and, named _s10, at 0.10; returns
+    the names of all, also of those that are no variants."""
+    purifiers |= {f"{name}_s10": changes | dict(sigma=0.10) for name, changes in purifiers.items()}
+    config.variants = {n: changes for n, changes in purifiers.items() if n not in PURIFIERS}
+    return list(purifiers)
 
 
 def _tiny(config) -> None:
@@ -180,22 +183,19 @@ def _tuning(config) -> None:
     """
     config.data.update(train_split="train[:3500]", test_split="train[3500:]")
     config.adp.update(lam=0.05, num_steps=10)  # the paper's
-    names, config.variants = list(PURIFIERS), {}
-    for suffix, sigma in (("", {}), ("_s10", dict(sigma=0.10))):
-        for name, changes in {
-            "one_step": dict(purifier="one_step"),
-            "schedule": dict(purifier="schedule"),
-            "schedule_t3": dict(purifier="schedule", num_steps=3),
-            "schedule_t10": dict(purifier="schedule", num_steps=10),
-            "adp": dict(purifier="adp"),
-            "adp_lam10_t5": dict(purifier="adp", lam=0.1, num_steps=5),
-            "adp_lam20_t3": dict(purifier="adp", lam=0.2, num_steps=3),
-            "adp_secant": dict(purifier="adp", curvature="secant"),
-            "adp_secant_t6": dict(purifier="adp", curvature="secant", num_steps=6),
-            "adp_secant_lam10_t6": dict(purifier="adp", curvature="secant", lam=0.1, num_steps=6),
-        }.items():
-            if (full := name + suffix) not in PURIFIERS:
-                names.append(full)
-                config.variants[full] = changes | sigma
-    config.eval.update(defenses=("identity", *names), attacks=("blind",), bpda_alone=())
+    names = _at_both_sigmas(
+        config,
+        one_step=dict(purifier="one_step"),
+        schedule=dict(purifier="schedule"),
+        schedule_t3=dict(purifier="schedule", num_steps=3),
+        schedule_t10=dict(purifier="schedule", num_steps=10),
+        adp=dict(purifier="adp"),
+        adp_lam10_t5=dict(purifier="adp", lam=0.1, num_steps=5),
+        adp_lam20_t3=dict(purifier="adp", lam=0.2, num_steps=3),
+        adp_secant=dict(purifier="adp", curvature="secant"),
+        adp_secant_t6=dict(purifier="adp", curvature="secant", num_steps=6),
+        adp_secant_lam10_t6=dict(purifier="adp", curvature="secant", lam=0.1, num_steps=6),
+    )
+    defenses = dict.fromkeys(("identity", *PURIFIERS, *names))
+    config.eval.update(defenses=tuple(defenses), attacks=("blind",), bpda_alone=())
     config.eval.num_draws = 1
