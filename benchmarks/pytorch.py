@@ -42,7 +42,7 @@ from tests.torch_twins import CifarResNet
 
 WIDTHS, BLOCKS, SHAPE = (32, 64, 64), 2, (32, 32, 3)
 SIGMA, LAM, TAU, DELTA, STEPS, RUNS, EOT = 0.25, 0.05, -1.0, 1e-3, 10, 10, 15
-TRAIN_BATCH, ROUNDS = 64, 4
+TRAIN_BATCH, ACCUMULATE, ROUNDS = 64, 8, 4
 LAYOUTS = {"default": torch.contiguous_format, "channels last": torch.channels_last}
 
 
@@ -238,14 +238,18 @@ class Sides:
 
     def training_step(self):
         sigmas = noise_levels(0.6, 0.01, 40)
-        options = TrainOptions(100, TRAIN_BATCH, 1e-3)
+        options = TrainOptions(100, TRAIN_BATCH, 1e-3, accumulate=ACCUMULATE)
 
         def loss_fn(variables, key, image, label):
             score = Score(variables, self.score.network)
             return *dsm(score, key, image, sigmas=jnp.asarray(sigmas)), {}
 
         train_step = make_train_step(
-            loss_fn, options.optimizer(), ema_decay=0.999, augment=lambda key, x: x
+            loss_fn,
+            options.optimizer(),
+            ema_decay=0.999,
+            augment=lambda key, x: x,
+            accumulate=options.accumulate,
         )
         state = [init_state(jax.tree.map(jnp.copy, self.score.variables), options.optimizer())]
         images = np.random.default_rng(0).integers(0, 256, (TRAIN_BATCH, *SHAPE), np.uint8)

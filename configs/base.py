@@ -95,7 +95,7 @@ def _train() -> ConfigDict:
     train.clip_norm = 10.0  # 0: none
     train.ema_decay = 0.999
     train.augment = "none"  # or 'flip', 'crop', 'flip_crop'
-    train.accumulate = 1  # parts of a batch computed one after the other, where memory is short
+    train.accumulate = 1  # parts of a batch one after the other, where memory or caches are small
     train.precision = "float32"  # or 'bfloat16', of the network's arithmetic
     train.log_every = 100
     train.checkpoint_every = 1000

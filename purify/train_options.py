@@ -22,7 +22,8 @@ class TrainOptions:
     ema_decay: of the exponential moving average of the weights, which is what gets used.
     augment: a name of purify.augment.AUGMENTATIONS.
     accumulate: parts of a batch whose gradients are computed one after the other and averaged: less
-        memory, the same step but for rounding (batch normalisation sees the parts).
+        memory, faster where CPU caches are too small for a batch; the same step but for rounding
+        (batch normalisation sees the parts).
     precision: of the network's arithmetic, see purify.networks.
     """
 

@@ -80,36 +80,41 @@ def test_strides_and_dilations_equal_lax(x64, transform, stride, dilation, side)
         assert_same(TRANSFORMS[transform], x, kernel, stride=stride, dilation=dilation)
 
 
-def test_the_precision_asked_for_reaches_every_product_of_value_and_gradient():
+@pytest.mark.parametrize("shape", [(3, 3, 2, 3), (3, 3, 16, 16)], ids=str)
+def test_the_precision_asked_for_reaches_every_product_of_value_and_gradient(shape):
     def gradient(x, kernel):
         with jax.default_matmul_precision("highest"):
             return jax.grad(curved(conv2d), (0, 1))(x, kernel)
 
-    text = jax.jit(gradient).lower(normal(0, 1, 4, 4, 2), normal(1, 3, 3, 2, 3)).as_text()
+    text = jax.jit(gradient).lower(normal(0, 1, 4, 4, shape[2]), normal(1, *shape)).as_text()
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert products and all("HIGHEST, HIGHEST" in line for line in products), products
 
 
-@pytest.mark.parametrize("form", ["gather_convolve", "scatter_convolve", "winograd_convolve"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "pointwise_convolve",
+        "gather_convolve",
+        "scatter_convolve",
+        "winograd_convolve",
+        "winograd_kernel_gradient",
+    ],
+)
 def test_every_form_is_used_where_the_cpu_needs_it(form, monkeypatch):
-    """And by one of the kernels above: without it, one of their convolutions fails."""
+    """And by one of the kernels above: without it, one of their gradients fails."""
     if jax.default_backend() != "cpu":
         pytest.skip("these forms are for CPUs")
 
-    def refuse(x, kernel):
+    def refuse(*_):
         raise RuntimeError(form)
 
     jax.clear_caches()
     monkeypatch.setattr(convolution, form, refuse)
     with pytest.raises(RuntimeError, match=form):
         for shape in KERNELS:
-            jax.eval_shape(
-                jax.jit(convolution._choose_form, static_argnames=("stride", "dilation")),
-                normal(0, 1, 5, 4, shape[2]),
-                normal(1, *shape),
-                stride=1,
-                dilation=1,
-            )
+            gradient = jax.jit(jax.grad(curved(conv2d), 1))
+            gradient.lower(normal(0, 1, 5, 4, shape[2]), normal(1, *shape))
 
 
 def test_winograd_loses_no_digits():

@@ -210,8 +210,8 @@ def test_protocols_by_hand(trained):
         {"index": 1, "label": 2, "correct": [True, True], "predictions": [[2, 2], [2, 3]]},
         {"index": 2, "label": 3, "correct": [False, True], "predictions": [[4, 3], [3, 3]]},
     ]
-    costs = dict.fromkeys(("seconds", "nfe", "nge", "defense_seconds", "defense_nfe"), 1.0)
-    records = [record | costs for record in records]
+    costs = dict.fromkeys(("nfe", "nge", "defense_seconds", "defense_nfe"), 1.0)
+    records = [r | costs | {"seconds": s} for r, s in zip(records, (1.0, 2.0, 60.0), strict=True)]
     values = protocols(row_of(trained, "adp-bpda"), records)
     assert values["mean"].tolist() == [0.5, 1.0, 0.5]
     assert values["ensemble"].tolist() == [True, True, False]
@@ -222,6 +222,7 @@ def test_protocols_by_hand(trained):
     single = next(entry for entry in entries if entry["single_run"])
     assert single["defense"]["S"] == 1 and single["accuracy"] == pytest.approx(7 / 12)
     assert {e["protocol"]: e["clean_accuracy"] for e in entries}["vote"] == 1.0
+    assert {e["seconds_per_image"] for e in entries} == {2.0}  # whatever held up the third image
 
 
 def test_intervals_are_exact_only_where_an_image_has_one_outcome():

@@ -6,6 +6,7 @@ there. benchmarks/convolution.py measures each form.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,21 @@ MANY_CHANNELS = 16  # below, transforms cost more than they save
 _KERNEL_TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
+def _tile_transform(d):
+    """B^T, of 4 values."""
+    return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
+
+
+def _result_transform(m):
+    """A^T, of 4 values."""
+    return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
+
+
+def _spread_transform(r):
+    """A, of 2 values."""
+    return r[0], r[0] + r[1], r[0] - r[1], -r[1]
+
+
 def _taps(height: int, width: int) -> list[tuple[int, slice, slice]]:
     """Of a 3 x 3 kernel: (number, rows, columns) of the padded image that each tap reads."""
     return [
@@ -33,6 +49,16 @@ def _taps(height: int, width: int) -> list[tuple[int, slice, slice]]:
 def _product(x: Array, matrix: Array) -> Array:
     """x @ matrix by way of two dimensions, which spares the kernel's gradient a transposition."""
     return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
+
+
+def _outer(x: Array, y: Array) -> Array:
+    """x^T y over all dimensions but the last."""
+    return x.reshape(-1, x.shape[-1]).T @ y.reshape(-1, y.shape[-1])
+
+
+def pointwise_convolve(x: Array, kernel: Array) -> Array:
+    """One product: for 1 x 1 kernels."""
+    return _product(x, kernel[0, 0])
 
 
 def gather_convolve(x: Array, kernel: Array) -> Array:
@@ -58,29 +84,49 @@ def scatter_convolve(x: Array, kernel: Array) -> Array:
 
 def winograd_convolve(x: Array, kernel: Array) -> Array:
     """A^T [(G k G^T) (B^T d B)] A over 4 x 4 tiles d: 16 products instead of 36 (Winograd)."""
-    n, height, width, channels = x.shape
-    tiles_y, tiles_x = -(-height // 2), -(-width // 2)
-    odd = height % 2, width % 2
-    padded = jnp.pad(x, ((0, 0), (1, 1 + odd[0]), (1, 1 + odd[1]), (0, 0)))
+    n, height, width, _ = x.shape
     transform = jnp.asarray(_KERNEL_TRANSFORM, kernel.dtype)
     kernels = jnp.einsum("ai,bj,ijco->abco", transform, transform, kernel)
-
-    def tile_transform(d):  # B^T
-        return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
-
-    def result_transform(m):  # A^T
-        return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
-
-    rows = tile_transform([padded[:, i::2][:, :tiles_y] for i in range(4)])
-    products = []
-    for row, row_kernels in zip(rows, kernels, strict=True):
-        tiles = tile_transform([row[:, :, j::2][:, :, :tiles_x] for j in range(4)])
-        products.append([_product(tile, k) for tile, k in zip(tiles, row_kernels, strict=True)])
-    columns = [result_transform(column) for column in zip(*products, strict=True)]
+    products = [
+        [_product(tile, k) for tile, k in zip(row, row_kernels, strict=True)]
+        for row, row_kernels in zip(_tiles(x), kernels, strict=True)
+    ]
+    columns = [_result_transform(column) for column in zip(*products, strict=True)]
     y = jnp.stack(
-        [jnp.stack(result_transform(row), 3) for row in zip(*columns, strict=True)], 2
+        [jnp.stack(_result_transform(row), 3) for row in zip(*columns, strict=True)], 2
     )  # [n, tiles_y, 2, tiles_x, 2, features]
-    return y.reshape(n, 2 * tiles_y, 2 * tiles_x, -1)[:, :height, :width]
+    return y.reshape(n, 2 * y.shape[1], 2 * y.shape[3], -1)[:, :height, :width]
+
+
+def winograd_kernel_gradient(cotangent: Array, x: Array) -> Array:
+    """G^T [(B^T d B)^T (A c A^T)] G, summed over 4 x 4 tiles d and 2 x 2 of the cotangent c."""
+    products = [
+        [_outer(tile, spread) for tile, spread in zip(row, spread_row, strict=True)]
+        for row, spread_row in zip(_tiles(x), _spread_tiles(cotangent), strict=True)
+    ]
+    gradient = jnp.stack([jnp.stack(row) for row in products])
+    transform = jnp.asarray(_KERNEL_TRANSFORM, gradient.dtype)
+    return jnp.einsum("ai,bj,abco->ijco", transform, transform, gradient)
+
+
+def _tiles(x: Array) -> list[tuple[Array, ...]]:
+    """B^T d B of 4 x 4 tiles, two pixels apart: [N, H, W, C] -> 4 x 4 of [N, tiles, tiles, C]."""
+    return _transform_tiles(x, _tile_transform, range(4))
+
+
+def _spread_tiles(cotangent: Array) -> list[tuple[Array, ...]]:
+    """A c A^T of the 2 x 2 tiles: [N, H, W, F] -> 4 x 4 of [N, tiles, tiles, F]."""
+    # Read from the padded array, though nothing of the border is needed: XLA writes that array
+    # once, where it would compute an unpadded cotangent anew for each of the 16.
+    return _transform_tiles(cotangent, _spread_transform, range(1, 3))
+
+
+def _transform_tiles(x: Array, transform: Callable, offsets: range) -> list[tuple[Array, ...]]:
+    """The transform of both axes, of tiles that start at every other pixel of x in zeros."""
+    tiles_y, tiles_x = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
+    padded = jnp.pad(x, ((0, 0), (1, 1 + x.shape[1] % 2), (1, 1 + x.shape[2] % 2), (0, 0)))
+    rows = transform([padded[:, i::2][:, :tiles_y] for i in offsets])
+    return [transform([row[:, :, j::2][:, :, :tiles_x] for j in offsets]) for row in rows]
 
 
 def xla_convolve(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Array:
@@ -96,26 +142,24 @@ def xla_convolve(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1)
     )
 
 
-def _convolve(
-    x: Array, kernel: Array, *, stride: int, dilation: int, precision: str | None
-) -> Array:
-    with jax.default_matmul_precision(precision):
-        return _choose_form(x, kernel, stride=stride, dilation=dilation)
-
-
-def _choose_form(x: Array, kernel: Array, *, stride: int, dilation: int) -> Array:
+def _form(x, kernel, *, stride: int, dilation: int) -> Callable[[Array, Array], Array]:
     *size, channels, features = kernel.shape
     if stride == 1 and size == [1, 1]:
-        return _product(x, kernel[0, 0])
+        return pointwise_convolve
     # Winograd's sums would cost bfloat16 digits that it does not have.
     if stride == dilation == 1 and size == [3, 3] and _on_cpu() and x.dtype != jnp.bfloat16:
         if channels <= FEW_CHANNELS:
-            return gather_convolve(x, kernel)
+            return gather_convolve
         if features <= FEW_CHANNELS:
-            return scatter_convolve(x, kernel)
+            return scatter_convolve
         if min(channels, features) >= MANY_CHANNELS:
-            return winograd_convolve(x, kernel)
-    return xla_convolve(x, kernel, stride=stride, dilation=dilation)
+            return winograd_convolve
+    return functools.partial(xla_convolve, stride=stride, dilation=dilation)
+
+
+def _convolve(x: Array, kernel: Array, *, precision: str | None, **how) -> Array:
+    with jax.default_matmul_precision(precision):
+        return _form(x, kernel, **how)(x, kernel)
 
 
 def _on_cpu() -> bool:
@@ -133,11 +177,13 @@ def _input_gradient(cotangent: Array, x: Array, kernel: Array, *, stride: int, *
     return _conv2d_p.bind(cotangent, flipped, stride=1, **how)
 
 
-def _kernel_gradient(cotangent: Array, x: Array, kernel: Array, **how) -> Array:
-    # Held back from fusion, or XLA computes both anew in each of the products that read them.
-    cotangent, x = lax.optimization_barrier((cotangent, x))
-    (gradient,) = jax.linear_transpose(lambda k: _convolve(x, k, **how), kernel.aval)(cotangent)
-    return gradient
+def _kernel_gradient(cotangent: Array, x: Array, kernel, *, precision: str | None, **how) -> Array:
+    form = _form(x, kernel.aval, **how)
+    with jax.default_matmul_precision(precision):
+        if form is winograd_convolve:
+            return winograd_kernel_gradient(cotangent, x)
+        (gradient,) = jax.linear_transpose(lambda k: form(x, k), kernel.aval)(cotangent)
+        return gradient
 
 
 def _batch(args, dims, **how):
