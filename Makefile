@@ -17,10 +17,11 @@ demo: $(VENV)/ready  ## train, purify, attack and report on real digits
 cifar10: $(VENV)/ready  ## evaluate a purified ResNet-20: TFDS_DATA_DIR=DIR [CLASSIFIER=FILE]
 	test -e $(CIFAR10_RUN)/score || \
 	  $(CIFAR10) --mode=import_weights --input=pretrained/cifar10_unet.safetensors
-	@test -z "$(CLASSIFIER)" -o ! -e $(CIFAR10_RUN)/classifier || \
-	  echo "$(CIFAR10_RUN)/classifier is there: taken instead of $(CLASSIFIER)"
-	test -z "$(CLASSIFIER)" -o -e $(CIFAR10_RUN)/classifier || \
-	  $(CIFAR10) --mode=import_weights --input="$(CLASSIFIER)" --arch=resnet20
+ifdef CLASSIFIER
+	if test -e $(CIFAR10_RUN)/classifier; \
+	then echo "$(CIFAR10_RUN)/classifier is there: taken instead of $(CLASSIFIER)"; \
+	else $(CIFAR10) --mode=import_weights --input="$(CLASSIFIER)" --arch=resnet20; fi
+endif
 	$(CIFAR10) --mode=eval_robust $(ARGS)
 
 cifar10-data: $(VENV)/ready  ## download and prepare the full CIFAR-10 into TFDS_DATA_DIR

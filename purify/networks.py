@@ -17,7 +17,7 @@ HEADS = ("score", "energy", "denoiser")
 PRECISIONS = ("float32", "bfloat16")
 
 
-def cast(precision: str, variables: PyTree, image: Image) -> tuple[PyTree, Image]:
+def _cast(precision: str, variables: PyTree, image: Image) -> tuple[PyTree, Image]:
     """The parameters and the image in bfloat16 if that is the precision, else as they are."""
     if precision == "float32":
         return variables, image
@@ -25,18 +25,23 @@ def cast(precision: str, variables: PyTree, image: Image) -> tuple[PyTree, Image
     return variables | {"params": params}, image.astype(precision)
 
 
+def _apply(wrapper: "Score | Classifier", image: Image) -> Array:
+    variables, x = _cast(wrapper.precision, wrapper.variables, image)
+    return wrapper.network.apply(variables, x[None])[0].astype(image.dtype)
+
+
 @flax.struct.dataclass
 class Score:
-    """A noise-blind score model: `score(image) -> h`, float [H, W, C] -> [H, W, C].
+    """A noise-blind score model: `score(image) -> h`, float [H, W, C] -> [H, W, C], a field that
+    points to the clean images.
 
-    h is the score undivided by sigma, s(x, sigma) = h(x) / sigma: minus the unit noise that the
-    network sees in x, so its root-mean-square is at most about 1.
-
-    head: 'score': the network is h. 'energy': the network is f and h = -grad E of
-    E(x) = 1/2 ||x - f(x)||^2 (Salimans and Ho 2021), a gradient field by construction.
-    'denoiser': the network is h = D(x) - x of a denoiser D, minus the noise that it sees in pixel
-    units: s = h / sigma^2, and the curvature along h is about 1, so that ADP's lam (alpha_max up to
-    1) becomes the share of the noise that a step takes away.
+    head: 'score': the network is h, the score undivided by sigma, s(x, sigma) = h(x) / sigma: minus
+    the unit noise that it sees in x, of root-mean-square at most about 1.
+    'energy': the same, but the network is f and h = -grad E of E(x) = 1/2 ||x - f(x)||^2 (Salimans
+    and Ho 2021), a gradient field by construction.
+    'denoiser': the network is h = D(x) - x of a denoiser D, minus the noise in pixel units, of
+    root-mean-square at most about sigma: s = h / sigma^2, and the curvature along h is about 1, so
+    that ADP's lam (alpha_max up to 1) becomes the share of the noise that a step takes away.
     """
 
     variables: PyTree
@@ -56,7 +61,7 @@ class Score:
     def __call__(self, image: Image) -> Array:
         if self.head == "energy":
             return -jax.grad(self.energy)(image)
-        return self._apply(image)
+        return _apply(self, image)
 
     def predict_noise(self, image: Image, sigma: Array | float) -> Array:
         """The z [H, W, C] that the network sees in image = clean + sigma z; only the denoiser head
@@ -68,11 +73,7 @@ class Score:
         """E(x), a scalar; ValueError for the score head, which has none."""
         if self.head != "energy":
             raise ValueError(f"head={self.head!r} has no energy; train with head='energy'")
-        return 0.5 * jnp.sum((image - self._apply(image)) ** 2)
-
-    def _apply(self, image: Image) -> Array:
-        variables, x = cast(self.precision, self.variables, image)
-        return self.network.apply(variables, x[None])[0].astype(image.dtype)
+        return 0.5 * jnp.sum((image - _apply(self, image)) ** 2)
 
 
 @flax.struct.dataclass
@@ -84,12 +85,11 @@ class Classifier:
     precision: str = flax.struct.field(pytree_node=False, default="float32")
 
     def __call__(self, image: Image) -> Array:
-        variables, x = cast(self.precision, self.variables, image)
-        return self.network.apply(variables, x[None])[0].astype(image.dtype)
+        return _apply(self, image)
 
     def train(self, image: Image) -> tuple[Array, PyTree]:
         """(logits, updated running statistics) of one image of a training batch, which is the axis
         named 'batch' of a vmap. Without batch normalisation the statistics are empty."""
-        variables, x = cast(self.precision, self.variables, image)
+        variables, x = _cast(self.precision, self.variables, image)
         logits, stats = self.network.apply(variables, x[None], train=True, mutable=["batch_stats"])
         return logits[0].astype(image.dtype), stats

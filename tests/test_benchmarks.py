@@ -23,7 +23,8 @@ def test_both_sides_of_the_comparison_with_pytorch_compute_the_same(monkeypatch)
     """Without noise, which the two draw differently."""
     pytest.importorskip("torch", reason="needs requirements-torch.txt")
     pytorch = importlib.import_module("benchmarks.pytorch")
-    for name, value in dict(SIGMA=0.0, STEPS=2, RUNS=2, TRAIN_BATCH=2).items():
+    small = dict(SIGMA=0.0, STEPS=2, RUNS=2, TRAIN_BATCH=2, ACCUMULATE=2)
+    for name, value in small.items():
         monkeypatch.setattr(pytorch, name, value)
     sides = pytorch.Sides(2)
     assert sides.difference_of_h() < 1e-4  # of numbers near 1, float32 over twenty layers
