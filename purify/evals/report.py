@@ -71,7 +71,8 @@ mean of draws: share of fresh S-run draws that are right, in %, over n images (b
   images, exact where every image has one outcome); identity: the undefended classifier
 1 draw: a single S-run draw; vote: majority of its runs; worst: right in all N draws
   (resubmission); S=1: single runs; clean: mean of draws on the same images unattacked
-nfe, nge: score-network forwards and gradients per image, attack and scoring; s/image: median
+nfe, nge: score-network forwards and gradients per image, attack and scoring
+s/image: median over images, without compiling
 *: a defence's lowest mean under attack on the images its attacks share: its headline
 ?: no attack with the exact gradient in this ball was tried: no evidence of robustness"""
 

@@ -72,13 +72,11 @@ def result_rows(
         "num_draws": row.num_draws,
         "exact_beside": exact_beside,
     }
-    # A busy or suspended machine moves the median time less than the mean.
-    per_image = {"nfe": np.mean, "nge": np.mean, "seconds": np.median}
-    per_image |= {"defense_nfe": np.mean, "defense_seconds": np.median}
-    cost = {
-        f"{name}_per_image": float(middle([record[name] for record in records]))
-        for name, middle in per_image.items()
-    }
+    cost = {}
+    for name in ("seconds", "nfe", "nge", "defense_seconds", "defense_nfe"):
+        # A busy or suspended machine moves the median time less than the mean.
+        average = np.median if name.endswith("seconds") else np.mean
+        cost[f"{name}_per_image"] = float(average([record[name] for record in records]))
     values, clean_values = protocols(row, records), protocols(row, clean) if clean else {}
     if row.defense.num_runs > 1 and not row.fixed_key:
         values[SINGLE_RUN] = single_run(records)

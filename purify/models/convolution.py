@@ -143,6 +143,7 @@ def xla_convolve(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1)
 
 
 def _form(x, kernel, *, stride: int, dilation: int) -> Callable[[Array, Array], Array]:
+    """The function above that computes this convolution, by the arguments' shapes and dtype."""
     *size, channels, features = kernel.shape
     if stride == 1 and size == [1, 1]:
         return pointwise_convolve
