@@ -28,14 +28,19 @@ def dsm(score: Score, key: Key, image: Image, *, sigmas: Array) -> tuple[Array, 
     """Denoising score matching: 1/2 sigma^2 ||s(x + sigma z, sigma) + z / sigma||^2; the predicted
     noise is -sigma s.
 
-    One level is drawn uniformly from sigmas [L]. Summed over pixels, so an untrained network scores
-    about H W C / 2. Song and Ermon (2020), eq. 5, in the noise-unconditional NCSNv2 form.
+    One level is drawn uniformly from sigmas [L], largest first. Summed over pixels, so an untrained
+    network scores about H W C / 2. Song and Ermon (2020), eq. 5, in the noise-unconditional NCSNv2
+    form. The denoiser head's losses weigh (sigma / sigmas[0])^2 as much: its own squared error, in
+    units of the largest level, whose minimum is the mean of the clean images that x may come from.
     """
     level_key, noise_key = jax.random.split(key)
     level = jax.random.randint(level_key, (), 0, sigmas.shape[0])
     z = jax.random.normal(noise_key, image.shape, image.dtype)
     sigma = sigmas[level]
-    loss = 0.5 * jnp.sum((score.predict_noise(image + sigma * z, sigma) - z) ** 2)
+    error = score.predict_noise(image + sigma * z, sigma) - z
+    if score.head == "denoiser":
+        error *= sigma / sigmas[0]
+    loss = 0.5 * jnp.sum(error**2)
     drawn = jax.nn.one_hot(level, sigmas.shape[0])
     return loss, {"loss_by_level": (drawn * loss, drawn)}
 

@@ -31,6 +31,7 @@ class UnitScore:
     """What every oracle of a score model shares with Score of head 'score'."""
 
     nfe = 1
+    head = "score"
 
     def predict_noise(self, image, sigma):
         return -self(image)

@@ -168,16 +168,12 @@ def train_on_gaussian(network, head: str, std: float, sigmas: np.ndarray, num_st
 
 def gaussian_optimum(points: np.ndarray, std: float, sigmas: np.ndarray, head: str) -> np.ndarray:
     """h*(x) = -sum_j w_j sigma_j x / v_j, v_j = std^2 + sigma_j^2, w_j ~ N(x; 0, v_j I); for the
-    denoiser head, whose losses are weighted by 1 / sigma_j^2, -sum_j w_j x / v_j over the mean of
-    the weights."""
+    denoiser head with sigma_j^2, which is the posterior mean of the clean image, less x."""
     v = std**2 + sigmas.astype(float) ** 2
     squared = (points.reshape(len(points), -1) ** 2).sum(1)[:, None]
     densities = np.exp(-squared / (2 * v)) / v ** (points[0].size / 2)
     weights = densities / densities.sum(1, keepdims=True)
-    if head == "denoiser":
-        slope = (weights / v).sum(1) / (weights / sigmas.astype(float) ** 2).sum(1)
-    else:
-        slope = (weights * sigmas / v).sum(1)
+    slope = (weights * sigmas ** (2 if head == "denoiser" else 1) / v).sum(1)
     return -slope[:, None, None, None] * points
 
 
