@@ -83,7 +83,13 @@ class ReferenceADP:
         with jax.default_matmul_precision("highest"):  # as purify.adp's differences
             h = self.score(x)
             ratio = jnp.sum(h * self.score(x + self.delta * h)) / jnp.sum(h**2)
-        alpha = jnp.clip(self.lam * self.delta / (1 - ratio), self.alpha_min, self.alpha_max)
+        change = 1 - ratio
+        # No change: the longest step, as of 1 / 0, but chosen apart so that its gradient is finite.
+        flat = change == 0
+        alpha = jnp.clip(
+            self.lam * self.delta / jnp.where(flat, 1.0, change), self.alpha_min, self.alpha_max
+        )
+        alpha = jnp.where(flat, self.alpha_max, alpha)
         if self.detach_step:
             alpha = jax.lax.stop_gradient(alpha)
         moving_on = moving & (alpha > self.tau)

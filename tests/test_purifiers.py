@@ -283,6 +283,33 @@ def gaussian_score(mean, std):
     return GaussianScore(mean, std, jnp.geomspace(0.5, 0.01, 12))
 
 
+def test_the_reference_takes_the_longest_step_over_flat_ground_and_keeps_its_gradient(x64):
+    """A constant h has no curvature: 1 / 0 in the published formula."""
+    score, x = ConstantScore(jnp.asarray(0.01)), jnp.full(SHAPE, 0.4)
+    purifier = build("adp_reference", score, sigma=0.0, num_steps=2, loop="scan", axis_name=None)
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(purifier(KEY, x)))(x)
+    expected = 255 / 256 * 0.4 + 1 / 512
+    for _ in range(2):
+        expected = 256 / 255 * (expected + purifier.alpha_max * 0.01 - 1 / 512)
+    assert float(value) == pytest.approx(64 * expected, rel=1e-12)
+    np.testing.assert_allclose(gradient, 256 / 255, rtol=1e-12)
+
+
+def test_the_exact_gradient_of_the_reference_is_that_of_central_differences(x64):
+    """Through steps whose size depends on the image: inside their bounds."""
+    image = jnp.asarray(inputs()[1][2], float)
+    score = GaussianScore(jnp.full(SHAPE, 0.5), 0.3, jnp.array([0.5, 0.1]))
+    purifier = build("adp_reference", score, sigma=0.1, num_steps=4, loop="scan", axis_name=None)
+    rng = np.random.default_rng(1)
+    direction, weights = (jnp.asarray(rng.standard_normal(SHAPE)) for _ in range(2))
+    along = jax.jit(lambda t: jnp.sum(weights * purifier(KEY, image + t * direction)))
+    exact, step = jax.grad(along)(0.0), 1e-6
+    difference = (along(step) - along(-step)) / (2 * step)
+    alphas = np.asarray(purifier.trace(KEY, image)[1].step_sizes)
+    assert np.all((alphas > purifier.tau) & (alphas < 0.999 * purifier.alpha_max)), alphas
+    assert float(exact) == pytest.approx(float(difference), rel=1e-5)
+
+
 def test_schedule_on_gaussian_data_equals_a_hand_written_loop(x64):
     shape, std, sigma, num_steps = (3, 3, 2), 0.1, 0.3, 6
     mean = 0.5 + 0.4 * (np.random.default_rng(1).uniform(size=shape) - 0.5)
