@@ -23,6 +23,8 @@ def run(
     """
     if not input:
         raise ValueError("--mode=import_weights needs --input=FILE; see --help")
+    if not Path(input).is_file():
+        raise ValueError(f"'{input}' does not exist, or is no file")
     own = weight_files.is_own(Path(input))
     if bool(arch) == own:
         known = ", ".join(ARCHITECTURES)
@@ -41,6 +43,10 @@ def run(
         network, variables = import_weights(arch, read_weights(input))
         settings = {"network": network, "image_shape": ARCHITECTURES[arch].image_shape}
         settings |= {"head": "score"} if role == "score" else {}
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        if not np.all(np.isfinite(leaf)):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"'{input}' has values in {where} that are not finite")
     folder = Path(output) if output else workdir / role
     if folder.exists():
         raise ValueError(f"'{folder}' exists already; choose another --workdir, or delete it")

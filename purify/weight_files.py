@@ -39,17 +39,22 @@ def is_own(path: Path) -> bool:
 def load(path: Path) -> tuple[dict, PyTree]:
     """(settings, variables) of a file that `is_own`; ValueError where they do not fit together."""
     with safe_open(path, "numpy") as file:
-        settings = json.loads(file.metadata()["settings"])
+        try:
+            settings = json.loads(file.metadata()["settings"])
+            network = models.build(**settings["network"])
+            image = np.zeros((1, *settings["image_shape"]), np.float32)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"'{path}' has settings of another program ({error!r})") from error
         arrays = {name: file.get_tensor(name) for name in file.keys()}
-    network = models.build(**settings["network"])
-    image = np.zeros((1, *settings["image_shape"]), np.float32)
     expected = jax.eval_shape(network.init, jax.random.key(0), image)
-    shapes = {name: leaf.shape for name, leaf in _named(expected).items()}
-    given = {name: array.shape for name, array in arrays.items()}
-    if given != shapes:
-        wrong = sorted(set(given.items()) ^ set(shapes.items()))
+    needed, given = (
+        {name: (array.shape, str(array.dtype)) for name, array in named.items()}
+        for named in (_named(expected), arrays)
+    )
+    if given != needed:
+        wrong = sorted(given.items() ^ needed.items())
         raise ValueError(f"'{path}': {len(wrong)} arrays do not fit its network, as {wrong[0]}")
-    return settings, jax.tree.unflatten(jax.tree.structure(expected), [arrays[n] for n in shapes])
+    return settings, jax.tree.unflatten(jax.tree.structure(expected), [arrays[n] for n in needed])
 
 
 def _named(tree: PyTree) -> dict:

@@ -60,15 +60,17 @@ def test_import_weights_makes_a_checkpoint_and_overwrites_none(tmp_path):
     "arguments, said",
     [
         (("--arch=resnet20", "--workdir=w"), "needs --input"),
-        (("--input=w.npz", "--workdir=w"), "needs --arch=..., one of ncsnv2, "),
-        (("--input=w.npz", "--arch=resnet20"), "needs --workdir, --output or --config"),
-        (("--input=w.npz", "--arch=vgg", "--workdir=w"), "'vgg' is unknown; known: ncsnv2"),
-        (("--input=none.npz", "--arch=resnet20", "--workdir=w"), "'none.npz' does not exist"),
-        (("--input=w.pth", "--arch=resnet20", "--workdir=w"), "must be .safetensors or .npz"),
+        (("--input={}/w.npz", "--workdir=w"), "needs --arch=..., one of ncsnv2, "),
+        (("--input={}/w.npz", "--arch=resnet20"), "needs --workdir, --output or --config"),
+        (("--input={}/w.npz", "--arch=vgg", "--workdir=w"), "'vgg' is unknown; known: ncsnv2"),
+        (("--input=none.safetensors", "--workdir=w"), "'none.safetensors' does not exist"),
+        (("--input={}/w.pth", "--arch=resnet20", "--workdir=w"), "must be .safetensors or .npz"),
     ],
 )
-def test_a_mistake_in_an_import_is_one_line(arguments, said):
-    result = main("--mode=import_weights", *arguments)
+def test_a_mistake_in_an_import_is_one_line(arguments, said, tmp_path):
+    for name in ("w.npz", "w.pth"):
+        (tmp_path / name).touch()
+    result = main("--mode=import_weights", *(argument.format(tmp_path) for argument in arguments))
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2 and len(lines) == 1 and said in lines[0], result.stderr
 
@@ -97,6 +99,23 @@ def test_a_file_whose_arrays_do_not_fit_its_settings_is_refused(tmp_path):
     weight_files.save(path, settings | {"image_shape": (32, 32, 3)}, classifier.variables)
     with pytest.raises(ValueError, match="arrays do not fit its network"):
         weight_files.load(path)
+
+
+def test_a_file_with_settings_of_another_program_is_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    weight_files.save(path, {"optimizer": "adam"}, random_resnet20().variables)
+    with pytest.raises(ValueError, match="settings of another program"):
+        weight_files.load(path)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    weights = published_names(random_resnet20().variables)
+    weights["layer1.0.bn1.running_var"][3] = np.inf
+    np.savez(tmp_path / "weights.npz", **weights)
+    command = ("--mode=import_weights", f"--input={tmp_path}/weights.npz", "--arch=resnet20")
+    result = main(*command, f"--workdir={tmp_path}/run")
+    assert result.returncode == 2 and not (tmp_path / "run").exists()
+    assert "batch_stats/layer1_0/bn1/var that are not finite" in result.stderr
 
 
 @needs_shared

@@ -104,8 +104,8 @@ def _unwrap(weights: dict, prefixes: tuple[str, ...]) -> dict:
 def import_weights(arch: str, weights: Mapping[str, np.ndarray]) -> tuple[dict, PyTree]:
     """(network settings, variables) of a published architecture with these weights.
 
-    The numbers of classes and channels are those of the weights. Raises ValueError that lists every
-    name that is missing or unknown and every shape that differs.
+    The number of classes is that of the weights. Raises ValueError that lists, by PyTorch's names
+    and shapes, every shape that differs and every name that is unknown or missing.
     """
     architecture = choose("arch", ARCHITECTURES, arch)
     height, width, channels = architecture.image_shape
@@ -117,34 +117,47 @@ def import_weights(arch: str, weights: Mapping[str, np.ndarray]) -> tuple[dict, 
     image = jnp.zeros((1, height, width, channels))
     expected = jax.eval_shape(network.init, jax.random.key(0), image)
     paths = jax.tree.leaves_with_path(expected)
-    given, strange = {}, []
+    given, shapes, unknown, missing = {}, [], [], []
     for name, weight in weights.items():
         if IGNORED.search(name):
             continue
         module, _, leaf = name.rpartition(".")
         if (leaf, weight.ndim) not in LEAVES:
-            strange.append(f"{name} {weight.shape} is no weight of this network")
+            unknown.append(f"{name} {weight.shape} is no weight of this network")
             continue
         # A list's entries follow its name: layer1.0.conv1 -> layer1_0.conv1
         module = re.sub(r"\.(\d+)(?=\.|$)", r"_\1", module)
         given[module, *LEAVES[leaf, weight.ndim]] = name, _to_channels_last(weight)
-    leaves, problems = [], []
+    leaves = []
     for path, leaf in paths:
         collection, *modules, kind = (key.key for key in path)
         where = ".".join(modules)
         name, weight = given.pop((where, collection, kind), (None, None))
         if weight is None:
-            problems.append(f"{where}.{kind} is missing")
+            missing.append(f"{_published_name(where, collection, kind)} is missing")
         elif weight.shape != leaf.shape:
-            problems.append(f"{name} has shape {weight.shape}, expected {leaf.shape}")
+            differs = f"has shape {weights[name].shape}, expected {_published_shape(leaf.shape)}"
+            shapes.append(f"{name} {differs}")
         leaves.append(weight)
-    problems += strange + [f"{name} is no weight of this network" for name, _ in given.values()]
-    if problems:
-        shown = "\n  ".join(problems[:20])
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"these are not the weights of {arch}:\n  {shown}{more}")
+    unknown += [f"{name} is no weight of this network" for name, _ in given.values()]
+    if problems := shapes + unknown + missing:
+        counts = f"{len(shapes)} of another shape, {len(unknown)} unknown, {len(missing)} missing"
+        listed = "\n  ".join(problems)
+        raise ValueError(f"these are not the weights of {arch}: {counts}\n  {listed}")
     leaves = [np.asarray(weight, np.float32) for weight in leaves]
     return settings, jax.tree.unflatten(jax.tree.structure(expected), leaves)
+
+
+def _published_name(module: str, collection: str, kind: str) -> str:
+    """PyTorch's name of a leaf: layer1_0.conv1, params, kernel -> layer1.0.conv1.weight."""
+    leaf = next(name for (name, _), here in LEAVES.items() if here == (collection, kind))
+    return re.sub(r"_(\d+)(?=\.|$)", r".\1", module) + "." + leaf
+
+
+def _published_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The inverse of what _to_channels_last does to a shape."""
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape), range(len(shape)))
+    return tuple(shape[axis] for axis in axes)
 
 
 def _to_channels_last(weight: np.ndarray) -> np.ndarray:
