@@ -21,8 +21,9 @@ Expected, of the published weights (Croce et al., ICML 2022): 86 to 87 % clean a
 the exact gradient at sigma 0.25; the paper's own BPDA number is 70 %. Expected cost, from forward
 passes of 19.8 (NCSNv2) and 10.5 GFLOP (WideResNet) an image as PyTorch counts them, a gradient as
 two more: 2.3e18 FLOP train the score model and 3.1e17 the classifier, 13 and 2 hours at 50 TFLOP/s;
-attacking 500 images behind ADP takes 2.6e17 through BPDA and 4.9e17 by the exact gradient, 1.5 and
-3 hours. No number was measured with this config yet: it wants GPUs or TPUs.
+attacking 500 images behind ADP takes 2.6e17 through BPDA and, as its steps are computed twice,
+6.1e17 by the exact gradient, 1.5 and 3.4 hours. No number was measured with
+this config yet: it wants GPUs or TPUs.
 """
 
 from configs.base import attack, base
@@ -91,14 +92,14 @@ def _reference(config) -> None:
     Import the published weights first: --mode=import_weights, --arch=ncsnv2 and --arch=wrn28_10.
     """
     config.defense.purifier = "adp_reference"
-    config.eval.defenses = ("identity", "noise_only", "adp_reference")
+    config.eval.defenses = ("identity", "noise_only", "one_step", "adp_reference")
     published = dict(random_start=False, keep="last")
     config.attacks.blind = attack("blind", eps=8 / 256, step_size=2 / 255, **published)
     votes = dict(eps=EPS, step_size=2 / 255, eot="sign_vote", eot_samples=15, chunk=4)
     config.attacks.bpda_votes = attack("bpda", **votes, **published)
     config.eval.attacks = ("blind", "bpda_votes", "bpda", "exact")
     for name in ("bpda_votes", "bpda", "exact"):
-        config.attacks[name].defenses = ("noise_only", "adp_reference")
+        config.attacks[name].defenses = ("noise_only", "one_step", "adp_reference")
 
 
 def _small(config) -> None:
@@ -134,7 +135,7 @@ def _small(config) -> None:
     exact = ("one_step", "schedule", "adp", "adp_secant", "adp_paper")
     config.eval.defenses = ("identity", *names, "adp_paper")
     config.eval.bpda_alone = (
-        *(f"{name}-bpda" for name in config.eval.defenses if name not in exact),
+        *(f"{name}-bpda" for name in names if name not in exact),
         *("schedule-bpda_l2", "adp-bpda_l2"),
     )
     # 32 purifications at once, in attacks and in scoring, again for the caches.
@@ -162,7 +163,7 @@ def _tiny(config) -> None:
     short = dict(num_steps=60, warmup_steps=10, ema_decay=0.9)
     config.classifier.train.update(batch_size=32, learning_rate=0.05, **short)
     config.score.network = dict(arch="unet", widths=(8, 16), blocks=1)
-    config.score.train.update(batch_size=16, accumulate=1, **short)
+    config.score.train.update(batch_size=16, accumulate=2, **short)
     config.defense.num_runs = 2
     config.adp.num_steps = 3
     config.schedule.num_steps = 3
@@ -179,10 +180,11 @@ def _tiny(config) -> None:
 def _tuning(config) -> None:
     """How many network evaluations buy how much: larger lambda with fewer steps, fewer levels.
 
-    Clean and blindly attacked. The classifier saw these images, so only differences between rows
-    count.
+    Clean and blindly attacked, on images that the score model in pretrained/ did not see:
+    --workdir=runs/cifar10_resnet20 after `make cifar10`'s imports. The classifier may have seen
+    them, so only differences between rows count.
     """
-    config.data.update(train_split="train[:3500]", test_split="train[3500:]")
+    config.data.update(train_split="train[:3500]", test_split="train[3500:4000]")
     config.adp.update(lam=0.05, num_steps=10)  # the paper's
     names = _at_both_sigmas(
         config,

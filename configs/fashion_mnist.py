@@ -14,6 +14,7 @@ def get_config(variant: str = ""):
     config.data.name = "fashion_mnist_idx"
     config.classifier.network.update(mean=(0.2860,), std=(0.3530,))
     config.classifier.train.augment = "flip_crop"
+    config.score.train.augment = "flip"
     for options in config.attacks.values():
         if options.norm == "linf":
             options.update(eps=EPS, step_size=EPS / 4)

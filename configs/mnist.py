@@ -10,8 +10,9 @@ def get_config(variant: str = ""):
     config = cifar10.get_config(variant)
     config.data.name = "mnist"
     config.classifier.network.update(mean=(0.1307,), std=(0.3081,))
-    for role in ("classifier", "score"):
-        config[role].train.augment = "none"  # a mirrored digit is another sign
+    # A mirrored digit is another sign.
+    config.classifier.train.augment = "crop"
+    config.score.train.augment = "none"
     for options in config.attacks.values():
         if options.norm == "linf":
             options.update(eps=EPS, step_size=EPS / 4)

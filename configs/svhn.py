@@ -7,6 +7,7 @@ from configs import cifar10
 def get_config(variant: str = ""):
     config = cifar10.get_config(variant)
     config.data.name = "svhn_cropped"
-    for role in ("classifier", "score"):
-        config[role].train.augment = "none"  # a mirrored digit is another sign
+    # A mirrored digit is another sign.
+    config.classifier.train.augment = "crop"
+    config.score.train.augment = "none"
     return config

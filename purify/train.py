@@ -186,10 +186,11 @@ def _collect(pending: list[dict], step: int, options: TrainOptions, checkpoints)
         for name in ("loss", "gradient_norm", "weight_norm"):
             if not math.isfinite(metrics[name][0]):
                 good = checkpoints.latest_path or "none was written yet"
+                clip = "lower clip_norm" if options.clip_norm else "set clip_norm, now 0 (none)"
                 raise TrainingDiverged(
                     f"{name} became {metrics[name][0]} at step {at + 1} with learning rate "
                     f"{float(options.learning_rate_at(at)):.3g}; last good checkpoint: {good}; "
-                    "lower the learning rate or clip_norm"
+                    f"lower learning_rate, or {clip}"
                 )
     totals = jax.tree.map(lambda *m: np.sum(m, axis=0), *fetched)
     # A noise level that no image has drawn has no mean.

@@ -33,11 +33,11 @@ def make(name: str, variant: str = "", **changes):
 def test_every_config_plans_the_baselines_and_exact_beside_bpda(name, variant):
     config, rows = make(name, variant)
     if variant == "tuning":
-        assert config.eval.attacks == ("blind",) and config.data.test_split == "train[3500:]"
+        assert config.eval.attacks == ("blind",) and config.data.test_split == "train[3500:4000]"
         assert config.data.train_split == "train[:3500]"
         return
     adp = config.defense.purifier
-    for defense in ("identity", "noise_only", adp):
+    for defense in ("identity", "noise_only", "one_step", adp):
         assert {f"{defense}-clean", f"{defense}-blind"} <= rows.keys()
     lam = 0.1 if variant in ("resnet20", "tiny") else 0.05
     assert rows[f"{adp}-clean"].defense.purifier.lam == config[adp].lam == lam
@@ -68,6 +68,9 @@ def test_configs_differ_from_cifar10_only_where_they_must(name, variant):
     fields = {line.split(":")[0] for line in differing_fields(theirs, ours)}
     allowed = r"data\.name|classifier\.network\.(mean|std)|.*\.(eps|step_size|augment)"
     assert fields and all(re.fullmatch(allowed, field) for field in fields), fields
+    signs = name in ("mnist", "svhn")  # a mirrored one is another sign
+    mirrored = [ours[role]["train"]["augment"] for role in ("classifier", "score")]
+    assert mirrored == (["crop", "none"] if signs else ["flip_crop", "flip"])
 
 
 def test_the_reference_variant_is_the_published_attack():

@@ -404,7 +404,7 @@ def test_a_run_that_diverges_stops_with_step_rate_and_an_intact_checkpoint(
         run(tmp_path, dataset, small_options(log_every=2), spoil=spoil)
     assert str(caught.value) == (
         f"{spoil[0]} became {spoil[1]} at step 5 with learning rate 0.05; last good checkpoint: "
-        f"{tmp_path}/checkpoints/3; lower the learning rate or clip_norm"
+        f"{tmp_path}/checkpoints/3; lower learning_rate, or lower clip_norm"
     )
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [2, 3, 4]
     with Checkpoints(tmp_path) as checkpoints:
@@ -512,10 +512,10 @@ def short_run(tmp_path_factory, tfds_dir):
 
 
 def test_four_devices_train_the_same_model_as_one(tmp_path, tfds_dir, short_run):
-    """To rounding, for the mean over a batch is summed in another order; and what four devices
-    saved, one can load. Compared by what the weights do: the biases in front of a group norm have
-    no effect and a gradient of pure rounding, which Adam turns into full steps."""
-    finish(start(tmp_path, tfds_dir, devices=4, **SHORT))
+    """To rounding, for the mean over a batch is summed in another order, and in two parts; and what
+    four devices saved, one can load. Compared by what the weights do: the biases in front of a
+    group norm have no effect and a gradient of pure rounding, which Adam turns into full steps."""
+    finish(start(tmp_path, tfds_dir, devices=4, **SHORT, accumulate=2))
     reports = [read_lines(folder / "score/metrics.jsonl") for folder in (short_run, tmp_path)]
     for ours, theirs in zip(*reports, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-5)  # measured: 1e-6 after twelve steps
@@ -528,10 +528,17 @@ def test_four_devices_train_the_same_model_as_one(tmp_path, tfds_dir, short_run)
     assert np.linalg.norm(one - other) < 1e-5 * np.linalg.norm(one)
 
 
-def test_a_batch_that_cannot_be_split_over_the_devices_is_refused(tmp_path, tfds_dir):
-    process = start(tmp_path, tfds_dir, devices=4, batch_size=6)
+@pytest.mark.parametrize(
+    "sizes, said",
+    [
+        (dict(batch_size=6), "batch_size=6"),
+        (dict(batch_size=12, accumulate=2), "batch_size / accumulate=6"),
+    ],
+)
+def test_a_batch_that_cannot_be_split_over_the_devices_is_refused(tmp_path, tfds_dir, sizes, said):
+    process = start(tmp_path, tfds_dir, devices=4, **sizes)
     output = process.communicate()[0].strip()
-    expected = "config.score.train.batch_size=6 must be a positive multiple of the 4 devices"
+    expected = f"config.score.train.{said} must be a positive multiple of the 4 devices"
     assert (process.returncode, output) == (2, f"error: {expected}")
 
 
