@@ -25,6 +25,7 @@ from purify.image_io import (
     MAX_INTEGER,
     check_shape,
     image_files,
+    is_colour,
     load_npz,
     read_image,
     take_images,
@@ -70,15 +71,7 @@ def load(
     Raises FileNotFoundError for missing data and ValueError for an unknown name or split, an empty
     slice, an unused path, and damaged data or images of different sizes.
     """
-    if name not in DATASETS:
-        raise ValueError(f"config.data.name '{name}' is unknown: choose of {', '.join(DATASETS)}")
-    if path and name not in TAKES_PATH:
-        raise ValueError(
-            f"config.data.path '{path}' is not used by {name}: unset it, or choose of "
-            f"{', '.join(TAKES_PATH)} as config.data.name"
-        )
-    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    source = DATASETS[name](name, os.path.expanduser(data_dir), path)
+    source = _source(name, data_dir, path)
     images: list[np.ndarray] = []
     labels: list[int] = []
     for part, positions in _positions(name, split, source.splits):
@@ -87,6 +80,13 @@ def load(
             images.append(image)
             labels.append(label)
     return Dataset(np.stack(images), np.array(labels, np.int32), source.class_names, name, split)
+
+
+def members(name: str, split: str, **where) -> list[tuple[str, int]]:
+    """(split without slice, position in it) of each image of `split`, in the order of load, whose
+    other arguments are given by `where`: who an image is in all slices."""
+    parts = _positions(name, split, _source(name, **where).splits)
+    return [(part, position) for part, range_ in parts for position in range_]
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:
@@ -112,6 +112,18 @@ class _Source:
     splits: Mapping[str, tfds.core.SplitInfo]
     # (split, positions) -> triples of image uint8 [H, W, C], label, what errors call the image
     read: Callable[[str, range], Iterator[tuple[np.ndarray, int, str]]]
+
+
+def _source(name: str, data_dir: str | Path | None, path: str | Path | None) -> _Source:
+    if name not in DATASETS:
+        raise ValueError(f"config.data.name '{name}' is unknown: choose of {', '.join(DATASETS)}")
+    if path and name not in TAKES_PATH:
+        raise ValueError(
+            f"config.data.path '{path}' is not used by {name}: unset it, or choose of "
+            f"{', '.join(TAKES_PATH)} as config.data.name"
+        )
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return DATASETS[name](name, os.path.expanduser(data_dir), path)
 
 
 def _positions(
@@ -245,7 +257,8 @@ def _existing(name: str, path: str | Path | None, form: str) -> Path:
 def _folder(name: str, data_dir: str, path: str | Path | None) -> _Source:
     """Labelled folders. Classes are those of all splits, sorted by name.
 
-    Files are ordered by a hash of class and file name: fixed, but mixing the classes, so that a
+    Greyscale files among colour ones, as in Tiny ImageNet, get three equal channels. Files are
+    ordered by a hash of class and file name: fixed, but mixing the classes, so that a
     slice of a split is a sample of it.
     """
     form = f"a folder <split>/<class>/*, files {', '.join(ENCODINGS)}"
@@ -269,10 +282,13 @@ def _folder(name: str, data_dir: str, path: str | Path | None) -> _Source:
     if not any(files.values()):
         raise ValueError(f"config.data.path '{root}' holds no such files: {name} needs {form}")
 
+    colour = any(is_colour(file) for listed in files.values() for file, _ in listed)
+
     def read(split, positions):
         for file, label in (files[split][position] for position in positions):
             where = f"config.data.path: '{file}'"
-            yield read_image(file, where), label, where
+            image = read_image(file, where)
+            yield np.repeat(image, 3 if colour and image.shape[-1] == 1 else 1, -1), label, where
 
     return _Source(tuple(classes), _split_infos({s: len(f) for s, f in files.items()}), read)
 

@@ -35,6 +35,11 @@ class Defense:
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk={self.chunk} must be None or at least 1")
 
+    @property
+    def couples_batch(self) -> bool:
+        """Whether an image's result depends on the others of its batch (purify.reference)."""
+        return getattr(self.purifier, "axis_name", None) is not None
+
     def __call__(self, key: Key, image: Image) -> Array:
         return combine(self.runs(key, image), self.average)
 

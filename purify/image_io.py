@@ -140,6 +140,15 @@ def read_image(file: Path | bytes, name: str) -> np.ndarray:
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
+def is_colour(file: Path) -> bool:
+    """Whether its header says colour; False for a file that cannot be read."""
+    try:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
+            return image.mode != "L"
+    except Exception:  # as in read_image, which says so
+        return False
+
+
 def encode_image(image: np.ndarray, suffix: str) -> bytes:
     """Encodes uint8 [H, W, C], C in {1, 3}, as the file format of a suffix of ENCODINGS."""
     buffer = io.BytesIO()

@@ -506,6 +506,24 @@ def test_folder_reads_png_and_jpeg_and_leaves_other_files_alone(tmp_path):
     assert loaded.images.shape == (3, 8, 8, 1) and loaded.class_names == ("a",)
 
 
+def test_members_tell_which_images_two_splits_share(digits_dir):
+    train, rest = (
+        data.members("digits8x8", split, data_dir=digits_dir, path=None)
+        for split in ("train[:100]+test[:2]", "train[90:]")
+    )
+    assert train[0] == ("train", 0) and train[-2:] == [("test", 0), ("test", 1)]
+    assert set(train) & set(rest) == {("train", position) for position in range(90, 100)}
+
+
+def test_greyscale_files_among_colour_ones_get_three_equal_channels(tmp_path):
+    write_folder(tmp_path, {"train/a": 2, "test/a": 1})
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    Image.fromarray(grey).save(tmp_path / "test/a/grey.png")
+    images = data.load("folder", "test", path=tmp_path).images
+    assert images.shape == (2, 4, 4, 3)
+    assert any(np.array_equal(image, np.stack([grey] * 3, -1)) for image in images)
+
+
 def test_folder_images_of_another_size_or_damaged_are_named(tmp_path):
     write_folder(tmp_path, {"train/a": 3})
     odd = tmp_path / "train/a/odd.png"

@@ -408,17 +408,49 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
     classifier, score = load_classifier(trained.workdir), load_score(trained.workdir)
 
     def folder(config):
-        settings = robust._settings(config, workdir, classifier, score)
+        rows = plan(config, classifier, score, 10)
+        settings = robust._settings(config, workdir, classifier, score, rows)
         return Store(tmp_path, "eval_robust", settings).folder
 
     workdir = trained.workdir
     base = folder(trained.config())
     assert folder(trained.config(eval__batch_size=7)) == base
     assert folder(trained.config(adp__sigma=0.1)) != base
-    assert folder(trained.config(attacks__bpda__eps=0.1)) != base
+    assert folder(trained.config(attacks__bpda__eot_samples=3)) != base
     assert folder(trained.config(seed=1)) != base
+    coupled = [
+        trained.config(
+            eval__defenses=("identity", "noise_only", "adp_reference"),
+            eval__attacks=(),
+            eval__batch_size=size,
+        )
+        for size in (5, 7)
+    ]
+    assert folder(coupled[0]) != folder(coupled[1])
     score = score.replace(head="denoiser")
     assert folder(trained.config()) != base
+
+
+def test_where_a_batch_decides_together_a_resumed_one_is_computed_whole(trained, workdir):
+    """The published loop: while an image of the batch moves, those that stopped are stretched."""
+    config = trained.config(
+        eval__defenses=("identity", "noise_only", "adp_reference"),
+        eval__attacks=("exact",),
+        eval__num_images=7,
+        eval__batch_size=4,
+        attacks__exact__defenses=("adp_reference",),
+        attacks__exact__num_images=0,
+        adp_reference__tau=0.02,
+    )
+    robust.run(config, workdir)
+    folder = only_folder(workdir)
+    records = read_lines(folder / "images.jsonl")
+    left = [r for r in records if r["index"] not in (1, 5)]
+    (folder / "images.jsonl").write_text("".join(json.dumps(record) + "\n" for record in left))
+    robust.run(config, workdir)
+    assert untimed(read_lines(only_folder(workdir) / "images.jsonl")) == untimed(records)
+    steps = {r["defense_nfe"] for r in records if r["row"] == "adp_reference-clean"}
+    assert len(steps) > 1, steps  # images stop at different steps
 
 
 def test_a_result_depends_on_no_neighbour(evaluated, trained, workdir):

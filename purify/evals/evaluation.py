@@ -92,8 +92,9 @@ class Evaluation:
 
     images: float32 [n, H, W, C] in [0, 1]; labels: int [n]; indices: int [n], distinct: the dataset
         index of each, which its keys are folded from. Below, a position is one into these arrays.
-    batch_size: of every compiled batch; the last is padded, so that an image's result never
-        depends on its neighbours.
+    batch_size: of every compiled batch; the last is padded with copies, so that an image's result
+        never depends on its neighbours. Where the defence itself makes it depend on them (see
+        Defense.couples_batch), the batches are always the same: of one block of positions each.
     """
 
     def __init__(
@@ -231,9 +232,13 @@ class Evaluation:
         )
 
     def _pending(self, name: str, row: Row) -> list[int]:
-        """Positions of the images that have no record under that name."""
+        """Positions of the images that are to be computed, for want of a record under that name."""
         done = self.store.records(name)
-        return [at for at in range(row.num_images) if int(self.indices[at]) not in done]
+        missing = [at for at in range(row.num_images) if int(self.indices[at]) not in done]
+        if not row.defense.couples_batch:
+            return missing
+        blocks = {at // self._batch_size for at in missing}  # whole, even where a part is done
+        return [at for at in range(row.num_images) if at // self._batch_size in blocks]
 
     def _batches(self, pending: list[int], description: str) -> Iterator[np.ndarray]:
         self._progress.set_description(description)

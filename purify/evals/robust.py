@@ -15,7 +15,7 @@ from purify.checkpoint import (
 )
 from purify.evals import report
 from purify.evals.evaluation import Evaluation
-from purify.evals.plan import plan
+from purify.evals.plan import Row, plan
 from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
 from purify.networks import Classifier, Score
@@ -33,7 +33,7 @@ def run(config, workdir: Path, input: str | None = None) -> None:
     images, labels, indices = _images(config, image_shape(workdir), num_classes, input)
     available = len(labels)
     rows = plan(config, classifier, score_model, available, given=bool(input))
-    settings = _settings(config, workdir, classifier, score_model)
+    settings = _settings(config, workdir, classifier, score_model, rows)
     # Files of the same name may hold other images.
     settings["images"] = weight_hash({"images": images, "labels": labels, "indices": indices})
     settings["given"] = bool(input)
@@ -47,6 +47,8 @@ def run(config, workdir: Path, input: str | None = None) -> None:
         f"{len(rows)} rows on {needed} images: at most {nfe:,} network evaluations and {nge:,} "
         f"network gradients; into {store.folder}"
     )
+    if not input:
+        _tell_seen(config.data, workdir, needed)
     evaluation = Evaluation(
         store, images, labels, indices, seed=config.seed, batch_size=config.eval.batch_size
     )
@@ -76,10 +78,30 @@ def _images(
     return to_float(dataset.images), dataset.labels, np.arange(len(dataset.labels))
 
 
-def _settings(config, workdir: Path, classifier: Classifier, score_model: Score) -> dict:
+def _tell_seen(cfg, workdir: Path, num_images: int) -> None:
+    """Say it where a network was trained on images that it is evaluated on."""
+    where = dict(data_dir=cfg.dir, path=cfg.path)
+    evaluated = data.members(cfg.name, cfg.test_split, **where)[:num_images]
+    for role in ROLES:
+        trained = read_settings(workdir / role).get("data")
+        if not trained or (trained["name"], trained["path"]) != (cfg.name, cfg.path):
+            continue
+        seen = set(data.members(cfg.name, trained["train_split"], **where)) & set(evaluated)
+        if seen:
+            print(
+                f"note: the {role} was trained on {len(seen)} of these images; config.data."
+                f"test_split={cfg.test_split!r}, its train_split={trained['train_split']!r}"
+            )
+
+
+def _settings(
+    config, workdir: Path, classifier: Classifier, score_model: Score, rows: list[Row]
+) -> dict:
     """Everything that decides the results: two evaluations with equal settings are the same one."""
     cfg = config.to_dict()
-    evaluated = _without(cfg["eval"], "batch_size")
+    evaluated = cfg["eval"]
+    if not any(row.defense.couples_batch for row in rows):
+        evaluated = _without(evaluated, "batch_size")
     purifiers = {name: cfg[name] for name in PURIFIERS}
     weights = {
         "classifier": weight_hash(classifier.variables),
