@@ -3,7 +3,7 @@
     python -m benchmarks.purifiers runs/cifar10_resnet20/eval_robust/HASH
 
 For an evaluation that is done: one draw of each of its defences (S purifications, averaged logits)
-on its first blindly attacked images, all defences alternating; how much faster than the headline
+on the first images that it attacked, all defences alternating; how much faster than the headline
 defence each is; and, from its results.json, how much more or less accurate under each attack, in
 points with a paired 95 % interval. A replacement is a faster purifier that is shown to lose less
 than 10 points, clean, through BPDA and under the exact gradient, on at least 100 images each.
@@ -31,7 +31,7 @@ def programs(results: dict, folder: Path) -> dict:
     """Name of each defence -> one draw of it on the same images."""
     config, workdir = ConfigDict(results["config"]), folder.parent.parent
     networks = dict(classifier=load_classifier(workdir), score=load_score(workdir))
-    images = np.load(folder / "attacked" / "blind.npz")["images"][:BATCH]
+    images = np.load(min((folder / "attacked").glob("*.npz")))["images"][:BATCH]
     keys = image_keys(config.seed, range(len(images)))
     draws = {}
     for name in config.eval.defenses:

@@ -8,6 +8,7 @@ logits = classify(defense, image_keys(0, range(len(images))), images)
 
 from purify.adp import ADP
 from purify.checkpoint import load_classifier, load_defense, load_score
+from purify.compilation import jit
 from purify.defense import Defense, classify
 from purify.networks import Classifier, Score
 from purify.purifiers import PURIFIERS, Identity, NoiseOnly, OneStep, Schedule
@@ -25,6 +26,7 @@ __all__ = [
     "Score",
     "classify",
     "image_keys",
+    "jit",
     "load_classifier",
     "load_defense",
     "load_score",

@@ -33,8 +33,8 @@ def jit(function: Callable) -> Callable:
     jitted = functools.cache(lambda: jax.jit(function, compiler_options=compiler_options()))
 
     @functools.wraps(function)
-    def call(*args):
-        return jitted()(*args)
+    def call(*args, **kwargs):
+        return jitted()(*args, **kwargs)
 
     return call
 

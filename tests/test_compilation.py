@@ -39,6 +39,7 @@ def test_jit_passes_the_options_on_and_compiles_once(monkeypatch):
 
     assert double.__doc__ == "Twice x." and not traces
     assert float(double(1.0)) == 2.0 and float(double(3.0)) == 6.0 and len(traces) == 1
+    assert float(double(x=4.0)) == 8.0
     monkeypatch.setattr(compilation, "compiler_options", lambda: {"xla_cpu_flight": True})
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_cpu_flight"):
         compilation.jit(lambda x: x)(1.0)

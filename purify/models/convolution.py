@@ -1,8 +1,9 @@
 """One convolution for every network: on CPUs as matrix products, and differentiable fast.
 
 XLA's CPU backend reaches half the machine's matrix-product rate in convolutions, and a fifth where
-there are only a few channels; 3 x 3 and 1 x 1 convolutions are therefore written as matrix products
-there. benchmarks/convolution.py measures each form.
+there are only a few channels; plain 3 x 3 convolutions in float32 are therefore written as matrix
+products there, of few and of many channels (see `_form`), and 1 x 1 convolutions everywhere.
+benchmarks/convolution.py measures each form.
 """
 
 import functools
@@ -215,8 +216,8 @@ def conv2d(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Ar
     Every side is padded by dilation * (h // 2) zeros, as PyTorch's convolutions of these networks
     are ('SAME' of XLA differs where stride > 1).
 
-    The same numbers as `lax.conv_general_dilated`, but its gradient with respect to the input is
-    again a forward convolution, with the flipped kernel. XLA's CPU backend runs the usual
+    The same as `lax.conv_general_dilated` but for rounding, and its gradient with respect to the
+    input is again a forward convolution, with the flipped kernel. XLA's CPU backend runs the usual
     (transposed-layout) gradient five to seven times slower inside scan and while loops, which is
     where a purifier is differentiated; benchmarks/conv_gradient.py measures it.
     """
