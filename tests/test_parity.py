@@ -116,8 +116,7 @@ def test_a_full_size_network_with_imported_weights_is_its_twin(arch):
     compare(arch, randomised(make()))
 
 
-@pytest.mark.parametrize("loop", ["while", "scan"])
-def test_the_reference_adp_takes_the_published_path(monkeypatch, x64, loop):
+def test_the_reference_adp_takes_the_published_path(monkeypatch, x64):
     """In double precision, where steps lie inside their bounds and at the upper one, and an image
     stops while its batch goes on."""
     small = Architecture("score", dict(arch="ncsnv2", features=4), (16, 16, 3))
@@ -125,27 +124,28 @@ def test_the_reference_adp_takes_the_published_path(monkeypatch, x64, loop):
     twin = randomised(twins.NCSNv2(4)).double()
     settings, variables = import_weights("ncsnv2", state_of(twin))
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
-    score = Score(variables, models.build(**settings))
-    adp = ReferenceADP(score, sigma=0.05, lam=7e-4, loop=loop)
+    adp = ReferenceADP(Score(variables, models.build(**settings)), sigma=0.05, lam=7e-4)
     images = np.random.default_rng(0).random((4, 16, 16, 3))
     keys = jax.random.split(jax.random.key(0), 4)
     noised = jax.vmap(lambda key, x: add_noise(key, x, 0.05))(keys, images)
-    ours, trace = jax.jit(jax.vmap(adp.trace, axis_name="batch"))(keys, jnp.asarray(images))
     theirs, sizes = twins.published_adp(
         twin, torch.tensor(np.transpose(noised, (0, 3, 1, 2))), lam=7e-4, tau=1e-3, delta=1e-3,
         num_steps=10,
     )  # fmt: skip
-    sizes = np.stack(sizes, axis=1)
+    sizes, theirs = np.stack(sizes, axis=1), theirs[-1].numpy().transpose(0, 2, 3, 1)
     inside = (sizes > adp.tau) & (sizes < 0.999 * adp.alpha_max)
     assert (inside.sum(1) >= 3).sum() >= 3 and (sizes == adp.alpha_max).any()
     stopped = sizes[:, -1] == 0
     assert stopped.any() and not stopped.all()
-    # A difference over delta loses three of sixteen digits, in each of ten steps.
-    np.testing.assert_allclose(trace.step_sizes, sizes, rtol=1e-7)
-    np.testing.assert_allclose(ours, theirs[-1].numpy().transpose(0, 2, 3, 1), atol=1e-8)
+    for loop in ("while", "scan"):
+        trace = adp.replace(loop=loop).trace
+        ours, path = jax.jit(jax.vmap(trace, axis_name="batch"))(keys, jnp.asarray(images))
+        # A difference over delta loses three of sixteen digits, in each of ten steps.
+        np.testing.assert_allclose(path.step_sizes, sizes, rtol=1e-7)
+        np.testing.assert_allclose(ours, theirs, atol=1e-8)
     alone = adp.replace(axis_name=None)
     apart = jax.jit(jax.vmap(alone.trace))(keys, jnp.asarray(images))[0]
-    moved = np.abs(np.asarray(apart - ours)).max((1, 2, 3))
+    moved = np.abs(np.asarray(apart - theirs)).max((1, 2, 3))
     np.testing.assert_array_equal(moved > 1e-6, stopped)  # its neighbours stretch it
 
 

@@ -102,9 +102,20 @@ def only_folder(workdir):
 # What is recorded
 
 
+def test_the_attack_fools_a_classifier_that_was_right(evaluated):
+    """Otherwise nothing in this file could tell a good evaluation from a bad one."""
+    accuracy = {
+        (row["defense"]["name"], row["attack"]): row["accuracy"]
+        for row in evaluated.results["rows"]
+        if row["protocol"] == "mean"
+    }
+    assert accuracy["identity", "clean"] >= 0.7
+    assert accuracy["identity", "blind"] <= accuracy["identity", "clean"] - 0.4
+
+
 def test_every_row_has_the_fields_that_make_the_number(evaluated):
     results = evaluated.results
-    assert len(results["rows"]) > 60
+    assert len(results["rows"]) > 50
     for row in results["rows"]:
         assert set(ROW_FIELDS) <= set(row)
         assert set(row["defense"]) >= {"name", "sigma", "T", "S", "curvature"}
@@ -199,7 +210,8 @@ def test_the_table_shows_every_row(trained, workdir, capsys):
 
 
 def row_of(trained, name: str):
-    config = whole(trained)
+    attacked = ("noise_only", "adp")
+    config = whole(trained, attacks__bpda__defenses=attacked, attacks__exact__defenses=attacked)
     classifier, score = load_classifier(trained.workdir), load_score(trained.workdir)
     return next(r for r in plan(config, classifier, score, 400) if r.name == name)
 
@@ -300,7 +312,7 @@ def test_every_attacked_image_is_in_the_ball_and_the_box(evaluated, trained):
     folder = evaluated.folder
     clean = data.load("digits8x8", "test[:10]", data_dir=trained.tfds).images / 255.0
     files = list((folder / "attacked").iterdir())
-    assert len(files) == 6
+    assert len(files) == 4
     for file in files:
         with np.load(file, allow_pickle=False) as saved:
             images, index = saved["images"].astype(np.float64), saved["index"]
@@ -435,11 +447,9 @@ def test_where_a_batch_decides_together_a_resumed_one_is_computed_whole(trained,
     """The published loop: while an image of the batch moves, those that stopped are stretched."""
     config = trained.config(
         eval__defenses=("identity", "noise_only", "adp_reference"),
-        eval__attacks=("exact",),
+        eval__attacks=("blind",),
         eval__num_images=7,
         eval__batch_size=4,
-        attacks__exact__defenses=("adp_reference",),
-        attacks__exact__num_images=0,
         adp_reference__tau=0.02,
     )
     robust.run(config, workdir)
@@ -510,10 +520,10 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(trained, workdir):
 
 
 def test_every_program_of_an_evaluation_is_compiled_once_for_each_shape(evaluated):
-    # Every attacked function: identity's, blind; bpda on two; exact on two; fixed keys on one.
+    # Every attacked function: identity's, blind; adp's, bpda, exact and with fixed keys.
     # Every defence, and adp also with the one draw of fixed keys. Image figures of 10 and of 6.
     counts = {name: evaluated.compiled.count(name) for name in ("craft", "score", "_versions")}
-    assert counts == {"craft": 6, "score": 6, "_versions": 2}
+    assert counts == {"craft": 4, "score": 6, "_versions": 2}
 
 
 def test_every_network_has_one_training_program(trained, workdir):
