@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import purifiers
 from purify import data, train_classifier, train_score
 from purify.checkpoint import load_classifier, load_defense, load_score, weight_hash
 from purify.defense import classify
@@ -204,6 +205,16 @@ def test_the_table_shows_every_row(trained, workdir, capsys):
         and "S 2, N 3" in shown
     )
     assert "results.json" in shown and "checkpoints" in shown
+
+
+def test_the_benchmark_of_purifiers_has_a_program_for_each_defence(evaluated):
+    """On attacked images, where an adaptive purifier takes the steps that an attack costs."""
+    draws = purifiers.programs(evaluated.results, evaluated.folder)
+    assert list(draws) == list(evaluated.results["config"]["eval"]["defenses"])
+    defense, keys, images = draws["noise_only"].args
+    with np.load(min((evaluated.folder / "attacked").iterdir())) as saved:
+        np.testing.assert_array_equal(images, saved["images"][: len(images)])
+    assert draws["noise_only"]().shape == (len(images), 10) and len(keys) == len(images) > 4
 
 
 # Protocols, on records made by hand
