@@ -2,10 +2,11 @@
 
 import dataclasses
 
+from attacks.apgd import APGD
 from attacks.pgd import PGD
 from attacks.types import Attack
 
-ATTACKS = {"pgd": PGD}
+ATTACKS = {"pgd": PGD, "apgd": APGD}
 
 
 def build(name: str, **options) -> Attack:

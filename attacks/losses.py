@@ -30,9 +30,38 @@ def dlr(logits: Array, label: Array) -> Array:
     return margin(logits, label) / (largest[0] - largest[2] + 1e-12)
 
 
+def targeted_cross_entropy(logits: Array, label: Array, target: Array) -> Array:
+    """log softmax(logits)[target]."""
+    return -cross_entropy(logits, target)
+
+
+def targeted_margin(logits: Array, label: Array, target: Array) -> Array:
+    """The target's logit minus the label's: positive only where the label is not the answer."""
+    return logits[target] - logits[label]
+
+
+def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
+    """The targeted margin over the largest logit minus the mean of the third and the fourth (Croce
+    and Hein 2020).
+
+    Raises ValueError for fewer than four classes, where it is undefined.
+    """
+    if logits.shape[-1] < 4:
+        raise ValueError(f"the targeted DLR loss needs at least 4 classes, got {logits.shape[-1]}")
+    largest = jax.lax.top_k(logits, 4)[0]
+    spread = largest[0] - 0.5 * (largest[2] + largest[3])
+    return targeted_margin(logits, label, target) / (spread + 1e-12)
+
+
 def _largest_other(logits: Array, label: Array) -> Array:
     is_label = jnp.arange(logits.shape[-1]) == label
     return jnp.max(jnp.where(is_label, -jnp.inf, logits))
 
 
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+# The same towards one class: (logits [K], label, target) -> scalar.
+TARGETED = {
+    "cross_entropy": targeted_cross_entropy,
+    "margin": targeted_margin,
+    "dlr": targeted_dlr,
+}

@@ -69,7 +69,63 @@ def _l2_random(key: Array, center: Array, eps: float) -> Array:
     return _l2_project(center + radius * direction, center, eps)
 
 
+def _l1_size(difference: Array) -> Array:
+    return jnp.sum(jnp.abs(difference))
+
+
+def sparse_sign(gradient: Array, share: Array | float, stuck: Array | bool = False) -> Array:
+    """The signs of that share of the pixels, of largest gradient, scaled to L1 norm 1.
+
+    The true steepest step moves one pixel only; a sparse one is the compromise of Croce and Hein
+    (ICML 2021, "Mind the box"). stuck: pixels that the box keeps from moving. They do not count;
+    but those of larger gradient are pushed along, lest a projection take back what they gained.
+    """
+    magnitudes = jnp.abs(gradient)
+    count = jnp.clip(jnp.round(share * gradient.size), 1, gradient.size).astype(int)
+    free = jnp.where(stuck, 0.0, magnitudes)
+    threshold = jnp.sort(free.ravel())[gradient.size - count]
+    return jnp.where(magnitudes >= threshold, jnp.sign(gradient), 0.0) / count
+
+
+def _l1_steepest(gradient: Array) -> Array:
+    return sparse_sign(gradient, 1.0 / gradient.size)
+
+
+def _l1_project(point: Array, center: Array, eps: float) -> Array:
+    """The nearest point of ball and box shrinks every difference by the same amount, not beyond 0,
+    and cuts it off at the box (from the optimality conditions): bisection for that amount."""
+    # Rounding pixels can lengthen the sum of many small differences.
+    eps = eps * (1.0 - 4.0 * jnp.finfo(point.dtype).eps)
+    difference = point - center
+    room = jnp.where(difference > 0, 1.0 - center, center)
+    magnitudes = jnp.abs(difference)
+
+    def moved(shrink):
+        return jnp.clip(magnitudes - shrink, 0.0, room)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        inside = jnp.sum(moved(middle)) <= eps
+        return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
+
+    largest = jnp.max(magnitudes)
+    _, shrink = jax.lax.fori_loop(0, 50, halve, (0.0 * largest, largest))
+    shrink = jnp.where(jnp.sum(moved(0.0)) <= eps, 0.0, shrink)
+    return jnp.clip(center + jnp.sign(difference) * moved(shrink), 0.0, 1.0)
+
+
+def _l1_random(key: Array, center: Array, eps: float) -> Array:
+    """Uniform in the ball (differences of exponentials: Barthe et al. 2005), then projected."""
+    sign_key, size_key, rest_key = jax.random.split(key, 3)
+    sizes = jax.random.exponential(size_key, center.shape, center.dtype)
+    total = jnp.sum(sizes) + jax.random.exponential(rest_key, (), center.dtype)
+    signs = jax.random.rademacher(sign_key, center.shape, center.dtype)
+    return _l1_project(center + eps * signs * sizes / total, center, eps)
+
+
 NORMS = {
     "linf": Norm(jnp.sign, _linf_project, _linf_random, lambda d: jnp.max(jnp.abs(d))),
     "l2": Norm(_l2_steepest, _l2_project, _l2_random, _l2_size),
+    "l1": Norm(_l1_steepest, _l1_project, _l1_random, _l1_size),
 }

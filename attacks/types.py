@@ -36,6 +36,10 @@ class Attack(Protocol):
         """How runs are combined where the loss is taken of their mean, see average_logits."""
 
     @property
+    def budget(self) -> str:
+        """For people: the objective, and how much is spent on it."""
+
+    @property
     def gradient_queries(self) -> int:
         """Runs of logits_fn that are differentiated, per image."""
 

@@ -102,18 +102,23 @@ def _train() -> ConfigDict:
     return train
 
 
-def attack(gradient: str, *, eps: float, norm: str = "linf", **changes) -> ConfigDict:
-    """The options of one attack: PGD with steps of eps / 4, as 2/255 is to 8/255."""
+def attack(
+    gradient: str, *, eps: float, attack: str = "pgd", norm: str = "linf", **changes
+) -> ConfigDict:
+    """The options of one attack; PGD has steps of eps / 4, as 2/255 is to 8/255."""
     options = ConfigDict()
-    options.attack = "pgd"
+    options.attack = attack  # or 'apgd'
     options.gradient = gradient
     options.surrogate = ""  # the purifier that gradient='surrogate' differentiates
     options.fixed_key = False  # the attacker knows the keys of the one draw that is scored
     options.norm = norm
     options.eps = eps
     options.num_steps = 40
-    options.step_size = eps / 4
-    options.loss = "cross_entropy"
+    if attack == "pgd":
+        options.step_size = eps / 4
+        options.momentum = 0.0  # 1 is MIM
+    options.loss = "cross_entropy"  # or 'margin', 'dlr'
+    options.targets = 0  # wrong classes to aim at one after the other, 0 for untargeted
     options.eot = "mean_of_loss"  # or 'loss_of_mean', 'sign_vote'
     options.eot_samples = 1  # 0 means S
     options.average = ""  # of runs, in 'loss_of_mean'; '' for the defence's own

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from attacks.losses import LOSSES, cross_entropy, dlr, margin
+from attacks.losses import LOSSES, TARGETED, cross_entropy, dlr, margin
 
 LOGITS = np.array([2.0, 5.0, -1.0, 4.0])
 every_loss = pytest.mark.parametrize("name", LOSSES)
@@ -91,3 +91,24 @@ def test_gradients_are_finite_differences(name, x64):
         ]
         # Central differences: rounding of 1e-16 / 1e-6 at values of order 1 to 10.
         np.testing.assert_allclose(jax.grad(LOSSES[name])(at, label), difference, atol=1e-7)
+
+
+def test_targeted_losses_worked_out_by_hand(x64):
+    """Of logits 2, 5, -1, 4 with label 1 and target 0."""
+    expected = {"margin": 2.0 - 5.0, "dlr": (2.0 - 5.0) / (5.0 - (2.0 - 1.0) / 2),
+                "cross_entropy": -np.log(1 + np.exp(3) + np.exp(-3) + np.exp(2))}  # fmt: skip
+    assert set(expected) == set(TARGETED) == set(LOSSES)
+    for name, value in expected.items():
+        assert TARGETED[name](LOGITS, 1, 0) == pytest.approx(value, rel=1e-11)
+
+
+def test_the_largest_targeted_margin_is_the_margin():
+    for logits, label in zip(*random_logits(50), strict=True):
+        others = [t for t in range(len(logits)) if t != label]
+        largest = max(float(TARGETED["margin"](logits, label, t)) for t in others)
+        assert largest == pytest.approx(float(margin(logits, label)), rel=1e-6)
+
+
+def test_the_targeted_dlr_loss_needs_four_classes():
+    with pytest.raises(ValueError, match="needs at least 4 classes, got 3"):
+        TARGETED["dlr"](np.zeros(3), 0, 1)

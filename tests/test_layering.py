@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STANDARD = {"collections", "dataclasses", "typing", "functools"}
+STANDARD = {"collections", "dataclasses", "functools", "itertools", "math", "typing"}
 
 
 def imports(file: Path) -> set[str]:

@@ -9,9 +9,9 @@ from scipy import optimize, stats
 from attacks.norms import NORMS
 from tests.oracles import QUICK
 
-ORDER = {"linf": np.inf, "l2": 2}
-DUAL = {"linf": 1, "l2": 2}
-EPS = {"linf": 0.2, "l2": 0.7}
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
+EPS = {"linf": 0.2, "l2": 0.7, "l1": 0.9}
 both_norms = pytest.mark.parametrize("name", NORMS)
 
 
@@ -73,8 +73,12 @@ def test_projection_is_scipys_constrained_minimum(name, x64):
         ball = []
         if name == "linf":
             low, high = np.maximum(low, center - eps), np.minimum(high, center + eps)
-        else:
+        elif name == "l2":
             ball = [{"type": "ineq", "fun": lambda y, c=center: eps**2 - np.sum((y - c) ** 2)}]
+        else:  # no pixel moves away from the point, so that the distance is smooth
+            sign = np.sign(point - center)
+            low, high = np.where(sign > 0, center, low), np.where(sign > 0, high, center)
+            ball = [{"type": "ineq", "fun": lambda y, c=center, s=sign: eps - s @ (y - c)}]
         found = optimize.minimize(
             lambda y, p=point: np.sum((y - p) ** 2),
             center,
@@ -91,7 +95,12 @@ def test_projection_is_scipys_constrained_minimum(name, x64):
 
 @pytest.mark.parametrize(
     ("name", "shape", "eps"),
-    [("linf", (32, 32, 3), 0.5), ("l2", (32, 32, 3), 0.5), ("l2", (64, 64, 3), 4.0)],
+    [
+        ("linf", (32, 32, 3), 0.5),
+        ("l2", (32, 32, 3), 0.5),
+        ("l2", (64, 64, 3), 4.0),
+        ("l1", (32, 32, 3), 12.0),
+    ],
 )
 def test_projection_of_float32_images_is_in_the_ball_to_rounding(name, shape, eps):
     dim = int(np.prod(shape))
@@ -158,7 +167,7 @@ def test_random_starts_fill_the_ball_uniformly(name):
     assert stats.kstest(size(name, offsets) ** dim, "uniform").pvalue > 0.01
     # Every direction alike: the variance of one coordinate is 1/3 in a cube, 1/(dim + 2) in a
     # ball; five standard errors of n samples are at most 0.08 of it.
-    variance = {"linf": 1 / 3, "l2": 1 / (dim + 2)}[name]
+    variance = {"linf": 1 / 3, "l2": 1 / (dim + 2), "l1": 2 / (dim + 1) / (dim + 2)}[name]
     np.testing.assert_allclose(
         np.cov(offsets.T), variance * np.eye(dim), atol=5 * variance * (2 / n) ** 0.5
     )

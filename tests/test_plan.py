@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from attacks.apgd import APGD
 from attacks.gradients import BPDA, Blind
 from configs import cifar10
 from purify import models
@@ -152,7 +153,12 @@ def test_the_full_variant_covers_modes_estimators_and_protocols():
     fixed = rows["adp-fixed_key"]
     assert fixed.fixed_key and fixed.num_draws == fixed.attack.eot_samples == 1
     assert fixed.attack_queries == (40 + 40 + 3) * 10  # each takes all S runs of the known draw
-    assert rows["adp-l2"].attack.norm == "l2"
+    assert rows["adp-l2"].attack.norm == "l2" and rows["adp-mim"].attack.momentum == 1
+    assert isinstance(rows["adp-l1"].attack, APGD) and rows["adp-l1"].attack.norm == "l1"
+    targeted = rows["adp-apgd_targeted"].attack
+    assert targeted.targets == 3 and targeted.budget == (
+        "margin, 3 targets x 1 x 40 steps, EOT 15 mean_of_loss"
+    )
 
 
 def test_the_average_of_the_defence_is_the_average_attacked():

@@ -201,7 +201,7 @@ def test_the_table_shows_every_row(trained, workdir, capsys):
         assert re.search(rf"^ *{name} +clean +4 ", shown, re.MULTILINE)
     assert len(re.findall(r"^ +blind +4 ", shown, re.MULTILINE)) == 5
     assert (
-        "blind: blind, cross_entropy, linf 0.15, 1 x 5 steps, EOT 1" in shown
+        "blind: pgd, blind, linf 0.15, cross_entropy, 1 x 5 steps, EOT 1" in shown
         and "S 2, N 3" in shown
     )
     assert "results.json" in shown and "checkpoints" in shown

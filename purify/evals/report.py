@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -132,10 +131,10 @@ def _title(config, rows: list[Row]) -> str:
     attacks: dict[str, Row] = {row.attack_name: row for row in rows if row.attack}
     budgets = []
     for name, row in attacks.items():
-        attack: Any = row.attack
+        attack = row.attack
         budgets.append(
-            f"{name}: {row.options['gradient']}, {attack.loss}, {attack.norm} {attack.eps:.3g}, "
-            f"{attack.restarts} x {attack.num_steps} steps, EOT {attack.eot_samples} {attack.eot}"
+            f"{name}: {row.options['attack']}, {row.options['gradient']}, {attack.norm} "
+            f"{attack.eps:.3g}, {attack.budget}"
         )
     draws = f"S {config.defense.num_runs}, N {config.eval.num_draws}"
     adp = f"ADP T {config.adp.num_steps}, {config.adp.curvature}"

@@ -7,8 +7,8 @@ from purify.evals.stats import Estimate, bootstrap_mean, mcnemar, paired_differe
 
 SINGLE_RUN = "S=1"
 ATTACK_FIELDS = (
-    *("norm", "eps", "step_size", "loss", "eot", "eot_samples", "average", "restarts"),
-    "selection_draws",
+    *("norm", "eps", "step_size", "momentum", "loss", "targets", "eot", "eot_samples", "average"),
+    *("restarts", "selection_draws"),
 )
 
 
@@ -64,6 +64,7 @@ def result_rows(
     }
     shared = {
         "attack": row.attack_name,
+        "method": row.options.get("attack"),
         "gradient": row.options.get("gradient"),
         "surrogate": row.options.get("surrogate") or None,
         "attack_steps": getattr(attack, "num_steps", None),
