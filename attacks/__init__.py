@@ -4,9 +4,10 @@ import dataclasses
 
 from attacks.apgd import APGD
 from attacks.pgd import PGD
+from attacks.square import Square
 from attacks.types import Attack
 
-ATTACKS = {"pgd": PGD, "apgd": APGD}
+ATTACKS = {"pgd": PGD, "apgd": APGD, "square": Square}
 
 
 def build(name: str, **options) -> Attack:

@@ -48,6 +48,34 @@ def expectation(fn: Callable, num_samples: int, chunk: int | None = None) -> Cal
     return lambda key, *args: jax.tree.map(lambda a: a.mean(0), drawn(key, *args))
 
 
+DIRECTIONS = {"spsa": jax.random.rademacher, "nes": jax.random.normal}
+
+
+def estimated_gradient(
+    fn: Callable, distribution: str, num_directions: int, delta: float, chunk: int | None = None
+) -> Callable:
+    """`estimate(key, image)`: the mean over random directions v of
+    (fn(key_1, x + delta v) - fn(key_2, x - delta v)) / (2 delta) * v, for who sees values only.
+
+    distribution: of v, a name of DIRECTIONS: 'spsa' (signs; Spall 1992, Uesato et al. 2018) or
+        'nes' (normal; Ilyas et al. 2018). chunk: as in draws.
+
+    Points outside [0, 1] are no images: they are clipped. The two sides have keys of their own, for
+    one who only sees answers does not choose a defence's randomness.
+    """
+
+    def single(key, image):
+        direction_key, *keys = jax.random.split(key, 3)
+        v = DIRECTIONS[distribution](direction_key, image.shape, image.dtype)
+        up, down = (
+            fn(k, jnp.clip(image + d * v, 0.0, 1.0))
+            for k, d in zip(keys, (delta, -delta), strict=True)
+        )
+        return (up - down) / (2 * delta) * v
+
+    return expectation(single, num_directions, chunk)
+
+
 def average_logits(logits: jax.Array, average: str) -> jax.Array:
     """Logits of S runs [S, K] -> [K]: their mean ('logits'), or the log of the mean probability
     ('softmax')."""
@@ -138,6 +166,7 @@ GRADIENT_MODES = {
     "exact_straight_through": exact_straight_through,
     "bpda": BPDA,
     "blind": lambda purifier: Blind(),
+    "none": lambda purifier: purifier,  # for attacks that see values only
 }
 
 

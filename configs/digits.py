@@ -64,5 +64,11 @@ def get_config(variant: str = ""):
         config.attacks.l1 = attack(
             "exact", attack="apgd", **budget | dict(eps=4.0), **purifiers, norm="l1"
         )
+        config.attacks.square = attack(
+            "none", attack="square", eps=EPS, num_steps=1000, eot_samples=5
+        )
+        config.attacks.spsa = attack(
+            "none", eps=EPS, num_steps=40, estimate="spsa", loss="margin", defenses=("adp",)
+        )
         config.eval.attacks = tuple(config.attacks)
     return config

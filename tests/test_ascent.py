@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import attacks
-from attacks import ATTACKS
+from attacks import ATTACKS, objective
 from attacks.apgd import APGD
 from attacks.ascent import EOTS
 from attacks.losses import LOSSES, cross_entropy, margin
@@ -94,13 +94,17 @@ def distances(name: str, images, centers) -> np.ndarray:
 SMALL = {
     "pgd": dict(num_steps=4, restarts=2, selection_draws=4, eot_samples=2),
     "apgd": dict(num_steps=6, restarts=2, selection_draws=4, eot_samples=2),
+    "square": dict(num_steps=16, restarts=2, selection_draws=4, eot_samples=2),
 }
-NORMS_OF = {"pgd": ("linf", "l2"), "apgd": NORMS}
+NORMS_OF = {"pgd": ("linf", "l2"), "apgd": NORMS, "square": ("linf", "l2")}
+EOTS_OF = {"pgd": EOTS, "apgd": EOTS, "square": objective.EOTS}
 # Of each attack as many as it takes for every entry of every table to occur; of the first all.
 ENTRIES = [
     (name, *entries)
     for name in ATTACKS
-    for entries in zip(itertools.cycle(NORMS_OF[name]), LOSSES, itertools.cycle(EOTS), strict=False)
+    for entries in zip(
+        itertools.cycle(NORMS_OF[name]), LOSSES, itertools.cycle(EOTS_OF[name]), strict=False
+    )
 ]
 CASES = [*itertools.product(["pgd"], NORMS_OF["pgd"], LOSSES, EOTS), *ENTRIES]
 CASES = list(dict.fromkeys(CASES))
@@ -169,7 +173,7 @@ def test_every_attack_gives_the_same_compiled_batched_and_alone(name, norm, loss
 
 
 def test_new_attacks_norms_losses_and_modes_join_the_contract():
-    assert set(SMALL) == set(NORMS_OF) == set(ATTACKS) and set(EPS) == set(NORMS)
+    assert set(SMALL) == set(NORMS_OF) == set(EOTS_OF) == set(ATTACKS) and set(EPS) == set(NORMS)
 
 
 # Closed-form optima of linear classifiers
@@ -198,7 +202,7 @@ def box_aware_optimum(norm: str, image: np.ndarray, direction: np.ndarray, eps: 
 
 
 @pytest.mark.parametrize(
-    ("name", "norm"), [(name, norm) for name in NORMS_OF for norm in NORMS_OF[name]]
+    ("name", "norm"), [(name, norm) for name in ("pgd", "apgd") for norm in NORMS_OF[name]]
 )
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
 @pytest.mark.parametrize("eps_inside", [True, False])
@@ -534,6 +538,26 @@ def test_more_restarts_never_lower_the_loss_on_the_same_selection_keys(x64):
     np.testing.assert_allclose(four.start_loss, one.start_loss, rtol=1e-12)
 
 
+# Estimated gradients
+
+
+@pytest.mark.parametrize("estimate", ["spsa", "nes"])
+def test_ascents_climb_without_gradients_and_count_what_they_ask(estimate):
+    attack = PGD("l2", 0.5, num_steps=4, step_size=0.2, loss="margin", estimate=estimate,
+                 directions=16, eot_samples=2, selection_draws=5)  # fmt: skip
+    keys, images, labels = inputs(16)
+    result = compiled(attack)(keys, noisy(), images, labels)
+    assert np.mean(result.loss - result.start_loss) > 0.5
+    no_gradient = jax.custom_jvp(lambda x: x)
+    no_gradient.defjvp(lambda primals, tangents: pytest.fail("something was differentiated"))
+    recorder, *_ = recorded(attack, lambda key, x: noisy()(key, no_gradient(x)))
+    uses = collections.Counter(len(runs) for runs in recorder.runs.values())
+    # Either side of every direction has keys of its own; ranking and selection keys are shared.
+    assert uses == {1: 4 * 16 * 2 * 2, 4: 2, 3: 5}
+    assert attack.gradient_queries == 0
+    assert attack.selection_queries == sum(map(len, recorder.runs.values()))
+
+
 # Momentum and targets
 
 
@@ -600,9 +624,11 @@ def test_more_targets_than_wrong_classes_are_refused():
         (dict(eps=float("nan")), "eps=nan must be positive"),
         (dict(step_size=-0.1), "step_size=-0.1 must be positive"),
         (dict(momentum=1.5), "momentum=1.5 must be from 0 to 1"),
+        (dict(delta=0.0), "delta=0.0 must be positive"),
+        (dict(estimate="spsa", eot="sign_vote"), "eot='sign_vote' needs gradients"),
         (dict(targets=-1), "targets=-1 must not be negative"),
         (dict(norm="l1"), "norm='l1': .* use apgd"),
-        (dict(step=0.1, steps=3), "pgd has no option step, steps; known: average, chunk, eot,"),
+        (dict(step=0.1, steps=3), "pgd has no option step, steps; known: average, chunk, delta,"),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(options, message):

@@ -15,6 +15,7 @@ from attacks.gradients import (
     attacked_purifier,
     average_logits,
     draws,
+    estimated_gradient,
     exact,
     expectation,
     straight_through,
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 SHAPE = (2, 3, 1)
 KEY = jax.random.key(0)
-MODES = [*GRADIENT_MODES, "surrogate"]
+MODES = [*(mode for mode in GRADIENT_MODES if mode != "none"), "surrogate"]
 
 
 def random(seed, *shape):
@@ -335,3 +336,41 @@ def test_modes_apply_to_a_purifier_inside_a_compiled_program():
             score = adp.score.replace(matrix=scale * adp.score.matrix)
             purify(attacked_purifier(mode, adp.replace(score=score)), random(0, *SHAPE))
     assert len(traced) == 2
+
+
+def test_who_sees_values_only_meets_the_purifier_itself():
+    adp = purifier("adp")
+    assert attacked_purifier("none", adp) is adp and adp.loop == "while"
+
+
+# Estimates by differences
+
+
+@pytest.mark.parametrize(("name", "kurtosis"), [("spsa", 1.0), ("nes", 3.0)])
+def test_estimated_gradients_have_the_mean_and_variance_of_their_directions(name, kurtosis, x64):
+    """Of a linear function w x the estimate is (w v) v: mean w, and variances
+    |w|^2 + (kurtosis - 2) w_i^2."""
+    w, n = jnp.array([3.0, -1.0, 0.5, 2.0]).reshape(2, 2, 1), 20_000
+    image = jnp.full((2, 2, 1), 0.5)
+    single = estimated_gradient(lambda key, x: jnp.sum(w * x), name, 1, 1e-3)
+    keys = jax.random.split(jax.random.key(0), n)
+    estimates = np.asarray(jax.jit(jax.vmap(single, (0, None)))(keys, image)).reshape(n, 4)
+    flat = np.asarray(w).ravel()
+    variance = flat @ flat + (kurtosis - 2) * flat**2
+    np.testing.assert_allclose(estimates.mean(0), flat, atol=5 * (variance.max() / n) ** 0.5)
+    np.testing.assert_allclose(estimates.var(0), variance, rtol=0.1)
+
+
+def test_estimated_gradients_ask_about_images_only_and_with_fresh_keys():
+    asked = []
+
+    def fn(key, x):
+        jax.debug.callback(lambda k, x: asked.append((tuple(np.asarray(k)), np.asarray(x))),
+                           jax.random.key_data(key), x)  # fmt: skip
+        return jnp.sum(x)
+
+    estimate = estimated_gradient(fn, "spsa", 8, 0.1)
+    estimate(jax.random.key(0), jnp.array([0.0, 0.05, 0.5, 1.0]).reshape(2, 2, 1))
+    jax.effects_barrier()
+    assert len({key for key, _ in asked}) == len(asked) == 16
+    assert all(x.min() >= 0 and x.max() <= 1 for _, x in asked)

@@ -7,6 +7,7 @@ import pytest
 
 from attacks.apgd import APGD
 from attacks.gradients import BPDA, Blind
+from attacks.square import Square
 from configs import cifar10
 from purify import models
 from purify.checkpoint import differing_fields
@@ -155,6 +156,12 @@ def test_the_full_variant_covers_modes_estimators_and_protocols():
     assert fixed.attack_queries == (40 + 40 + 3) * 10  # each takes all S runs of the known draw
     assert rows["adp-l2"].attack.norm == "l2" and rows["adp-mim"].attack.momentum == 1
     assert isinstance(rows["adp-l1"].attack, APGD) and rows["adp-l1"].attack.norm == "l1"
+    black_box = rows["adp-square"]
+    assert isinstance(black_box.attack, Square) and black_box.attack.remeasure
+    assert not rows["identity-square"].attack.remeasure  # deterministic
+    assert black_box.attack_nge == rows["adp-spsa"].attack_nge == 0
+    assert black_box.attack_queries == 2 * 1000 * 5 + 2 * 32
+    assert black_box.attacked.purifier is black_box.defense.purifier
     targeted = rows["adp-apgd_targeted"].attack
     assert targeted.targets == 3 and targeted.budget == (
         "margin, 3 targets x 1 x 40 steps, EOT 15 mean_of_loss"
@@ -211,7 +218,9 @@ def test_rows_that_attack_the_same_function_share_its_images():
         (dict(eval__attacks=("fly",)), "'fly' is unknown; known: blind, bpda, exact"),
         (dict(eval__defenses=("wall",)), "'wall' is unknown; known: identity, noise_only"),
         (dict(attacks__bpda__loss="hinge"), "known: cross_entropy, margin, dlr"),
-        (dict(attacks__bpda__gradient="none"), "known: exact"),
+        (dict(attacks__bpda__gradient="adjoint"), "known: exact"),
+        (dict(attacks__bpda__gradient="none"), "'none' does not fit: the attack takes gradients"),
+        (dict(attacks__exact__estimate="nes"), "sees values only, so say 'none'"),
         (dict(attacks__bpda__gradient="surrogate"), "needs the name of the surrogate"),
         (dict(attacks__exact__gradient="exact_detached_step"), "does not apply to NoiseOnly"),
         (dict(attacks__bpda__norm="l7"), "known: linf, l2"),

@@ -131,13 +131,15 @@ def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, A
     the options say otherwise; a vote has no gradient, so it is attacked twice, through the mean of
     the logits and of the probabilities, under two names.
 
-    Raises ValueError where an attacked image would be chosen on fewer than MIN_SELECTION_DRAWS.
+    Raises ValueError where an attacked image would be chosen on fewer than MIN_SELECTION_DRAWS, or
+    where the gradient does not fit the attack.
     """
     own = {k: v for k, v in options.items() if k not in RUNNING}
     own["eot_samples"] = own["eot_samples"] or attacked.num_runs
     own["chunk"] = own["chunk"] or None
     if not attacked.purifier.stochastic or options["fixed_key"]:
         own |= {"eot_samples": 1, "selection_draws": 1}  # every draw would be the same
+        own |= {"remeasure": False} if "remeasure" in own else {}
     elif own["selection_draws"] < MIN_SELECTION_DRAWS:
         raise ValueError(
             f"config.attacks.{name}.selection_draws={own['selection_draws']} must be at least "
@@ -147,12 +149,19 @@ def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, A
     if attacked.average == "vote" and not own["average"]:
         averaging = options["eot"] == "loss_of_mean" or options["fixed_key"]
         averages = list(AVERAGES) if averaging and attacked.num_runs > 1 else ["logits"]
-    return {
+    built = {
         name if average == averages[0] else f"{name}_{average}": attacks.build(
             options["attack"], **own | {"average": average}
         )
         for average in averages
     }
+    takes_gradients = built[name].gradient_queries > 0
+    if takes_gradients == (options["gradient"] == "none") and options["gradient"] != "blind":
+        raise ValueError(
+            f"config.attacks.{name}.gradient={options['gradient']!r} does not fit: the attack "
+            + ("takes gradients" if takes_gradients else "sees values only, so say 'none'")
+        )
+    return built
 
 
 def plan(
