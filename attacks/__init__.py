@@ -4,10 +4,11 @@ import dataclasses
 
 from attacks.apgd import APGD
 from attacks.pgd import PGD
+from attacks.rays import RayS
 from attacks.square import Square
 from attacks.types import Attack
 
-ATTACKS = {"pgd": PGD, "apgd": APGD, "square": Square}
+ATTACKS = {"pgd": PGD, "apgd": APGD, "square": Square, "rays": RayS}
 
 
 def build(name: str, **options) -> Attack:

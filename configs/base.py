@@ -102,39 +102,45 @@ def _train() -> ConfigDict:
     return train
 
 
+# Of attacks by gradients, true or estimated, and of the others.
+_ASCENT = dict(
+    num_steps=40,
+    restarts=1,
+    random_start=True,
+    keep="best",  # or 'last': the last iterate, as published attacks do
+    targets=0,  # wrong classes to aim at one after the other, 0 for untargeted
+    estimate="",  # of the gradient by values of the loss: 'spsa' or 'nes'
+    directions=64,  # of an estimate
+    delta=0.01,
+)
+_OWN = {
+    "pgd": _ASCENT | dict(step_size=0.0, momentum=0.0),  # momentum 1 is MIM
+    "apgd": _ASCENT,
+    "square": dict(num_steps=500, restarts=1, share=0.8, remeasure=True),
+    "rays": dict(num_steps=1000, tolerance=1e-3),
+}
+
+
 def attack(
     gradient: str, *, eps: float, attack: str = "pgd", norm: str = "linf", **changes
 ) -> ConfigDict:
     """The options of one attack; PGD has steps of eps / 4, as 2/255 is to 8/255."""
     options = ConfigDict()
-    options.attack = attack  # or 'apgd', 'square'
+    options.attack = attack
     options.gradient = gradient  # 'none' for attacks that see values only
     options.surrogate = ""  # the purifier that gradient='surrogate' differentiates
     options.fixed_key = False  # the attacker knows the keys of the one draw that is scored
     options.norm = norm
     options.eps = eps
-    options.loss = "margin" if attack == "square" else "cross_entropy"  # or 'dlr'
+    options.loss = "margin" if attack in ("square", "rays") else "cross_entropy"  # or 'dlr'
     options.eot = "mean_of_loss"  # or 'loss_of_mean'; of ascents also 'sign_vote'
     options.eot_samples = 1  # 0 means S
     options.average = ""  # of runs, in 'loss_of_mean'; '' for the defence's own
     options.selection_draws = 32  # at least that many
     options.chunk = 0  # draws computed at once, 0 for all; fewer need less memory
-    options.restarts = 1
-    if attack == "square":
-        options.num_steps = 500
-        options.share = 0.8  # of the image, that the first squares cover
-        options.remeasure = True
-    else:
-        options.num_steps = 40
-        options.random_start = True
-        options.keep = "best"  # or 'last': the last iterate, as published attacks do
-        options.targets = 0  # wrong classes to aim at one after the other, 0 for untargeted
-        options.estimate = ""  # of the gradient by values of the loss: 'spsa' or 'nes'
-        options.directions = 64  # of an estimate
-        options.delta = 0.01
+    options.update(_OWN[attack])
     if attack == "pgd":
         options.step_size = eps / 4
-        options.momentum = 0.0  # 1 is MIM
     options.defenses = ()  # against which of config.eval.defenses, () for all
     options.num_images = 0  # on the first so many images only, 0 for all
     options.update(changes)

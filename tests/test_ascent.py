@@ -95,9 +95,10 @@ SMALL = {
     "pgd": dict(num_steps=4, restarts=2, selection_draws=4, eot_samples=2),
     "apgd": dict(num_steps=6, restarts=2, selection_draws=4, eot_samples=2),
     "square": dict(num_steps=16, restarts=2, selection_draws=4, eot_samples=2),
+    "rays": dict(num_steps=60, selection_draws=4, eot_samples=3),
 }
-NORMS_OF = {"pgd": ("linf", "l2"), "apgd": NORMS, "square": ("linf", "l2")}
-EOTS_OF = {"pgd": EOTS, "apgd": EOTS, "square": objective.EOTS}
+NORMS_OF = {"rays": ("linf",), "pgd": ("linf", "l2"), "apgd": NORMS, "square": ("linf", "l2")}
+EOTS_OF = {"rays": objective.EOTS, "pgd": EOTS, "apgd": EOTS, "square": objective.EOTS}
 # Of each attack as many as it takes for every entry of every table to occur; of the first all.
 ENTRIES = [
     (name, *entries)
@@ -156,7 +157,8 @@ def test_every_attack_keeps_its_contract(name, norm, loss, eot):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_neighbours_change_no_bit_in_the_vectorised_code_that_real_runs_use(name):
-    attack = compiled(small(name, "l2", "margin", "loss_of_mean"), options=None)
+    norm = [*NORMS_OF[name]][-1]
+    attack = compiled(small(name, norm, "margin", "loss_of_mean"), options=None)
     check_neighbours(attack, attack(inputs(3)[0], noisy(), *inputs(3)[1:]))
 
 

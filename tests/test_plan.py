@@ -161,6 +161,7 @@ def test_the_full_variant_covers_modes_estimators_and_protocols():
     assert not rows["identity-square"].attack.remeasure  # deterministic
     assert black_box.attack_nge == rows["adp-spsa"].attack_nge == 0
     assert black_box.attack_queries == 2 * 1000 * 5 + 2 * 32
+    assert rows["adp-rays"].attack.budget == "1000 questions, each the majority of 5"
     assert black_box.attacked.purifier is black_box.defense.purifier
     targeted = rows["adp-apgd_targeted"].attack
     assert targeted.targets == 3 and targeted.budget == (
