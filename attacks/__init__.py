@@ -3,12 +3,13 @@
 import dataclasses
 
 from attacks.apgd import APGD
+from attacks.fab import FAB
 from attacks.pgd import PGD
 from attacks.rays import RayS
 from attacks.square import Square
 from attacks.types import Attack
 
-ATTACKS = {"pgd": PGD, "apgd": APGD, "square": Square, "rays": RayS}
+ATTACKS = {"pgd": PGD, "apgd": APGD, "square": Square, "rays": RayS, "fab": FAB}
 
 
 def build(name: str, **options) -> Attack:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from attacks import objective
-from attacks.gradients import average_logits, draws, estimated_gradient, expectation
+from attacks.gradients import draws, estimated_gradient, expectation
 from attacks.norms import NORMS
 from attacks.objective import Expected
 from attacks.types import Array, Attacked, LogitsFn
@@ -98,7 +98,9 @@ class Ascent(Expected):
         start_key, gradient_key, selection_key, ranking_key, class_key = (
             jax.random.fold_in(key, i) for i in range(5)
         )
-        classes = self._likeliest_wrong(class_key, logits_fn, image, label)
+        if self.targets:
+            runs = draws(logits_fn, self.eot_samples, self.chunk)(class_key, image)
+            classes = likeliest_wrong(runs.mean(0), label, self.targets)
 
         def run(index):
             target = classes[index % self.targets] if self.targets else None
@@ -132,20 +134,6 @@ class Ascent(Expected):
     def _step_queries(self) -> int:
         return self._runs * self.num_steps * self.eot_samples
 
-    def _likeliest_wrong(self, key, logits_fn, image, label) -> Array | None:
-        """The classes to aim at [targets], by the mean logits of the clean image."""
-        if not self.targets:
-            return None
-        logits = average_logits(
-            draws(logits_fn, self.eot_samples, self.chunk)(key, image), "logits"
-        )
-        if self.targets >= logits.size:
-            raise ValueError(
-                f"targets={self.targets} must be less than the {logits.size} classes there are"
-            )
-        wrong = jnp.where(jnp.arange(logits.size) == label, -jnp.inf, logits)
-        return jax.lax.top_k(wrong, self.targets)[1]
-
     def _gradient(self, logits_fn: LogitsFn, label: Array, target: Array | None) -> Callable:
         """(key, image) -> what the step goes along, over eot_samples runs."""
         objective = self.objective(logits_fn, label, target)
@@ -159,3 +147,11 @@ class Ascent(Expected):
         loss_fn = self.loss_fn(label, target)
         single = jax.grad(lambda key, x: loss_fn(logits_fn(key, x)), argnums=1)
         return expectation(lambda key, x: jnp.sign(single(key, x)), self.eot_samples, self.chunk)
+
+
+def likeliest_wrong(logits: Array, label: Array, count: int) -> Array:
+    """The `count` classes of largest logit but for the label; ValueError where there are fewer."""
+    if count >= logits.size:
+        raise ValueError(f"targets={count} must be less than the {logits.size} classes there are")
+    wrong = jnp.where(jnp.arange(logits.size) == label, -jnp.inf, logits)
+    return jax.lax.top_k(wrong, count)[1]

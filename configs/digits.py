@@ -67,6 +67,7 @@ def get_config(variant: str = ""):
         config.attacks.square = attack(
             "none", attack="square", eps=EPS, num_steps=1000, eot_samples=5
         )
+        config.attacks.fab = attack("exact", attack="fab", eps=EPS, eot_samples=15, **purifiers)
         config.attacks.rays = attack("none", attack="rays", eps=EPS, eot_samples=5)
         config.attacks.spsa = attack(
             "none", eps=EPS, num_steps=40, estimate="spsa", loss="margin", defenses=("adp",)

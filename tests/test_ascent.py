@@ -95,10 +95,23 @@ SMALL = {
     "pgd": dict(num_steps=4, restarts=2, selection_draws=4, eot_samples=2),
     "apgd": dict(num_steps=6, restarts=2, selection_draws=4, eot_samples=2),
     "square": dict(num_steps=16, restarts=2, selection_draws=4, eot_samples=2),
+    "fab": dict(num_steps=8, targets=2, restarts=2, selection_draws=4, eot_samples=2),
     "rays": dict(num_steps=60, selection_draws=4, eot_samples=3),
 }
-NORMS_OF = {"rays": ("linf",), "pgd": ("linf", "l2"), "apgd": NORMS, "square": ("linf", "l2")}
-EOTS_OF = {"rays": objective.EOTS, "pgd": EOTS, "apgd": EOTS, "square": objective.EOTS}
+NORMS_OF = {
+    "rays": ("linf",),
+    "fab": NORMS,
+    "pgd": ("linf", "l2"),
+    "apgd": NORMS,
+    "square": ("linf", "l2"),
+}
+EOTS_OF = {
+    "rays": objective.EOTS,
+    "fab": objective.EOTS,
+    "pgd": EOTS,
+    "apgd": EOTS,
+    "square": objective.EOTS,
+}
 # Of each attack as many as it takes for every entry of every table to occur; of the first all.
 ENTRIES = [
     (name, *entries)

@@ -1,0 +1,170 @@
+"""Fast Adaptive Boundary attack, targeted (Croce and Hein, ICML 2020): the nearest boundary."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from attacks.ascent import likeliest_wrong
+from attacks.gradients import average_logits, draws
+from attacks.norms import NORMS
+from attacks.objective import Expected
+from attacks.types import Array, Attacked, LogitsFn
+
+# Section 3 of the paper: the largest share of the step that goes back to the clean image, how far
+# beyond a linearised boundary steps go, and how far back from an image that is wrong already.
+ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
+HALVINGS = 3  # of the last segment, between the clean and the nearest wrong image
+
+
+@dataclasses.dataclass(frozen=True)
+class FAB(Expected):
+    """`attack(key, logits_fn, image, label) -> Attacked`, for one image in [0, 1].
+
+    Looks for the nearest image that is wrong: towards each of the likeliest wrong classes it goes
+    to the boundary of the linearised logits, drawn back to the clean image, and nearer whenever
+    it is beyond. `nearest` returns that image whatever its distance; called as an attack, its
+    nearest point of the ball. See Expected for the ball and the choice at the end, for which alone
+    there is a loss (the margin).
+
+    num_steps, restarts: of each class; the first starts from the clean image, others at random.
+    targets: how many classes are aimed at.
+    eot_samples: runs whose averaged logits (see average) are linearised, and as many fresh ones
+        whose averaged logits say whether an image is wrong.
+    """
+
+    loss: str = "margin"
+    num_steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+
+    @classmethod
+    def counts(cls) -> tuple[str, ...]:
+        return (*super().counts(), "num_steps", "targets", "restarts")
+
+    @property
+    def budget(self) -> str:
+        """For people: the objective, and how much is spent on it."""
+        runs = f"{self.targets} targets x {self.restarts} x {self.num_steps} steps"
+        return f"{runs}, EOT {self.eot_samples}"
+
+    @property
+    def gradient_queries(self) -> int:
+        """Runs of logits_fn that are differentiated, per image."""
+        return self._runs * self.num_steps * self.eot_samples
+
+    @property
+    def selection_queries(self) -> int:
+        """Runs of logits_fn that are not."""
+        answers = self._runs * (self.num_steps + HALVINGS) + 1
+        return answers * self.eot_samples + self.choice_queries(self._runs)
+
+    @property
+    def _runs(self) -> int:
+        return self.targets * self.restarts
+
+    def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
+        search_key, selection_key = jax.random.split(key)
+        found, _ = self._all(search_key, logits_fn, image, label)
+        candidates = jax.vmap(NORMS[self.norm].project, (0, None, None))(found, image, self.eps)
+        return self.choose(selection_key, logits_fn, image, label, candidates)
+
+    def nearest(
+        self, key: Array, logits_fn: LogitsFn, image: Array, label: Array
+    ) -> tuple[Array, Array]:
+        """(the nearest wrong image found, in any ball; its distance, inf where there is none)."""
+        found, distances = self._all(key, logits_fn, image, label)
+        nearest = jnp.argmin(distances)
+        return found[nearest], distances[nearest]
+
+    def _all(self, key, logits_fn, image, label) -> tuple[Array, Array]:
+        """Of each run the nearest wrong image and its distance."""
+        class_key, runs_key = jax.random.split(key)
+        logits = self._logits(logits_fn)
+        classes = likeliest_wrong(logits(class_key, image), label, self.targets)
+
+        def run(index):
+            own = jax.random.fold_in(runs_key, index)
+            first = index < self.targets
+            return self._search(own, logits, image, label, classes[index % self.targets], first)
+
+        return jax.lax.map(run, jnp.arange(self._runs))
+
+    def _logits(self, logits_fn: LogitsFn):
+        """(key, image) -> averaged logits [K]."""
+        runs = draws(logits_fn, self.eot_samples, self.chunk)
+        return lambda key, x: average_logits(runs(key, x), self.average)
+
+    def _search(self, key, logits, image, label, target, from_clean) -> tuple[Array, Array]:
+        norm = NORMS[self.norm]
+        start_key, steps_key, halvings_key = jax.random.split(key, 3)
+
+        def gap(x, key):
+            z = logits(key, x)
+            return z[label] - z[target]  # positive on the label's side
+
+        def is_wrong(key, x):
+            return jnp.argmax(logits(key, x)) != label
+
+        def step(carry, t):
+            x, nearest, distance = carry
+            gap_key, answer_key = jax.random.split(jax.random.fold_in(steps_key, t))
+            value, gradient = jax.value_and_grad(gap)(x, gap_key)
+            here = reach(self.norm, x, -gradient, value)
+            there = reach(self.norm, image, -gradient, value + jnp.sum(gradient * (image - x)))
+            near, far = norm.size(here), norm.size(there)
+            alpha = jnp.minimum(near / jnp.maximum(near + far, 1e-12), ALPHA_MAX)
+            x = (1 - alpha) * (x + ETA * here) + alpha * (image + ETA * there)
+            x = jnp.clip(x, 0.0, 1.0)
+            wrong = is_wrong(answer_key, x)
+            nearer = wrong & (norm.size(x - image) < distance)
+            nearest = jnp.where(nearer, x, nearest)
+            distance = jnp.where(nearer, norm.size(x - image), distance)
+            x = jnp.where(wrong, image + BETA * (x - image), x)
+            return (x, nearest, distance), None
+
+        x = jnp.where(from_clean, image, norm.random(start_key, image, self.eps / 2))
+        nowhere = jnp.full((), jnp.inf, image.dtype)
+        (_, nearest, distance), _ = jax.lax.scan(step, (x, x, nowhere), jnp.arange(self.num_steps))
+
+        def halve(bounds, t):
+            right, wrong = bounds
+            middle = 0.5 * (right + wrong)
+            beyond = is_wrong(jax.random.fold_in(halvings_key, t), middle)
+            return (jnp.where(beyond, right, middle), jnp.where(beyond, middle, wrong)), None
+
+        (_, nearest), _ = jax.lax.scan(halve, (image, nearest), jnp.arange(HALVINGS))
+        return nearest, jnp.where(jnp.isinf(distance), distance, norm.size(nearest - image))
+
+
+def reach(norm: str, x: Array, weights: Array, gain: Array) -> Array:
+    """The shortest difference d with <weights, d> = gain and x + d in [0, 1]; where the box allows
+    no such gain, the one of largest gain. A negative gain goes the other way.
+
+    Every pixel moves along its weight, under Linf all at one speed and under L2 at that of their
+    weights, until it meets the box; under L1 one after the other, the heaviest first (section 3.1
+    of the paper). So the gain is piecewise linear, and its breakpoints are sorted.
+    """
+    flat = jnp.sign(gain) * weights.ravel()
+    magnitudes, gain = jnp.abs(flat), jnp.abs(gain)
+    room = jnp.where(flat > 0, 1.0 - x.ravel(), x.ravel())
+    if norm == "l1":
+        order = jnp.argsort(-magnitudes)
+        full = jnp.cumsum((magnitudes * room)[order])
+        before = full - (magnitudes * room)[order]
+        part = (gain - before) / jnp.maximum(magnitudes[order], 1e-30)
+        moved = jnp.zeros_like(room).at[order].set(jnp.clip(part, 0.0, room[order]))
+    else:
+        speed = jnp.ones_like(magnitudes) if norm == "linf" else magnitudes
+        times = jnp.where(magnitudes > 0, room / jnp.maximum(speed, 1e-30), 0.0)
+        order = jnp.argsort(times)
+        stopped = jnp.cumsum((magnitudes * room)[order])
+        speeds = (magnitudes * speed)[order]
+        moving = jnp.sum(speeds) - jnp.cumsum(speeds)
+        gains = stopped + times[order] * moving  # when each one meets the box
+        last = jnp.argmax(gains >= gain)  # the first that need not go all the way
+        stopped_before = stopped[last] - (magnitudes * room)[order][last]
+        time = (gain - stopped_before) / jnp.maximum(moving[last] + speeds[last], 1e-30)
+        time = jnp.where(gains[-1] >= gain, time, jnp.inf)
+        moved = jnp.where(magnitudes > 0, jnp.minimum(time * speed, room), 0.0)
+    return (jnp.sign(flat) * moved).reshape(x.shape)
