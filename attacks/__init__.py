@@ -3,13 +3,21 @@
 import dataclasses
 
 from attacks.apgd import APGD
+from attacks.carlini_wagner import CarliniWagner
 from attacks.fab import FAB
 from attacks.pgd import PGD
 from attacks.rays import RayS
 from attacks.square import Square
 from attacks.types import Attack
 
-ATTACKS = {"pgd": PGD, "apgd": APGD, "square": Square, "rays": RayS, "fab": FAB}
+ATTACKS = {
+    "pgd": PGD,
+    "apgd": APGD,
+    "fab": FAB,
+    "carlini_wagner": CarliniWagner,
+    "square": Square,
+    "rays": RayS,
+}
 
 
 def build(name: str, **options) -> Attack:

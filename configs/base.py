@@ -118,6 +118,7 @@ _OWN = {
     "apgd": _ASCENT,
     "square": dict(num_steps=500, restarts=1, share=0.8, remeasure=True),
     "fab": dict(num_steps=100, targets=9, restarts=1),
+    "carlini_wagner": dict(num_steps=200, learning_rate=0.01, searches=9, first_c=0.1),
     "rays": dict(num_steps=1000, tolerance=1e-3),
 }
 
@@ -133,7 +134,7 @@ def attack(
     options.fixed_key = False  # the attacker knows the keys of the one draw that is scored
     options.norm = norm
     options.eps = eps
-    options.loss = "margin" if attack in ("square", "rays", "fab") else "cross_entropy"  # or 'dlr'
+    options.loss = "margin" if attack not in ("pgd", "apgd") else "cross_entropy"  # or 'dlr'
     options.eot = "mean_of_loss"  # or 'loss_of_mean'; of ascents also 'sign_vote'
     options.eot_samples = 1  # 0 means S
     options.average = ""  # of runs, in 'loss_of_mean'; '' for the defence's own

@@ -68,6 +68,9 @@ def get_config(variant: str = ""):
             "none", attack="square", eps=EPS, num_steps=1000, eot_samples=5
         )
         config.attacks.fab = attack("exact", attack="fab", eps=EPS, eot_samples=15, **purifiers)
+        config.attacks.carlini_wagner = attack(
+            "exact", attack="carlini_wagner", eps=1.0, norm="l2", eot_samples=15, **purifiers
+        )
         config.attacks.rays = attack("none", attack="rays", eps=EPS, eot_samples=5)
         config.attacks.spsa = attack(
             "none", eps=EPS, num_steps=40, estimate="spsa", loss="margin", defenses=("adp",)

@@ -294,7 +294,8 @@ def test_blind_sees_no_purifier():
 
 
 def test_errors_list_what_exists():
-    with pytest.raises(ValueError, match="'adjoint' is unknown; known: " + ", ".join(MODES)):
+    known = ", ".join([*GRADIENT_MODES, "surrogate"])
+    with pytest.raises(ValueError, match=f"'adjoint' is unknown; known: {known}"):
         attacked_purifier("adjoint", purifier("adp"))
     with pytest.raises(ValueError, match="needs the name of the surrogate"):
         attacked_purifier("surrogate", purifier("adp"))

@@ -1,0 +1,127 @@
+"""The L2 attack of Carlini and Wagner (S&P 2017): the nearest wrong image by a penalty."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from attacks.gradients import average_logits, draws
+from attacks.losses import margin
+from attacks.norms import NORMS
+from attacks.objective import Expected
+from attacks.types import Array, Attacked, LogitsFn
+
+# How close to 0 and 1 pixels begin, which tanh reaches at infinity only.
+INSIDE = 1 - 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class CarliniWagner(Expected):
+    """`attack(key, logits_fn, image, label) -> Attacked`, for one image in [0, 1], under L2.
+
+    Minimises |x - image|^2 + c max(-margin(x), 0) over x = (1 + tanh w) / 2 by Adam; c is the least
+    that leads to a wrong answer, by bisection. `nearest` returns the nearest wrong image whatever
+    its distance; called as an attack, its nearest point of the ball. See Expected for the ball and
+    the choice at the end.
+
+    num_steps, learning_rate: of Adam, for each c.
+    searches, first_c: values of c: tenfold until an answer is wrong, then bisected.
+    eot_samples: runs whose averaged logits (see average) each step's margin is taken of, and by
+        which an image counts as wrong.
+    """
+
+    norm: str = "l2"
+    eps: float = 0.5
+    loss: str = "margin"
+    num_steps: int = 200
+    learning_rate: float = 0.01
+    searches: int = 9
+    first_c: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm != "l2":
+            raise ValueError(f"norm={self.norm!r} is not defined for carlini_wagner; use l2")
+        if not (self.learning_rate > 0 and self.first_c > 0):
+            raise ValueError(
+                f"learning_rate={self.learning_rate} and first_c={self.first_c} must be positive"
+            )
+
+    @classmethod
+    def counts(cls) -> tuple[str, ...]:
+        return (*super().counts(), "num_steps", "searches")
+
+    @property
+    def budget(self) -> str:
+        """For people: the objective, and how much is spent on it."""
+        return f"{self.searches} penalties x {self.num_steps} steps, EOT {self.eot_samples}"
+
+    @property
+    def gradient_queries(self) -> int:
+        """Runs of logits_fn that are differentiated, per image."""
+        return self.searches * self.num_steps * self.eot_samples
+
+    @property
+    def selection_queries(self) -> int:
+        """Runs of logits_fn that are not."""
+        return self.choice_queries(1)
+
+    def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
+        search_key, selection_key = jax.random.split(key)
+        x, _ = self.nearest(search_key, logits_fn, image, label)
+        candidate = NORMS["l2"].project(x, image, self.eps)
+        return self.choose(selection_key, logits_fn, image, label, candidate[None])
+
+    def nearest(
+        self, key: Array, logits_fn: LogitsFn, image: Array, label: Array
+    ) -> tuple[Array, Array]:
+        """(the nearest wrong image found, in any ball; its distance, inf where there is none)."""
+        runs = draws(logits_fn, self.eot_samples, self.chunk)
+        optimizer = optax.adam(self.learning_rate)
+
+        def penalised(w, c, key):
+            x = 0.5 * (1 + jnp.tanh(w))
+            ahead = margin(average_logits(runs(key, x), self.average), label)
+            squared = jnp.sum((x - image) ** 2)
+            return squared + c * jnp.maximum(-ahead, 0.0), (x, jnp.sqrt(squared), ahead > 0)
+
+        def minimise(nearest: "_Nearest", c, key):
+            def step(carry, t):
+                w, state, nearest, any_wrong = carry
+                gradient, (x, distance, wrong) = jax.grad(penalised, has_aux=True)(
+                    w, c, jax.random.fold_in(key, t)
+                )
+                nearest = nearest.or_nearer(x, jnp.where(wrong, distance, jnp.inf))
+                update, state = optimizer.update(gradient, state)
+                return (w + update, state, nearest, any_wrong | wrong), None
+
+            w = jnp.arctanh(INSIDE * (2 * image - 1))
+            carry = (w, optimizer.init(w), nearest, jnp.array(False))
+            (_, _, nearest, wrong), _ = jax.lax.scan(step, carry, jnp.arange(self.num_steps))
+            return nearest, wrong
+
+        def search(carry, i):
+            nearest, c, low, high = carry
+            nearest, wrong = minimise(nearest, c, jax.random.fold_in(key, i))
+            low, high = jnp.where(wrong, low, c), jnp.where(wrong, c, high)
+            c = jnp.where(jnp.isinf(high), 10 * c, 0.5 * (low + high))
+            return (nearest, c, low, high), None
+
+        zero = jnp.zeros((), image.dtype)
+        nowhere = _Nearest(image, zero + jnp.inf)
+        start = (nowhere, zero + self.first_c, zero, zero + jnp.inf)
+        (nearest, *_), _ = jax.lax.scan(search, start, jnp.arange(self.searches))
+        return nearest
+
+
+class _Nearest(NamedTuple):
+    image: Array
+    distance: Array
+
+    def or_nearer(self, image: Array, distance: Array) -> "_Nearest":
+        nearer = distance < self.distance
+        return _Nearest(
+            jnp.where(nearer, image, self.image), jnp.where(nearer, distance, self.distance)
+        )
