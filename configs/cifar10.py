@@ -141,7 +141,7 @@ def _small(config) -> None:
     # 32 purifications at once, in attacks and in scoring, again for the caches.
     config.eval.update(num_images=500, batch_size=8)
     config.defense.chunk = 1
-    config.eval.attacks = ("blind", "blind_l2", "bpda", "bpda_l2", "exact")
+    config.eval.attacks = ("blind", "bpda", "exact", "blind_l2", "bpda_l2")
     budget = dict(num_steps=20, eot_samples=8, chunk=4)
     config.attacks.blind_l2 = attack("blind", norm="l2", eps=0.5)
     config.attacks.bpda = attack("bpda", eps=EPS, **budget, num_images=200)
