@@ -7,7 +7,9 @@ Modes, in the order in which they are needed:
   train_classifier  train the classifier that is to be defended
   train             train the energy-based model's score, by denoising score matching
   eval_robust       attack the defence and its baselines, and print a table; with --input=adv.npz,
-                    score given images (arrays images, labels) instead of attacking
+                    score given images (arrays images, labels) instead of attacking; with
+                    --max_images=N stop after N images of each row, for a first look: the same
+                    command with a larger N, or without it, goes on from there
   purify            purify the images in --input (a folder of PNG or JPEG files, .npy, .npz) and
                     write the same form to --output
   import_weights    make a checkpoint of published PyTorch weights: --input=FILE.safetensors or
@@ -38,7 +40,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-# mode -> the module whose run(config, workdir, **files) does it
+# mode -> the module whose run(config, workdir, **options) does it
 MODES = {
     "train_classifier": "purify.train_classifier",
     "train": "purify.train_score",
@@ -51,8 +53,8 @@ DISTRIBUTED = ("train_classifier", "train", "eval_robust")
 WITHOUT_CONFIG = ("import_weights", "export_weights")
 CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem != "base")
 # mode -> the flags below that it takes
-FILES = {
-    "eval_robust": ("input",),
+OPTIONS = {
+    "eval_robust": ("input", "max_images"),
     "purify": ("input", "output"),
     "import_weights": ("input", "output", "arch"),
     "export_weights": ("input", "output"),
@@ -64,6 +66,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where to write; default runs/<c
 _INPUT = flags.DEFINE_string("input", None, "What to read: images, weights, a run; see above.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write it; must not exist.")
 _ARCH = flags.DEFINE_string("arch", None, "What network import_weights reads the weights of.")
+_MAX_IMAGES = flags.DEFINE_integer(
+    "max_images", None, "Stop after so many images of each row; see above.", lower_bound=1
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Work with other processes; see above.")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Of --distributed: HOST:PORT.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Of --distributed: how many.")
@@ -156,9 +161,14 @@ def fail(message: str) -> NoReturn:
 def main(argv: list[str]) -> None:
     del argv
     mode = _MODE.value
-    files = {"input": _INPUT.value, "output": _OUTPUT.value, "arch": _ARCH.value}
-    for name in files:
-        if files[name] and name not in FILES.get(mode, ()):
+    options = {
+        "input": _INPUT.value,
+        "output": _OUTPUT.value,
+        "arch": _ARCH.value,
+        "max_images": _MAX_IMAGES.value,
+    }
+    for name, value in options.items():
+        if value and name not in OPTIONS.get(mode, ()):
             fail(f"--{name} has no meaning for --mode={mode}")
     has_config = flags.FLAGS["config"].value is not None
     config_file = has_config and config_flags.get_config_filename(flags.FLAGS["config"])
@@ -175,7 +185,7 @@ def main(argv: list[str]) -> None:
 
     try:
         run = importlib.import_module(MODES[mode]).run
-        taken = {name: files[name] for name in FILES.get(mode, ())}
+        taken = {name: options[name] for name in OPTIONS.get(mode, ())}
         run(_CONFIG.value, Path(workdir) if workdir else None, **taken)
     except MissingCheckpoint as error:
         command = f"python main.py --config={config_file} --mode={error.mode} --workdir={workdir}"

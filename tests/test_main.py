@@ -51,6 +51,7 @@ def test_help_explains_every_mode():
         ((*BASE, "--mode=train", "--fast"), "fast"),
         ((*BASE, "--mode=train", "now"), "'now'"),
         ((*BASE, "--mode=train", "--input=x"), "--input has no meaning"),
+        ((*BASE, "--mode=eval_robust", "--max_images=0"), "1 or greater"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, tuple) else "",
 )

@@ -409,6 +409,23 @@ def test_an_interrupted_evaluation_goes_on_exactly(evaluated, trained, workdir):
     assert [r["accuracy"] for r in resumed["rows"]] == [r["accuracy"] for r in results["rows"]]
 
 
+def test_an_evaluation_of_the_first_images_is_the_beginning_of_the_whole(
+    evaluated, trained, workdir, capsys
+):
+    """In the same folder, and without the limit it goes on to the same records."""
+    robust.run(whole(trained), workdir, max_images=5)
+    folder = only_folder(workdir)
+    assert folder.name == evaluated.folder.name
+    assert "stopped after 5 of 10 images" in capsys.readouterr().out
+    results = json.loads((folder / "results.json").read_text())
+    assert {row["num_images"] for row in results["rows"]} == {5}
+    before = (folder / "images.jsonl").read_bytes()
+    robust.run(whole(trained), workdir)
+    assert (folder / "images.jsonl").read_bytes().startswith(before)
+    assert untimed(read_lines(folder / "images.jsonl")) == untimed(evaluated.records)
+    assert "stopped" not in capsys.readouterr().out
+
+
 def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, monkeypatch):
     folder, records = evaluated.folder, evaluated.records
     shutil.copytree(folder, workdir / "eval_robust" / folder.name)
@@ -463,6 +480,8 @@ def test_where_a_batch_decides_together_a_resumed_one_is_computed_whole(trained,
         eval__batch_size=4,
         adp_reference__tau=0.02,
     )
+    with pytest.raises(ValueError, match="max_images=3 must be a multiple of"):
+        robust.run(config, workdir, max_images=3)
     robust.run(config, workdir)
     folder = only_folder(workdir)
     records = read_lines(folder / "images.jsonl")

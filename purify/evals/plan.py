@@ -221,6 +221,19 @@ def plan(
     return rows
 
 
+def limited(rows: list[Row], max_images: int, batch_size: int) -> list[Row]:
+    """The same rows, on their first max_images images at most: the others can follow later.
+
+    Raises ValueError where that would cut a batch whose images are decided together.
+    """
+    if max_images % batch_size and any(row.defense.couples_batch for row in rows):
+        raise ValueError(
+            f"--max_images={max_images} must be a multiple of config.eval.batch_size={batch_size}: "
+            "a defence of this evaluation decides a batch together"
+        )
+    return [dataclasses.replace(row, num_images=min(row.num_images, max_images)) for row in rows]
+
+
 def without_exact(rows: list[Row]) -> list[Row]:
     """The rows of BPDA on a purifier without a row of the exact gradient in the same ball: the gap
     between the two is what BPDA numbers have hidden."""

@@ -15,17 +15,19 @@ from purify.checkpoint import (
 )
 from purify.evals import report
 from purify.evals.evaluation import Evaluation
-from purify.evals.plan import Row, plan
+from purify.evals.plan import Row, limited, plan
 from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
 from purify.networks import Classifier, Score
 from purify.purifiers import PURIFIERS
 
 
-def run(config, workdir: Path, input: str | None = None) -> None:
+def run(config, workdir: Path, input: str | None = None, max_images: int | None = None) -> None:
     """Evaluate, print a table, and say what was written.
 
     input: an .npz of images to score (images, labels, optional index) instead of attacking.
+    max_images: stop after that many images of each row. No setting: a later run, with more of them
+        or without a limit, is the same evaluation and goes on from there.
     """
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
     classifier, score_model = load_classifier(workdir), load_score(workdir)
@@ -41,20 +43,28 @@ def run(config, workdir: Path, input: str | None = None) -> None:
 
     needed = max(row.num_images for row in rows)
     images, labels, indices = images[:needed], labels[:needed], indices[:needed]
+    if max_images:
+        rows = limited(rows, max_images, config.eval.batch_size)
+    taken = max(row.num_images for row in rows)
     nfe = sum(row.num_images * (row.attack_nfe + row.score_nfe) for row in rows)
     nge = sum(row.num_images * row.attack_nge for row in rows)
     print(
-        f"{len(rows)} rows on {needed} images: at most {nfe:,} network evaluations and {nge:,} "
+        f"{len(rows)} rows on {taken} images: at most {nfe:,} network evaluations and {nge:,} "
         f"network gradients; into {store.folder}"
     )
     if not input:
-        _tell_seen(config.data, workdir, needed)
+        _tell_seen(config.data, workdir, taken)
     evaluation = Evaluation(
         store, images, labels, indices, seed=config.seed, batch_size=config.eval.batch_size
     )
     evaluation.run(rows)
     if parallel.is_first_process():
         report.write(config, evaluation, rows, settings, workdir)
+        if taken < needed:
+            print(
+                f"stopped after {taken} of {needed} images (--max_images={max_images}); the same "
+                "command with more of them, or without it, goes on from here"
+            )
 
 
 def _images(
