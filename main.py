@@ -10,6 +10,8 @@ Modes, in the order in which they are needed:
                     score given images (arrays images, labels) instead of attacking; with
                     --max_images=N stop after N images of each row, for a first look: the same
                     command with a larger N, or without it, goes on from there
+  compare           --input=RUN_A,RUN_B: the rows that two evaluations share, paired by image;
+                    --output=FILE.json writes them
   purify            purify the images in --input (a folder of PNG or JPEG files, .npy, .npz) and
                     write the same form to --output
   import_weights    make a checkpoint of published PyTorch weights: --input=FILE.safetensors or
@@ -22,7 +24,8 @@ the same command in each, with a --workdir that all can reach. Clusters (Slurm, 
 Kubernetes) are found by themselves; elsewhere, as on two machines with GPUs or on CPUs, add
 --coordinator_address=HOST:PORT --num_processes=N --process_id=0 (1, ... N - 1 in the others).
 
-import_weights and export_weights need no --config where the flags say where to read and write.
+compare, and import_weights and export_weights where the flags say where to read and write, need no
+--config.
 
 Checkpoints and results go to --workdir (default: runs/<config name>). A run that was cut off goes
 on where it stopped when the same command is given again.
@@ -45,16 +48,18 @@ MODES = {
     "train_classifier": "purify.train_classifier",
     "train": "purify.train_score",
     "eval_robust": "purify.evals.robust",
+    "compare": "purify.evals.compare",
     "purify": "purify.evals.purify_files",
     "import_weights": "purify.import_weights",
     "export_weights": "purify.export_weights",
 }
 DISTRIBUTED = ("train_classifier", "train", "eval_robust")
-WITHOUT_CONFIG = ("import_weights", "export_weights")
+WITHOUT_CONFIG = ("compare", "import_weights", "export_weights")
 CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem != "base")
 # mode -> the flags below that it takes
 OPTIONS = {
     "eval_robust": ("input", "max_images"),
+    "compare": ("input", "output"),
     "purify": ("input", "output"),
     "import_weights": ("input", "output", "arch"),
     "export_weights": ("input", "output"),

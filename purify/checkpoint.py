@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 from purify import models, parallel, purifiers
 from purify.defense import Defense
 from purify.jsonl import write_json
+from purify.locking import Lock
 from purify.networks import Classifier, Score
 from purify.types import PyTree
 
@@ -32,11 +33,12 @@ class MissingCheckpoint(FileNotFoundError):
 class Checkpoints:
     """The checkpoints of one training run, newest two kept; a save is whole or absent.
 
-    training: this process is the one that writes them, and may clear away what a killed one left
-    half-written; a reader leaves alone what may be a save in progress.
+    training: this process is the one that writes them, alone (see Lock), and may clear away what a
+    killed one left half-written; a reader leaves alone what may be a save in progress.
     """
 
     def __init__(self, folder: Path, *, training: bool = False):
+        self._lock = Lock(folder) if training else None
         self._root = (folder / "checkpoints").absolute()
         self._checkpointer = ocp.training.Checkpointer(
             self._root,
@@ -49,6 +51,8 @@ class Checkpoints:
 
     def __exit__(self, *_):
         self._checkpointer.close()
+        if self._lock:
+            self._lock.release()
 
     @property
     def latest_step(self) -> int | None:

@@ -1,6 +1,7 @@
 """Checkpoints come back bit for bit or not at all, and say what to do where they cannot."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -116,6 +117,16 @@ def test_loading_gives_the_averaged_weights_behind_their_network(score_workdir):
     assert weight_hash(state.ema["params"]) != weight_hash(state.params)
     assert score.head == "energy" and score.network == models.build("unet", widths=(4,), blocks=0)
     assert image_shape(workdir) == (4, 4, 1)
+
+
+def test_one_training_has_a_folder_to_itself_and_readers_may_look(tmp_path):
+    with Checkpoints(tmp_path, training=True) as checkpoints:
+        checkpoints.save(1, STATE)
+        with pytest.raises(ValueError, match=f"by another process .process {os.getpid()} on"):
+            Checkpoints(tmp_path, training=True)
+        with Checkpoints(tmp_path) as reader:
+            assert reader.latest_step == 1
+    save(tmp_path, STATE, 2)  # it was released
 
 
 def test_a_reader_leaves_a_save_in_progress_alone_and_the_next_training_clears_it(saved, tmp_path):

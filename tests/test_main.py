@@ -16,11 +16,12 @@ BASE = ("--config=configs/digits.py",)
 
 def test_help_explains_every_mode():
     text = main("--help").stdout
-    modes = re.search(r"--mode:\s*<([^>]*)>", text).group(1).split("|")
+    modes = re.sub(r"\s", "", re.search(r"--mode:\s*<([^>]*)>", text).group(1)).split("|")
     assert set(modes) == {
         "train_classifier",
         "train",
         "eval_robust",
+        "compare",
         "purify",
         "import_weights",
         "export_weights",
@@ -43,7 +44,7 @@ def test_help_explains_every_mode():
         ),
         (("--config", "configs/cifar10.py:huge", "--mode=train"), "known: reference, resnet20"),
         ((*BASE, "--mode=train", "--config.score.network.arch=resnet"), "it needs num_classes"),
-        ((*BASE, "--mode=fly"), "train_classifier|train|eval_robust|purify"),
+        ((*BASE, "--mode=fly"), "train_classifier|train|eval_robust|compare|purify"),
         ((*BASE, "--mode=train", "--config.adp.sgima=1"), "known: alpha_max, alpha_min"),
         ((*BASE, "--mode=train", "--config.nope.x=1"), "known: adp, adp_reference, attacks"),
         ((*BASE, "--mode=train", "--config.adp.sigma=big"), "could not convert"),
@@ -51,7 +52,7 @@ def test_help_explains_every_mode():
         ((*BASE, "--mode=train", "--fast"), "fast"),
         ((*BASE, "--mode=train", "now"), "'now'"),
         ((*BASE, "--mode=train", "--input=x"), "--input has no meaning"),
-        ((*BASE, "--mode=eval_robust", "--max_images=0"), "1 or greater"),
+        ((*BASE, "--mode=eval_robust", "--max_images=0"), "not a positive integer"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, tuple) else "",
 )

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import re
 import shutil
 import time
@@ -25,6 +26,7 @@ from purify.evals.results import comparisons, estimate, headlines, protocols, re
 from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store
 from purify.jsonl import read_lines
+from purify.locking import Lock
 from purify.random import image_keys
 
 TIMES = ("seconds", "defense_seconds")
@@ -432,6 +434,21 @@ def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, mon
     monkeypatch.setattr(evaluation, "_timed", lambda *_: pytest.fail("computed something again"))
     robust.run(whole(trained), workdir)
     assert read_lines(only_folder(workdir) / "images.jsonl") == records
+
+
+def test_two_processes_are_not_let_into_one_evaluation(trained, workdir):
+    """Nor one that would only read on: repairing a torn line, it would tear the other's."""
+    arguments = ("--mode=eval_robust", f"--workdir={workdir}", "--config.eval.attacks=()")
+    assert trained.main(*arguments, "--max_images=2").returncode == 0
+    folder = only_folder(workdir)
+    before = (folder / "images.jsonl").read_bytes()
+    lock = Lock(folder)
+    refused = trained.main(*arguments)
+    assert refused.returncode == 2
+    assert f"is being written by another process (process {os.getpid()} on" in refused.stderr
+    assert (folder / "images.jsonl").read_bytes() == before
+    lock.release()
+    assert trained.main(*arguments).returncode == 0
 
 
 def test_a_damaged_record_is_reported_and_not_skipped(evaluated, trained, workdir):

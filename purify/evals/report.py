@@ -58,6 +58,10 @@ def print_table(results: dict) -> None:
             f"{main['seconds_per_image']:.3f}",
         )
         previous = defense
+    print_wide(table)
+
+
+def print_wide(table: Table) -> None:
     # A pipe has no width: give the table what it needs. Markup off: intervals have brackets.
     width = None if sys.stdout.isatty() else 120
     Console(width=width, markup=False, highlight=False).print(table)

@@ -111,8 +111,7 @@ def comparisons(config, done: list[tuple[Row, list[dict]]], *, seed: int) -> lis
     """Paired differences on the same images: the headline defence against each other one under the
     same attack; and, on the headline defence, attacks that differ in nothing but the gradient.
 
-    mean_difference: of mean-over-draws accuracy; 'beats': its 95 % interval lies above 0.
-    mcnemar_p: exact, for one S-run draw each.
+    See `pair`; 'beats': the 95 % interval lies above 0.
     """
     by_name = {row.name: (row, records) for row, records in done}
     headline = config.defense.purifier
@@ -133,32 +132,30 @@ def comparisons(config, done: list[tuple[Row, list[dict]]], *, seed: int) -> lis
     for a, b in pairs:
         if a not in by_name or b not in by_name:
             continue
-        first, second = (
-            {r["index"]: values for r, values in zip(records, _outcomes(records), strict=True)}
-            for _, records in (by_name[a], by_name[b])
-        )
-        common = sorted(first.keys() & second.keys())
-        means = [np.array([side[i][0] for i in common]) for side in (first, second)]
-        draws = [np.array([side[i][1] for i in common]) for side in (first, second)]
-        difference = paired_difference(*means, seed=seed)
-        entries.append(
-            {
-                "a": a,
-                "b": b,
-                "num_images": len(common),
-                "mean_difference": difference.value,
-                "low": difference.low,
-                "high": difference.high,
-                "beats": difference.low > 0,
-                "mcnemar_p": mcnemar(*draws),
-            }
-        )
+        paired = pair(by_name[a][1], by_name[b][1], seed=seed)
+        entries.append({"a": a, "b": b, **paired, "beats": paired["low"] > 0})
     return entries
 
 
-def _outcomes(records: list[dict]) -> list[tuple[float, bool]]:
-    """(mean over draws, first draw) of each image."""
-    return [(float(np.mean(r["correct"])), r["correct"][0]) for r in records]
+def pair(a: list[dict], b: list[dict], *, seed: int) -> dict:
+    """The paired difference of two rows' records, a minus b, on the images that both have.
+
+    mean_difference, low, high: of mean-over-draws accuracy, with its 95 % interval. mcnemar_p:
+    exact, for one S-run draw each. ValueError where they have no image in common.
+    """
+    first, second = ({record["index"]: record["correct"] for record in side} for side in (a, b))
+    common = sorted(first.keys() & second.keys())
+    if not common:
+        raise ValueError("the two have no image in common")
+    sides = [[np.asarray(side[i]) for i in common] for side in (first, second)]
+    difference = paired_difference(*([c.mean() for c in side] for side in sides), seed=seed)
+    return {
+        "num_images": len(common),
+        "mean_difference": difference.value,
+        "low": difference.low,
+        "high": difference.high,
+        "mcnemar_p": mcnemar(*([c[0] for c in side] for side in sides)),
+    }
 
 
 def protocol_name(row: dict) -> str:

@@ -39,32 +39,31 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     # Files of the same name may hold other images.
     settings["images"] = weight_hash({"images": images, "labels": labels, "indices": indices})
     settings["given"] = bool(input)
-    store = Store(workdir, "eval_robust", settings)
-
     needed = max(row.num_images for row in rows)
     images, labels, indices = images[:needed], labels[:needed], indices[:needed]
     if max_images:
         rows = limited(rows, max_images, config.eval.batch_size)
     taken = max(row.num_images for row in rows)
-    nfe = sum(row.num_images * (row.attack_nfe + row.score_nfe) for row in rows)
-    nge = sum(row.num_images * row.attack_nge for row in rows)
-    print(
-        f"{len(rows)} rows on {taken} images: at most {nfe:,} network evaluations and {nge:,} "
-        f"network gradients; into {store.folder}"
-    )
-    if not input:
-        _tell_seen(config.data, workdir, taken)
-    evaluation = Evaluation(
-        store, images, labels, indices, seed=config.seed, batch_size=config.eval.batch_size
-    )
-    evaluation.run(rows)
-    if parallel.is_first_process():
-        report.write(config, evaluation, rows, settings, workdir)
-        if taken < needed:
-            print(
-                f"stopped after {taken} of {needed} images (--max_images={max_images}); the same "
-                "command with more of them, or without it, goes on from here"
-            )
+    with Store(workdir, "eval_robust", settings) as store:
+        nfe = sum(row.num_images * (row.attack_nfe + row.score_nfe) for row in rows)
+        nge = sum(row.num_images * row.attack_nge for row in rows)
+        print(
+            f"{len(rows)} rows on {taken} images: at most {nfe:,} network evaluations and {nge:,} "
+            f"network gradients; into {store.folder}"
+        )
+        if not input:
+            _tell_seen(config.data, workdir, taken)
+        evaluation = Evaluation(
+            store, images, labels, indices, seed=config.seed, batch_size=config.eval.batch_size
+        )
+        evaluation.run(rows)
+        if parallel.is_first_process():
+            report.write(config, evaluation, rows, settings, workdir)
+    if taken < needed:
+        print(
+            f"stopped after {taken} of {needed} images (--max_images={max_images}); the same "
+            "command with more of them, or without it, goes on from here"
+        )
 
 
 def _images(

@@ -16,6 +16,7 @@ import numpy as np
 from purify import parallel
 from purify.checkpoint import claim
 from purify.jsonl import append_lines, read_lines
+from purify.locking import Lock
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -27,13 +28,15 @@ class Store:
     files of their own, [n, ...] float32, written in place. An image is done when its line is there;
     its arrays are on disk before that. What computed them is in provenance.jsonl, one line for
     every process that did. Where several processes share the work, all but the first keep their
-    records in a copy that goes with them.
+    records in a copy that goes with them. One evaluation has the folder to itself (see Lock) until
+    it is closed: `with Store(...) as store`.
     """
 
     def __init__(self, workdir: Path, mode: str, settings: Mapping):
         text = json.dumps(settings, sort_keys=True)
         self.folder = workdir / mode / hashlib.sha256(text.encode()).hexdigest()[:8]
         claim(self.folder, settings)
+        self._lock = Lock(self.folder)
         parallel.wait_for_all("the folder is there")
         if not parallel.is_first_process():
             self._copy = tempfile.TemporaryDirectory()
@@ -42,6 +45,12 @@ class Store:
         self._records: dict[str, dict[int, dict]] = {}
         for record in read_lines(self._path, repair=True):
             self._records.setdefault(record["row"], {}).setdefault(record["index"], record)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._lock.release()
 
     @property
     def _path(self) -> Path:

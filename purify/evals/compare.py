@@ -1,0 +1,128 @@
+"""--mode=compare: two evaluations, row by row, on the images that both have."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from purify.checkpoint import differing_fields, read_settings
+from purify.evals.report import print_wide
+from purify.evals.results import pair
+from purify.jsonl import read_lines, write_json
+
+
+class Run(NamedTuple):
+    """The folder of one evaluation: its settings, and its records by row."""
+
+    folder: Path
+    settings: dict
+    rows: dict[str, list[dict]]
+
+
+def run(config, workdir: Path | None, input: str | None, output: str | None) -> None:
+    """Print the paired differences of the rows that two evaluations share, and write them.
+
+    input: 'RUN_A,RUN_B', each the folder of an evaluation, or a workdir with exactly one of them.
+    output: a .json file for the same numbers. Raises ValueError where the two are not of the same
+    images, or share no row.
+    """
+    if not input or input.count(",") != 1:
+        raise ValueError("--mode=compare needs --input=RUN_A,RUN_B, two folders of evaluations")
+    if output and Path(output).exists():
+        raise ValueError(f"'{output}' exists already; choose another --output, or delete it")
+    a, b = (read_run(Path(folder)) for folder in input.split(","))
+    comparison = compare(a, b)
+    print_comparison(comparison)
+    if output:
+        write_json(Path(output), comparison)
+        print(f"\nwritten: {output}")
+
+
+def read_run(folder: Path) -> Run:
+    """The evaluation in `folder`, finished or not; ValueError where there is none."""
+    found = [path.parent for path in sorted(folder.glob("eval_robust/*/images.jsonl"))]
+    if (folder / "images.jsonl").is_file():
+        found = [folder]
+    if len(found) != 1:
+        some = f"has {len(found)} of them: {', '.join(map(str, found))}" if found else "is none"
+        raise ValueError(f"'{folder}' must be the folder of an evaluation, but {some}")
+    rows: dict[str, list[dict]] = {}
+    for record in read_lines(found[0] / "images.jsonl"):
+        if "correct" in record:  # a row; the others say what an attack did
+            rows.setdefault(record["row"], []).append(record)
+    return Run(found[0], read_settings(found[0]), rows)
+
+
+def compare(a: Run, b: Run) -> dict:
+    """Every row of both: accuracies on the common images, and their difference, a minus b."""
+    for field in ("name", "path", "test_split"):
+        ours, theirs = (run.settings["data"][field] for run in (a, b))
+        if ours != theirs:
+            raise ValueError(
+                f"{a.folder} and {b.folder} are of different images: data.{field} {ours!r} and "
+                f"{theirs!r}"
+            )
+    shared = [name for name in a.rows if name in b.rows]
+    if not shared:
+        raise ValueError(
+            f"no row is in both: {a.folder} has {', '.join(a.rows)}; {b.folder} has "
+            f"{', '.join(b.rows)}"
+        )
+    entries = []
+    for name in shared:
+        ours, theirs = ({r["index"]: r for r in run.rows[name]} for run in (a, b))
+        common = sorted(ours.keys() & theirs.keys())
+        if any(ours[i]["label"] != theirs[i]["label"] for i in common):
+            raise ValueError(f"{name}: the images of equal index have other labels in the other")
+        if not common:
+            continue
+        sides = [[side[i] for i in common] for side in (ours, theirs)]
+        accuracies = (sum(_mean(r) for r in side) / len(side) for side in sides)
+        entries.append(
+            {"row": name}
+            | dict(zip(("accuracy_a", "accuracy_b"), accuracies, strict=True))
+            | pair(*sides, seed=a.settings["seed"])
+        )
+    return {
+        "a": str(a.folder),
+        "b": str(b.folder),
+        "differing_settings": differing_fields(a.settings, b.settings),
+        "rows": entries,
+    }
+
+
+def print_comparison(comparison: dict) -> None:
+    table = Table(
+        title=f"A: {comparison['a']}\nB: {comparison['b']}",
+        title_justify="left",
+        caption=CAPTION,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("row", "n", "A", "B", "A - B [95 %]", "p"):
+        table.add_column(column, justify="left" if column == "row" else "right", no_wrap=True)
+    for entry in comparison["rows"]:
+        low, high = (100 * entry[end] for end in ("low", "high"))
+        mark = " " if low <= 0 <= high else "*"
+        table.add_row(
+            entry["row"],
+            str(entry["num_images"]),
+            *(f"{100 * entry[f'accuracy_{side}']:.1f}" for side in "ab"),
+            f"{100 * entry['mean_difference']:+.1f} [{low:+.1f}, {high:+.1f}]{mark}",
+            f"{entry['mcnemar_p']:.2g}",
+        )
+    print_wide(table)
+    differing = comparison["differing_settings"]
+    print("settings that differ, A -> B:" if differing else "all settings are the same")
+    print("\n".join(f"  {line}" for line in differing))
+
+
+CAPTION = """\
+A, B: mean over draws of the images that both have, in %; A - B: paired over these images
+p: McNemar's exact test on the first draw of each;  *: the interval excludes 0"""
+
+
+def _mean(record: dict) -> float:
+    return sum(record["correct"]) / len(record["correct"])
