@@ -10,8 +10,8 @@ Modes, in the order in which they are needed:
                     score given images (arrays images, labels) instead of attacking; with
                     --max_images=N stop after N images of each row, for a first look: the same
                     command with a larger N, or without it, goes on from there
-  compare           --input=RUN_A,RUN_B: the rows that two evaluations share, paired by image;
-                    --output=FILE.json writes them
+  compare           pair the rows that two evaluations share, image by image:
+                    --input=RUN_A,RUN_B, and --output=FILE.json to write it too
   purify            purify the images in --input (a folder of PNG or JPEG files, .npy, .npz) and
                     write the same form to --output
   import_weights    make a checkpoint of published PyTorch weights: --input=FILE.safetensors or
