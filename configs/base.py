@@ -70,11 +70,13 @@ def base() -> ConfigDict:
     config.defense.average = "logits"  # or 'softmax', 'vote'
     config.defense.chunk = 0  # runs computed at once, 0 for all; fewer need less memory
 
-    config.attacks = ConfigDict()  # by name; see attack()
+    config.attacks = ConfigDict()  # by name; see attack() and suite()
+    config.attack_lists = ConfigDict()  # by name: names of attacks
 
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
     config.eval.attacks = ("blind", "bpda", "exact")
+    config.eval.attack_list = ""  # of config.attack_lists, to take instead
     config.eval.bpda_alone = ()  # rows, as 'adp-bpda', without an exact gradient beside them
     config.eval.num_images = 200
     config.eval.num_draws = 4  # N fresh draws of the defence per image
@@ -147,3 +149,13 @@ def attack(
     options.num_images = 0  # on the first so many images only, 0 for all
     options.update(changes)
     return options
+
+
+def suite(*stages: str, survivors: bool = True, defenses: tuple = (), num_images: int = 0):
+    """Several attacks, one after the other, as one; of each image the strongest result counts.
+
+    stages: their names in config.attacks. survivors: each attacks only the images that those
+    before it left standing.
+    """
+    options = dict(attack="suite", gradient="chosen", fixed_key=False, stages=stages)
+    return ConfigDict(options | dict(survivors=survivors, defenses=defenses, num_images=num_images))

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from purify.types import Array, Key
 
 # Attack and defence draw from different streams, so the attacker never knows the defence's noise.
-STREAMS = {"init": 0, "train": 1, "attack": 2, "defense": 3, "purify": 4}
+# 'selection' is the attacker's too: on its draws it chooses among images that attacks have found.
+STREAMS = {"init": 0, "train": 1, "attack": 2, "defense": 3, "purify": 4, "selection": 5}
 
 
 def stream_key(seed: int, stream: str) -> Key:

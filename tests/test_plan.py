@@ -9,6 +9,7 @@ from attacks.apgd import APGD
 from attacks.gradients import BPDA, Blind
 from attacks.square import Square
 from configs import cifar10
+from configs.base import suite
 from purify import models
 from purify.checkpoint import differing_fields
 from purify.evals.plan import crafting, plan, without_exact
@@ -212,7 +213,7 @@ def test_rows_that_attack_the_same_function_share_its_images():
     _, rows = make("digits")
     assert {row.crafted for name, row in rows.items() if name.endswith("-blind")} == {"blind"}
     names = [row.crafted for row in crafting(list(rows.values()))]
-    assert len(names) == len(set(names)) == 1 + 5 + 4
+    assert len(names) == len(set(names)) == 1 + 5 + 4 + 5  # the strongest, of each defence
 
 
 @pytest.mark.parametrize(
@@ -261,3 +262,50 @@ def test_the_headline_defence_and_the_attacks_names_are_checked():
     score = Score({}, models.build("unet"))
     with pytest.raises(ValueError, match="attack name 'clean' must be"):
         plan(config, Classifier({}, network), score, 400)
+
+
+# The strongest of several attacks
+
+
+def test_every_defence_and_ball_with_several_attacks_has_a_row_of_the_strongest():
+    _, rows = make("digits", "full")
+    strongest = rows["adp-strongest"]
+    names = {row.attack_name for row in strongest.stages}
+    assert {"blind", "bpda", "exact", "apgd", "square"} <= names
+    assert not names & {"fixed_key", "l2", "carlini_wagner", "strongest"}
+    assert {row.attack.norm for row in strongest.stages} == {"linf"} == {strongest.attack.norm}
+    assert strongest.attack.selection_queries == (len(names) + 1) * 40  # 4 draws of S = 10
+    assert {row.attack_name for row in rows["adp-strongest_l2_1"].stages} == {
+        "l2",
+        "carlini_wagner",
+    }
+    assert "adp-strongest_l1_4" not in rows  # one attack is the strongest of itself
+    identity = rows["identity-strongest"].attack
+    assert (identity.eot_samples, identity.queries_per_candidate) == (1, 1)
+    _, rows = make("digits")
+    assert [row.attack_name for row in rows["adp-strongest"].stages] == ["blind", "bpda", "exact"]
+    assert rows["adp-strongest"].num_images == 100  # those that all of them have
+
+
+def test_an_attack_list_stands_for_the_names_in_it():
+    changes = {"attack_lists": {"two": ("bpda", "exact")}, "eval.attack_list": "two"}
+    _, rows = make("digits", **changes)
+    assert {row.attack_name for row in rows.values()} == {"clean", "bpda", "exact", "strongest"}
+    with pytest.raises(ValueError, match="config.eval.attack_list 'three' is unknown; known: two"):
+        make("digits", **changes | {"eval.attack_list": "three"})
+
+
+@pytest.mark.parametrize(
+    "stages, said",
+    [
+        (("blind", "nope"), "config.attacks.both.stages entry 'nope' is unknown; known: "),
+        (("blind", "both"), "'both' is a suite itself"),
+        (("exact", "l2"), "of several balls"),
+        (("exact", "fixed_key"), "who knows the keys"),
+        ((), "config.attacks.both.stages is empty"),
+    ],
+)
+def test_suites_that_do_not_fit_are_refused(stages, said):
+    both = suite(*stages, defenses=("adp",))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make("digits", "full", **{"attacks.both": both, "eval.attacks": ("both",)})

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks import purifiers
+from configs.base import attack, suite
 from purify import data, train_classifier, train_score
 from purify.checkpoint import load_classifier, load_defense, load_score, weight_hash
 from purify.defense import classify
@@ -325,7 +326,7 @@ def test_every_attacked_image_is_in_the_ball_and_the_box(evaluated, trained):
     folder = evaluated.folder
     clean = data.load("digits8x8", "test[:10]", data_dir=trained.tfds).images / 255.0
     files = list((folder / "attacked").iterdir())
-    assert len(files) == 4
+    assert len(files) == 5
     for file in files:
         with np.load(file, allow_pickle=False) as saved:
             images, index = saved["images"].astype(np.float64), saved["index"]
@@ -384,6 +385,78 @@ def test_given_images_are_scored_as_the_attack_scored_them(evaluated, trained, w
     given = read_lines(only_folder(workdir) / "images.jsonl")
     expected = {r["index"]: r["correct"] for r in records if r["row"] == "adp-bpda"}
     assert {r["index"]: r["correct"] for r in given if r["row"] == "adp-given"} == expected
+
+
+# The strongest of several attacks
+
+
+def test_the_strongest_row_takes_each_image_from_the_attack_of_highest_margin(evaluated):
+    """By draws that no row is scored on: its outcomes are then those of the row it took."""
+    records = untimed(evaluated.records)
+    crafted = {"clean": "adp-clean", "blind": "adp-blind"}
+    taken = set()
+    for index in range(6):
+        row = records["adp-strongest", index]
+        losses = {
+            name: records[f"choice:adp-strongest:{name}", index]["loss"]
+            for name in ("clean", "blind", "adp-bpda", "adp-exact")
+        }
+        assert row["chosen"] == max(losses, key=losses.get) and row["loss"] == max(losses.values())
+        assert row["start_loss"] == losses["clean"]
+        same = records[crafted.get(row["chosen"], row["chosen"]), index]
+        assert row["correct"] == same["correct"]
+        attacks = [records[f"attack:{name}", index] for name in ("blind", "adp-bpda", "adp-exact")]
+        # 16 draws of S = 2 runs for each candidate, and 3 draws of 2 runs that are scored.
+        nfe = sum(attack["nfe"] for attack in attacks) + 4 * 32 * 6 + 3 * row["defense_nfe"]
+        assert row["nfe"] == pytest.approx(nfe)
+        taken.add(row["chosen"])
+    assert len(taken) > 1, taken
+    (entry,) = [
+        r
+        for r in evaluated.results["rows"]
+        if r["attack"] == "strongest" and r["protocol"] == "vote"
+    ]
+    assert entry["num_images"] == 6 and sum(entry["chosen"].values()) == 6
+
+
+def suite_config(trained, *, survivors: bool):
+    """Two attacks on the undefended classifier, the second stronger than the first."""
+    config = trained.config(eval__attacks=("both",), eval__defenses=("identity",))
+    for name, eps, steps in (("weak", 0.15, 1), ("hard", 0.15, 5)):
+        config.attacks[name] = attack("blind", eps=eps, num_steps=steps, random_start=False)
+    config.attacks.both = suite("weak", "hard", survivors=survivors)
+    return config
+
+
+def test_a_suite_attacks_survivors_only_and_finds_as_much(trained, workdir):
+    folders = {}
+    for survivors in (True, False):
+        before = set(workdir.glob("eval_robust/*"))
+        robust.run(suite_config(trained, survivors=survivors), workdir)
+        (folders[survivors],) = set(workdir.glob("eval_robust/*")) - before
+    rows = {key: untimed(read_lines(at / "images.jsonl")) for key, at in folders.items()}
+    before = [f"choice:identity-both:{name}" for name in ("clean", "weak")]
+    fooled = {i for (name, i), r in rows[True].items() if name in before and r["settled"]}
+    assert 0 < len(fooled) < 10
+    attacked = {i for name, i in rows[True] if name == "attack:hard"}
+    assert attacked == set(range(10)) - fooled
+    assert {i for name, i in rows[False] if name == "attack:hard"} == set(range(10))
+    for index in range(10):
+        ours, theirs = (rows[key]["identity-both", index] for key in (True, False))
+        assert ours["correct"] == theirs["correct"]
+        assert ours["queries"] < theirs["queries"] or index in attacked
+
+
+def test_an_interrupted_suite_goes_on_exactly(trained, workdir):
+    config = suite_config(trained, survivors=True)
+    robust.run(config, workdir)
+    folder = only_folder(workdir)
+    lines = (folder / "images.jsonl").read_text().splitlines(keepends=True)
+    records = untimed(read_lines(folder / "images.jsonl"))
+    for kept in (7, len(lines) // 2, len(lines) - 12):
+        (folder / "images.jsonl").write_text("".join(lines[:kept]))
+        robust.run(config, workdir)
+        assert untimed(read_lines(folder / "images.jsonl")) == records
 
 
 # Interruption

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,8 @@ from attacks.types import Attack, Attacked
 from purify import parallel
 from purify.compilation import compiler_options
 from purify.defense import Defense, combine
-from purify.evals.plan import Row, crafting
+from purify.evals.choosing import choose
+from purify.evals.plan import Row, crafting, with_stages
 from purify.evals.store import Store
 from purify.random import image_keys
 from purify.types import Array, Key
@@ -112,43 +113,49 @@ class Evaluation:
         self.seed = seed
         self._batch_size = batch_size
         self._scorers: dict = {}  # compiled `score`, one for each defence and number of draws
-        self._progress: tqdm = None
+        self.measurers: dict = {}  # compiled choices, one for each row with stages
+        self.progress: tqdm = None
         self._estimated: set[str] = set()  # the kinds of work whose speed was told
 
     def run(self, rows: list[Row]) -> None:
         """Do whatever is not done yet, with a progress bar in units of work (see Row)."""
         left = sum(
-            len(self._pending(f"attack:{row.crafted}", row)) * row.attack_work
-            for row in crafting(rows)
+            len(self.pending(f"attack:{row.crafted}", row)) * row.attack_work
+            for row in crafting(with_stages(rows))
         )
-        left += sum(len(self._pending(row.name, row)) * row.score_work for row in rows)
+        left += sum(len(self.pending(row.name, row)) * row.score_work for row in rows)
         if left:
             self.store.sign(batch_size=self._batch_size, devices=jax.device_count())
-        with tqdm(total=left, bar_format=BAR, smoothing=0, mininterval=1.0) as self._progress:
+        with tqdm(total=left, bar_format=BAR, smoothing=0, mininterval=1.0) as self.progress:
             for row in rows:
                 if row.attack:
-                    self._craft(row)
+                    self.attack(row)
                 self._score(row, self.attacked_images(row) if row.attack else self.images)
-            self._progress.set_description("all rows done")
+            self.progress.set_description("all rows done")
 
     def attacked_images(self, row: Row) -> np.ndarray:
         """The attacked images of a row, float32 [n, H, W, C], NaN where not attacked yet."""
         return self.store.array(row.crafted, self.images.shape)
 
-    def _craft(self, row: Row) -> None:
-        """Attack the images of a row that were not attacked before, by it or by a row like it."""
+    def attack(self, row: Row, among: Sequence[int] | None = None) -> None:
+        """Attack the images of a row that were not attacked before, by it or by a row like it;
+        among: only those positions."""
         name = f"attack:{row.crafted}"
-        pending = self._pending(name, row)
+        pending = self.pending(name, row)
+        if among is not None:
+            pending = sorted(set(pending) & set(among))
         if not pending:
             return
-        self._progress.set_description(f"{row.name}: compiling the attack")
+        if row.stages:
+            return choose(self, row, pending)
+        self.progress.set_description(f"{row.name}: compiling the attack")
         attacked = parallel.replicate(row.attacked)
         static = {"fixed_key": row.fixed_key}
-        lowered = craft.lower(row.attack, attacked, *self._batch(pending), **static)
+        lowered = craft.lower(row.attack, attacked, *self._attack_batch(pending), **static)
         program = lowered.compile(compiler_options())
         adversarial = self.attacked_images(row)
-        for at in self._batches(pending, f"{row.name}: attacking"):
-            result, seconds = _timed(program, attacked, *self._batch(at))
+        for at in self.batches(pending, f"{row.name}: attacking"):
+            result, seconds = self.timed(program, attacked, *self._attack_batch(at))
             result = Attacked(*(array[: len(at)] for array in result))
             distance = check_in_ball(result.image, self.images[at], row.attack.norm, row.attack.eps)
             adversarial[at] = result.image
@@ -170,25 +177,25 @@ class Evaluation:
                     for index, loss, start_loss, distance in each
                 ],
             )
-            self._progress.update(len(at) * row.attack_work)
+            self.progress.update(len(at) * row.attack_work)
             self._say_estimate(row, "attacking", seconds / len(at), row.attack_work, row.attack_nfe)
 
     def _score(self, row: Row, images: np.ndarray) -> None:
         """Fresh draws of the row's defence on `images` (its attacked ones, or clean ones)."""
-        pending = self._pending(row.name, row)
+        pending = self.pending(row.name, row)
         if not pending:
             return
         defense = parallel.replicate(row.defense)
         key = (row.defense_name, row.num_draws)
         if key not in self._scorers:
-            self._progress.set_description(f"{row.name}: compiling the defence")
-            _, keys, batch, _ = self._batch(pending, images)
+            self.progress.set_description(f"{row.name}: compiling the defence")
+            keys, batch, _ = self.batch(pending, images, "defense")
             lowered = score.lower(defense, keys, batch, num_draws=row.num_draws)
             self._scorers[key] = lowered.compile(compiler_options())
         logits_file = None
-        for at in self._batches(pending, f"{row.name}: scoring"):
-            _, keys, batch, _ = self._batch(at, images)
-            scored, seconds = _timed(self._scorers[key], defense, keys, batch)
+        for at in self.batches(pending, f"{row.name}: scoring"):
+            keys, batch, _ = self.batch(at, images, "defense")
+            scored, seconds = self.timed(self._scorers[key], defense, keys, batch)
             if logits_file is None:
                 shape = (len(self.images), *scored.logits.shape[1:])
                 logits_file = self.store.array(f"{row.name}.logits", shape)
@@ -198,7 +205,7 @@ class Evaluation:
             self.store.append(
                 row.name, [self._record(row, i, Scored(*s), seconds / len(at)) for i, *s in each]
             )
-            self._progress.update(len(at) * row.score_work)
+            self.progress.update(len(at) * row.score_work)
             self._say_estimate(row, "scoring", seconds / len(at), row.score_work, row.score_nfe)
 
     def _record(self, row: Row, at: int, scored: Scored, seconds: float) -> dict:
@@ -216,7 +223,7 @@ class Evaluation:
         if row.attack is None:
             return record | cost
         attack = self.store.records(f"attack:{row.crafted}")[index]
-        shown = {k: attack[k] for k in ("loss", "start_loss", "distance")}
+        shown = {k: attack[k] for k in ("loss", "start_loss", "distance", "chosen") if k in attack}
         return record | shown | {k: attack[k] + v for k, v in cost.items()}
 
     def _say_estimate(self, row: Row, kind: str, seconds: float, work: int, nfe: int) -> None:
@@ -225,13 +232,13 @@ class Evaluation:
         if kind in self._estimated or not nfe:
             return
         self._estimated.add(kind)
-        left = (self._progress.total - self._progress.n) * seconds / work
-        self._progress.write(
+        left = (self.progress.total - self.progress.n) * seconds / work
+        self.progress.write(
             f"estimate from the first batch of {row.name}, {kind}: {nfe:,} network evaluations and "
             f"{seconds:.3f} s per image; about {left / 60:.1f} min of computing left in all"
         )
 
-    def _pending(self, name: str, row: Row) -> list[int]:
+    def pending(self, name: str, row: Row) -> list[int]:
         """Positions of the images that are to be computed, for want of a record under that name."""
         done = self.store.records(name)
         missing = [at for at in range(row.num_images) if int(self.indices[at]) not in done]
@@ -240,21 +247,27 @@ class Evaluation:
         blocks = {at // self._batch_size for at in missing}  # whole, even where a part is done
         return [at for at in range(row.num_images) if at // self._batch_size in blocks]
 
-    def _batches(self, pending: list[int], description: str) -> Iterator[np.ndarray]:
-        self._progress.set_description(description)
+    def batches(self, pending: list[int], description: str) -> Iterator[np.ndarray]:
+        self.progress.set_description(description)
         for start in range(0, len(pending), self._batch_size):
             yield np.array(pending[start : start + self._batch_size])
 
-    def _batch(self, positions, images: np.ndarray | None = None) -> tuple[Key, Key, Array, Array]:
-        """(attack keys, defence keys, images, labels) of one full batch, padded and sharded."""
+    def index(self, at: int) -> int:
+        """The dataset index of the image at a position."""
+        return int(self.indices[at])
+
+    def _attack_batch(self, positions: Sequence[int]) -> tuple:
+        return self.batch(positions, self.images, "attack", "defense")
+
+    def batch(self, positions: Sequence[int], images: np.ndarray, *streams: str) -> tuple:
+        """(keys of each stream, images, labels) of one full batch, padded and sharded."""
         at = np.resize(positions, self._batch_size)  # repeats positions to fill up, or cuts off
-        images = self.images if images is None else images
-        keys = (image_keys(self.seed, self.indices[at], stream=s) for s in ("attack", "defense"))
+        keys = (image_keys(self.seed, self.indices[at], stream=stream) for stream in streams)
         return parallel.shard((*keys, images[at], self.labels[at]))
 
-
-def _timed(program: Callable, *args) -> tuple:
-    """(the program's result on the host, seconds until it was there)."""
-    start = time.perf_counter()
-    result = parallel.fetch(program(*args))
-    return result, time.perf_counter() - start
+    @staticmethod
+    def timed(program: Callable, *args) -> tuple:
+        """(the program's result on the host, seconds until it was there)."""
+        start = time.perf_counter()
+        result = parallel.fetch(program(*args))
+        return result, time.perf_counter() - start

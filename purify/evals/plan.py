@@ -3,16 +3,19 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attacks
 from attacks.gradients import AVERAGES, attacked_purifier
 from attacks.types import Attack
 from purify import purifiers
 from purify.defense import Defense
+from purify.evals.strongest import Strongest
 from purify.networks import Classifier, Score
 from purify.tables import choose
 
+# Rows that are no attacks of the config; names that begin with 'strongest' are theirs as well.
+RESERVED = ("clean", "given", "strongest")
 # The fields of config.attacks.<name> that say against what it runs; all others build the attack.
 RUNNING = ("attack", "gradient", "surrogate", "fixed_key", "defenses", "num_images")
 # Fresh draws on which an attacked image is chosen among candidates, at the least.
@@ -25,6 +28,8 @@ class Row:
 
     attacked: the defence as the attacker differentiates it; None without an attack.
     options: config.attacks.<name>, empty without an attack.
+    stages: of a row that chooses each image among those of other attacks (Strongest), the rows of
+        these attacks, in the order in which they are tried.
     num_draws: fresh draws of the defence that score each image; 1 where it draws nothing, or
         where the attacker knows its keys (fixed_key).
     """
@@ -32,11 +37,12 @@ class Row:
     defense_name: str
     attack_name: str
     defense: Defense
-    attack: Attack | None
+    attack: Attack | Strongest | None
     attacked: Defense | None
     options: Mapping
     num_images: int
     num_draws: int
+    stages: tuple["Row", ...] = ()
 
     @property
     def name(self) -> str:
@@ -167,7 +173,8 @@ def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, A
 def plan(
     config, classifier: Classifier, score: Score | None, available: int, *, given: bool = False
 ) -> list[Row]:
-    """All rows: each defence clean, then under each attack that is meant for it.
+    """All rows: each defence clean, then under each attack that is meant for it, then under the
+    strongest of them on each image.
 
     available: number of images there are. given: they were attacked elsewhere: score all of them,
     attack none. Raises ValueError for names and numbers that do not fit.
@@ -190,35 +197,123 @@ def plan(
         draws = num_draws if defense.purifier.stochastic else 1
         attack_name = "given" if given else "clean"
         rows.append(Row(name, attack_name, defense, None, None, {}, num_images, draws))
-    for attack_name in () if given else config.eval.attacks:
-        options = choose("config.eval.attacks entry", config.attacks.to_dict(), attack_name)
-        if attack_name in ("clean", "given") or not re.fullmatch(r"\w+", attack_name):
-            raise ValueError(
-                f"attack name {attack_name!r} must be of letters, digits and _, and not 'clean' or "
-                "'given', which are other rows"
-            )
+    if given:
+        return rows
+    for attack_name in attack_names(config):
+        options = _attack_options(config, attack_name, field="config.eval.attacks entry")
         for name in options["defenses"] or defenses:
             purifier_options(config, name, field=f"config.attacks.{attack_name}.defenses entry")
-            if name not in defenses:
-                continue
-            defense = defenses[name]
-            surrogate = options["surrogate"] and build(options["surrogate"]).purifier
-            purifier = attacked_purifier(options["gradient"], defense.purifier, surrogate or None)
-            attacked = dataclasses.replace(defense, purifier=purifier)
-            fixed = options["fixed_key"] or not defense.purifier.stochastic
-            if options["num_images"] < 0:
-                raise ValueError(
-                    f"config.attacks.{attack_name}.num_images={options['num_images']} must be at "
-                    "least 1, or 0 for all"
-                )
-            count = min(options["num_images"] or num_images, num_images)
-            draws = 1 if fixed else num_draws
-            for own_name, attack in build_attacks(attack_name, options, attacked).items():
-                rows.append(Row(name, own_name, defense, attack, attacked, options, count, draws))
+            if name in defenses:
+                rows += _rows(config, attack_name, name, defenses[name], build)
     if len({row.name for row in rows}) < len(rows):
         raise ValueError("config.eval.attacks: two attacks have the same name")
     _check_exact_beside_bpda(rows, config.eval.bpda_alone)
-    return rows
+    return rows + _strongest_rows(rows)
+
+
+def attack_names(config) -> tuple[str, ...]:
+    """config.eval.attacks, or those of the list of config.attack_lists that config.eval.attack_list
+    names."""
+    if not config.eval.attack_list:
+        return tuple(config.eval.attacks)
+    lists = config.attack_lists.to_dict()
+    return tuple(choose("config.eval.attack_list", lists, config.eval.attack_list))
+
+
+def _attack_options(config, attack_name: str, *, field: str) -> dict:
+    options = choose(field, config.attacks.to_dict(), attack_name)
+    if attack_name in RESERVED or not re.fullmatch(r"\w+", attack_name):
+        raise ValueError(
+            f"attack name {attack_name!r} must be of letters, digits and _, and not one of "
+            f"{', '.join(RESERVED)}, which are other rows"
+        )
+    if options["num_images"] < 0:
+        raise ValueError(
+            f"config.attacks.{attack_name}.num_images={options['num_images']} must be at least 1, "
+            "or 0 for all"
+        )
+    return options
+
+
+def _rows(
+    config, attack_name: str, name: str, defense: Defense, build: Callable[[str], Defense]
+) -> list[Row]:
+    """The rows of one attack on one defence: one, but where a vote is attacked in two ways."""
+    options = _attack_options(config, attack_name, field=f"config.attacks.{attack_name}")
+    total = config.eval.num_images
+    count = min(options["num_images"] or total, total)
+    if options["attack"] == "suite":
+        stages = []
+        for stage in options["stages"]:
+            field = f"config.attacks.{attack_name}.stages entry"
+            if _attack_options(config, stage, field=field)["attack"] == "suite":
+                raise ValueError(f"{field} {stage!r} is a suite itself; name its stages")
+            rows = _rows(config, stage, name, defense, build)
+            stages += [dataclasses.replace(row, num_images=count) for row in rows]
+        if not stages:
+            raise ValueError(f"config.attacks.{attack_name}.stages is empty; name some attacks")
+        return [_choosing(attack_name, stages, options, survivors=options["survivors"])]
+    surrogate = options["surrogate"] and build(options["surrogate"]).purifier
+    purifier = attacked_purifier(options["gradient"], defense.purifier, surrogate or None)
+    attacked = dataclasses.replace(defense, purifier=purifier)
+    fixed = options["fixed_key"] or not defense.purifier.stochastic
+    draws = 1 if fixed else config.eval.num_draws
+    return [
+        Row(name, own_name, defense, attack, attacked, options, count, draws)
+        for own_name, attack in build_attacks(attack_name, options, attacked).items()
+    ]
+
+
+def _choosing(attack_name: str, stages: Sequence[Row], options: Mapping, *, survivors: bool) -> Row:
+    """A row that takes for each image the strongest of what the stages found."""
+    first = stages[0]
+    name, defense = f"{first.defense_name}-{attack_name}", first.defense
+    if len({(row.attack.norm, row.attack.eps) for row in stages}) > 1:
+        raise ValueError(f"{name}: its attacks are of several balls")
+    if any(row.fixed_key for row in stages):
+        raise ValueError(f"{name}: an attacker who knows the keys is no part of a choice")
+    attack = Strongest(
+        norm=first.attack.norm,
+        eps=first.attack.eps,
+        eot_samples=defense.num_runs,
+        average="softmax" if defense.average == "softmax" else "logits",
+        selection_draws=MIN_SELECTION_DRAWS if defense.purifier.stochastic else 1,
+        chunk=first.attack.chunk,
+        num_candidates=len(stages),
+        # Images that decide together are also attacked together.
+        survivors=survivors and not defense.couples_batch,
+    )
+    return Row(
+        first.defense_name,
+        attack_name,
+        defense,
+        attack,
+        attacked=defense,
+        options=options,
+        num_images=min(row.num_images for row in stages),
+        num_draws=first.num_draws,
+        stages=tuple(stages),
+    )
+
+
+def _strongest_rows(rows: list[Row]) -> list[Row]:
+    """For each defence and ball with several attacks, the row of the strongest one on each image,
+    on the images that all of them have."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row.attack and not row.fixed_key:
+            groups.setdefault((row.defense_name, row.attack.norm, row.attack.eps), []).append(row)
+    first_ball = next((ball for _, *ball in groups), None)
+    return [
+        _choosing(
+            "strongest" if ball == first_ball else f"strongest_{ball[0]}_{ball[1]:.3g}",
+            stages,
+            {"attack": "strongest", "gradient": "chosen", "fixed_key": False},
+            survivors=False,
+        )
+        for (_, *ball), stages in groups.items()
+        if len(stages) > 1
+    ]
 
 
 def limited(rows: list[Row], max_images: int, batch_size: int) -> list[Row]:
@@ -271,3 +366,8 @@ def crafting(rows: list[Row]) -> list[Row]:
         if row.attack and row.num_images > getattr(by_name.get(row.crafted), "num_images", 0):
             by_name[row.crafted] = row
     return list(by_name.values())
+
+
+def with_stages(rows: list[Row]) -> list[Row]:
+    """The rows, and before each that chooses those of its stages."""
+    return [each for row in rows for each in (*row.stages, row)]

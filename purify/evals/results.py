@@ -1,5 +1,7 @@
 """From per-image records to the numbers of results.json: protocols, intervals, comparisons."""
 
+import collections
+
 import numpy as np
 
 from purify.evals.plan import Row
@@ -73,6 +75,8 @@ def result_rows(
         "num_draws": row.num_draws,
         "exact_beside": exact_beside,
     }
+    if row.stages:
+        shared["chosen"] = dict(collections.Counter(r["chosen"] for r in records).most_common())
     cost = {}
     for name in ("seconds", "nfe", "nge", "defense_seconds", "defense_nfe"):
         # A busy or suspended machine moves the median time less than the mean.

@@ -15,7 +15,7 @@ from purify.checkpoint import (
 )
 from purify.evals import report
 from purify.evals.evaluation import Evaluation
-from purify.evals.plan import Row, limited, plan
+from purify.evals.plan import Row, attack_names, crafting, limited, plan, with_stages
 from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
 from purify.networks import Classifier, Score
@@ -45,8 +45,10 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
         rows = limited(rows, max_images, config.eval.batch_size)
     taken = max(row.num_images for row in rows)
     with Store(workdir, "eval_robust", settings) as store:
-        nfe = sum(row.num_images * (row.attack_nfe + row.score_nfe) for row in rows)
-        nge = sum(row.num_images * row.attack_nge for row in rows)
+        crafted = crafting(with_stages(rows))
+        nfe = sum(row.num_images * row.score_nfe for row in rows)
+        nfe += sum(row.num_images * row.attack_nfe for row in crafted)
+        nge = sum(row.num_images * row.attack_nge for row in crafted)
         print(
             f"{len(rows)} rows on {taken} images: at most {nfe:,} network evaluations and {nge:,} "
             f"network gradients; into {store.folder}"
@@ -108,7 +110,9 @@ def _settings(
 ) -> dict:
     """Everything that decides the results: two evaluations with equal settings are the same one."""
     cfg = config.to_dict()
-    evaluated = cfg["eval"]
+    names = attack_names(config)
+    stages = [stage for n in names for stage in cfg["attacks"][n].get("stages", ())]
+    evaluated = _without(cfg["eval"], "attack_list") | {"attacks": names}
     if not any(row.defense.couples_batch for row in rows):
         evaluated = _without(evaluated, "batch_size")
     purifiers = {name: cfg[name] for name in PURIFIERS}
@@ -120,7 +124,7 @@ def _settings(
         "seed": cfg["seed"],
         "data": {k: v for k, v in cfg["data"].items() if k != "dir"},
         "defense": _without(cfg["defense"], "chunk"),
-        "attacks": {n: _without(cfg["attacks"][n], "chunk") for n in cfg["eval"]["attacks"]},
+        "attacks": {n: _without(cfg["attacks"][n], "chunk") for n in (*names, *stages)},
         "eval": evaluated,
         "variants": cfg["variants"],
         "weights": weights,

@@ -1,0 +1,103 @@
+"""Rows with stages: of each image the strongest of several attacks, on draws that score nothing."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from purify import parallel
+from purify.compilation import compiler_options
+from purify.evals.plan import Row
+from purify.evals.strongest import measure
+
+if TYPE_CHECKING:
+    from purify.evals.evaluation import Evaluation
+
+CLEAN = "clean"  # the candidate that is always there
+COSTS = ("queries", "nfe", "nge", "seconds")
+
+
+def choose(evaluation: "Evaluation", row: Row, pending: Sequence[int]) -> None:
+    """Attack the images at the pending positions stage by stage, and keep the strongest results.
+
+    A stage leaves out what those before it have settled, where the row says so (see Strongest).
+    Everything is recorded as it is computed, so that an interrupted choice goes on.
+    """
+    measured = {CLEAN: _measure(evaluation, row, CLEAN, evaluation.images, pending)}
+    left = list(pending)
+    for stage in row.stages:
+        if row.attack.survivors:
+            last = list(measured.values())[-1]
+            standing = [at for at in left if not last[evaluation.index(at)]["settled"]]
+            spared = stage.attack_work + row.attack_work / (len(row.stages) + 1)
+            evaluation.progress.update((len(pending) - len(standing)) * spared)
+            left = standing
+        if not left:
+            continue
+        evaluation.attack(stage, left)
+        images = evaluation.attacked_images(stage)
+        measured[stage.crafted] = _measure(evaluation, row, stage.crafted, images, left)
+    _take_strongest(evaluation, row, pending, measured)
+
+
+def _measure(
+    evaluation: "Evaluation",
+    row: Row,
+    candidate: str,
+    images: np.ndarray,
+    positions: Sequence[int],
+) -> dict[int, dict]:
+    """dataset index -> record with loss and settled, of the images at these positions."""
+    name = f"choice:{row.name}:{candidate}"
+    done = evaluation.store.records(name)
+    pending = [at for at in positions if evaluation.index(at) not in done]
+    if not pending:
+        return done
+    defense, queries = parallel.replicate(row.attacked), row.attack.queries_per_candidate
+    program = evaluation.measurers.get(row.name)
+    if program is None:
+        evaluation.progress.set_description(f"{row.name}: compiling the choice")
+        batch = evaluation.batch(pending, images, "selection")
+        program = measure.lower(row.attack, defense, *batch).compile(compiler_options())
+        evaluation.measurers[row.name] = program
+    for at in evaluation.batches(pending, f"{row.name}: choosing"):
+        batch = evaluation.batch(at, images, "selection")
+        (losses, settled), seconds = evaluation.timed(program, defense, *batch)
+        cost = {"queries": queries, "nfe": queries * defense.purifier.nfe, "nge": 0}
+        cost["seconds"] = seconds / len(at)
+        records = [
+            {"index": evaluation.index(i), "loss": float(loss), "settled": bool(all_wrong)} | cost
+            for i, loss, all_wrong in zip(at, losses, settled, strict=False)  # without the padding
+        ]
+        evaluation.store.append(name, records)
+        evaluation.progress.update(len(at) * row.attack_work / (len(row.stages) + 1))
+    return evaluation.store.records(name)
+
+
+def _take_strongest(
+    evaluation: "Evaluation", row: Row, pending: Sequence[int], measured: dict[str, dict]
+) -> None:
+    """Write each image's candidate of highest loss and what was spent on all of them."""
+    store, chosen = evaluation.store, evaluation.attacked_images(row)
+    candidates = {CLEAN: evaluation.images}
+    candidates |= {stage.crafted: evaluation.attacked_images(stage) for stage in row.stages}
+    attacks = {name: store.records(f"attack:{name}") for name in candidates}
+    records = []
+    for at in pending:
+        index = evaluation.index(at)
+        tried = {name: of[index] for name, of in measured.items() if index in of}
+        best = max(tried, key=lambda name: tried[name]["loss"])
+        chosen[at] = candidates[best][at]
+        spent = [*tried.values(), *(attacks[name][index] for name in tried if name != CLEAN)]
+        records.append(
+            {
+                "index": index,
+                "chosen": best,
+                "loss": tried[best]["loss"],
+                "start_loss": tried[CLEAN]["loss"],
+                "distance": 0.0 if best == CLEAN else attacks[best][index]["distance"],
+                **{cost: sum(record[cost] for record in spent) for cost in COSTS},
+            }
+        )
+    chosen.flush()
+    store.append(f"attack:{row.crafted}", records)
