@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attacks
-from attacks.gradients import AVERAGES, attacked_purifier
+from attacks.directions import Direction, build_direction
+from attacks.gradients import AVERAGES, OTHER_FUNCTIONS, attacked_purifier, binding_nfe
 from attacks.types import Attack
 from purify import purifiers
 from purify.defense import Defense
@@ -14,7 +15,7 @@ from purify.networks import Classifier, Score
 from purify.tables import choose
 
 # The fields of config.attacks.<name> that say against what it runs; all others build the attack.
-RUNNING = ("attack", "gradient", "surrogate", "fixed_key", "defenses", "num_images")
+RUNNING = ("attack", "gradient", "surrogate", "direction", "fixed_key", "defenses", "num_images")
 # Fresh draws on which an attacked image is chosen among candidates, at the least.
 MIN_SELECTION_DRAWS = 32
 
@@ -27,6 +28,7 @@ class Row:
     options: config.attacks.<name>, empty without an attack.
     num_draws: fresh draws of the defence that score each image; 1 where it draws nothing, or
         where the attacker knows its keys (fixed_key).
+    direction: what the attack's steps follow beside the gradient, None for nothing.
     """
 
     defense_name: str
@@ -37,6 +39,7 @@ class Row:
     options: Mapping
     num_images: int
     num_draws: int
+    direction: Direction | None = None
 
     @property
     def name(self) -> str:
@@ -53,9 +56,21 @@ class Row:
         return bool(self.options) and self.options["fixed_key"]
 
     @property
+    def asks_defense(self) -> bool:
+        """Whether the answers that the attack sees are the defence's, not another function's."""
+        undefended = isinstance(self.defense.purifier, purifiers.Identity)
+        other = self.options.get("gradient") in OTHER_FUNCTIONS
+        return self.attack is not None and (undefended or not other)
+
+    @property
     def attack_nfe(self) -> int:
         """Score-network forwards that the attack takes per image."""
-        return self.attack_queries * self.attacked.purifier.nfe if self.attack else 0
+        if not self.attack:
+            return 0
+        nfe = self.attack_queries * self.attacked.purifier.nfe + binding_nfe(self.attacked.purifier)
+        if self.direction is not None:
+            nfe += self.attack.direction_queries * self.direction.nfe
+        return nfe
 
     @property
     def attack_nge(self) -> int:
@@ -191,34 +206,65 @@ def plan(
         attack_name = "given" if given else "clean"
         rows.append(Row(name, attack_name, defense, None, None, {}, num_images, draws))
     for attack_name in () if given else config.eval.attacks:
-        options = choose("config.eval.attacks entry", config.attacks.to_dict(), attack_name)
-        if attack_name in ("clean", "given") or not re.fullmatch(r"\w+", attack_name):
-            raise ValueError(
-                f"attack name {attack_name!r} must be of letters, digits and _, and not 'clean' or "
-                "'given', which are other rows"
-            )
-        for name in options["defenses"] or defenses:
-            purifier_options(config, name, field=f"config.attacks.{attack_name}.defenses entry")
-            if name not in defenses:
-                continue
-            defense = defenses[name]
-            surrogate = options["surrogate"] and build(options["surrogate"]).purifier
-            purifier = attacked_purifier(options["gradient"], defense.purifier, surrogate or None)
-            attacked = dataclasses.replace(defense, purifier=purifier)
-            fixed = options["fixed_key"] or not defense.purifier.stochastic
-            if options["num_images"] < 0:
-                raise ValueError(
-                    f"config.attacks.{attack_name}.num_images={options['num_images']} must be at "
-                    "least 1, or 0 for all"
-                )
-            count = min(options["num_images"] or num_images, num_images)
-            draws = 1 if fixed else num_draws
-            for own_name, attack in build_attacks(attack_name, options, attacked).items():
-                rows.append(Row(name, own_name, defense, attack, attacked, options, count, draws))
+        rows += _attack_rows(config, attack_name, defenses, build)
     if len({row.name for row in rows}) < len(rows):
         raise ValueError("config.eval.attacks: two attacks have the same name")
     _check_exact_beside_bpda(rows, config.eval.bpda_alone)
     return rows
+
+
+def _attack_rows(config, attack_name: str, defenses: Mapping, build: Callable) -> list[Row]:
+    """The rows of config.attacks.<attack_name>, on those of the defences that it is meant for."""
+    options = choose("config.eval.attacks entry", config.attacks.to_dict(), attack_name)
+    if attack_name in ("clean", "given") or not re.fullmatch(r"\w+", attack_name):
+        raise ValueError(
+            f"attack name {attack_name!r} must be of letters, digits and _, and not 'clean' or "
+            "'given', which are other rows"
+        )
+    if options["num_images"] < 0:
+        raise ValueError(
+            f"config.attacks.{attack_name}.num_images={options['num_images']} must be at least 1, "
+            "or 0 for all"
+        )
+    num_images, num_draws = config.eval.num_images, config.eval.num_draws
+    count = min(options["num_images"] or num_images, num_images)
+    rows = []
+    for name in options["defenses"] or defenses:
+        purifier_options(config, name, field=f"config.attacks.{attack_name}.defenses entry")
+        if name not in defenses:
+            continue
+        defense = defenses[name]
+        surrogate = build(options["surrogate"]).purifier if options["surrogate"] else None
+        purifier = attacked_purifier(options["gradient"], defense.purifier, surrogate)
+        attacked = dataclasses.replace(defense, purifier=purifier)
+        fixed = options["fixed_key"] or not defense.purifier.stochastic
+        draws = 1 if fixed else num_draws
+        for own_name, attack in build_attacks(attack_name, options, attacked).items():
+            known = surrogate if options["gradient"] == "surrogate" else defense.purifier
+            direction = attack_direction(attack_name, options, attack, known)
+            rows.append(
+                Row(name, own_name, defense, attack, attacked, options, count, draws, direction)
+            )
+    return rows
+
+
+def attack_direction(name: str, options: Mapping, attack: Attack, purifier) -> Direction | None:
+    """What the steps of an attack follow beside the gradient, of the purifier that it knows; None
+    for nothing. Raises ValueError where options do not fit each other or the purifier."""
+    direction, gradient = options.get("direction", ""), options["gradient"]
+    field = f"config.attacks.{name}"
+    if options["fixed_key"] and (direction or gradient == "approximate_input"):
+        what = f"direction={direction!r}" if direction else f"gradient={gradient!r}"
+        raise ValueError(f"{field}.fixed_key=True does not fit {what}: it draws keys of its own")
+    if not direction:
+        return None
+    if not attack.direction_queries:
+        raise ValueError(f"{field}.direction={direction!r} does not fit: only pgd takes one")
+    if gradient == "blind":
+        raise ValueError(
+            f"{field}.direction={direction!r} does not fit: a blind attacker knows no purifier"
+        )
+    return build_direction(direction, purifier, num_samples=attack.eot_samples, chunk=attack.chunk)
 
 
 def limited(rows: list[Row], max_images: int, batch_size: int) -> list[Row]:
