@@ -3,13 +3,11 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from attacks.ascent import Ascent
+from attacks.ascent import Ascent, Best, View
 from attacks.norms import NORMS, sparse_sign
 from attacks.types import Array
 
@@ -30,103 +28,64 @@ class APGD(Ascent):
     What counts as rising is judged on the ranking draws, common to all iterates.
     """
 
-    def ascend(self, evaluate: Callable, start: Array, image: Array) -> tuple[Array, Array]:
-        begin, step = (_begin_l1, self._step_l1) if self.norm == "l1" else (_begin, self._step)
-        state = begin(_Climb.at(start), self.eps)
+    def begin(self, start: Array) -> "_State | _StateL1":
+        return (_begin_l1 if self.norm == "l1" else _begin)(start, self.eps)
 
-        def body(state, t):
-            loss, gradient = evaluate(t, state.climb.x)
-            climb = state.climb.note(loss, gradient)
-            return step(state._replace(climb=climb), t, image), None
+    def step(self, state, view: View, best: Best, t: Array, image: Array) -> "_State | _StateL1":
+        advance = self._step_l1 if self.norm == "l1" else self._step
+        return advance(state, view, best, t, image)
 
-        state, _ = jax.lax.scan(body, state, jnp.arange(self.num_steps))
-        return state.climb.best, state.climb.x
-
-    def _step(self, state: "_State", t: Array, image: Array) -> "_State":
-        climb, norm = state.climb, NORMS[self.norm]
+    def _step(self, state: "_State", view: View, best: Best, t: Array, image: Array) -> "_State":
+        norm = NORMS[self.norm]
         ends, lengths = _periods(self.num_steps)
-        rose_too_rarely = climb.rises < RHO * jnp.asarray(lengths)[t]
-        stuck = ~state.halved & (climb.best_loss <= state.best_loss)
+        # The first loss is no rise: there is none before it.
+        rises = state.rises + ((view.loss > state.loss) & (t > 0))
+        rose_too_rarely = rises < RHO * jnp.asarray(lengths)[t]
+        stuck = ~state.halved & (best.loss <= state.best_loss)
         at_end = jnp.asarray(ends)[t]
         halve = at_end & (rose_too_rarely | stuck)
         size = jnp.where(halve, state.size / 2, state.size)
-        x, gradient = (
-            jnp.where(halve, best, now)
-            for best, now in ((climb.best, climb.x), (climb.best_gradient, climb.gradient))
-        )
+        x = jnp.where(halve, best.x, state.x)
+        gradient = jnp.where(halve, best.gradient, view.gradient)
         ahead = norm.project(x + size * norm.steepest(gradient), image, self.eps)
         weight = jnp.where(t == 0, 1.0, ALPHA).astype(x.dtype)
         mixed = x + weight * (ahead - x) + (1 - weight) * (x - state.before)
-        climb = climb._replace(
-            x=norm.project(mixed, image, self.eps),
-            loss=jnp.where(halve, climb.best_loss, climb.loss),
-            rises=jnp.where(at_end, 0, climb.rises),
-        )
         return _State(
-            climb,
+            norm.project(mixed, image, self.eps),
             before=x,
+            loss=jnp.where(halve, best.loss, view.loss),
+            rises=jnp.where(at_end, 0, rises),
             size=size,
             halved=jnp.where(at_end, halve, state.halved),
-            best_loss=jnp.where(at_end, climb.best_loss, state.best_loss),
+            best_loss=jnp.where(at_end, best.loss, state.best_loss),
         )
 
-    def _step_l1(self, state: "_StateL1", t: Array, image: Array) -> "_StateL1":
-        climb = state.climb
+    def _step_l1(
+        self, state: "_StateL1", view: View, best: Best, t: Array, image: Array
+    ) -> "_StateL1":
         period = max(int(L1_PERIOD * self.num_steps), 1)
         at_end = (t > 0) & (t % period == 0)
-        inside = (climb.best > 0) & (climb.best < 1)
-        moved = jnp.sum((climb.best != image) & inside).astype(image.dtype)
+        inside = (best.x > 0) & (best.x < 1)
+        moved = jnp.sum((best.x != image) & inside).astype(image.dtype)
         fewer = moved < 0.95 * state.moved
         renewed = jnp.where(fewer, self.eps, state.size / L1_REDUCTION)
         renewed = jnp.clip(renewed, L1_SHORTEST * self.eps, self.eps)
         size = jnp.where(at_end, renewed, state.size)
         share = jnp.where(at_end, moved / image.size / L1_REDUCTION, state.share)
         again = at_end & fewer
-        x, gradient = (
-            jnp.where(again, best, now)
-            for best, now in ((climb.best, climb.x), (climb.best_gradient, climb.gradient))
-        )
+        x = jnp.where(again, best.x, state.x)
+        gradient = jnp.where(again, best.gradient, view.gradient)
         stuck = jnp.where(gradient > 0, x >= 1, x <= 0)
         ahead = x + size * sparse_sign(gradient, share, stuck)
-        climb = climb._replace(x=NORMS["l1"].project(ahead, image, self.eps))
-        return _StateL1(climb, size, share, jnp.where(at_end, moved, state.moved))
-
-
-class _Climb(NamedTuple):
-    """Where the ascent is, what it found there, and the best so far."""
-
-    x: Array
-    loss: Array
-    gradient: Array
-    rises: Array  # times that the loss rose, since it was last set to 0
-    best: Array
-    best_loss: Array
-    best_gradient: Array
-
-    @classmethod
-    def at(cls, x: Array) -> "_Climb":
-        nothing = jnp.full((), -jnp.inf, x.dtype)
-        zeros = jnp.zeros_like(x)
-        return cls(x, nothing, zeros, jnp.array(0), x, nothing, zeros)
-
-    def note(self, loss: Array, gradient: Array) -> "_Climb":
-        """With the loss and the gradient at x."""
-        better = loss > self.best_loss
-        # The first loss is no rise: there is none before it.
-        rose = (loss > self.loss) & jnp.isfinite(self.loss)
-        return self._replace(
-            loss=loss,
-            gradient=gradient,
-            rises=self.rises + rose,
-            best=jnp.where(better, self.x, self.best),
-            best_loss=jnp.maximum(loss, self.best_loss),
-            best_gradient=jnp.where(better, gradient, self.best_gradient),
-        )
+        x = NORMS["l1"].project(ahead, image, self.eps)
+        return _StateL1(x, size, share, jnp.where(at_end, moved, state.moved))
 
 
 class _State(NamedTuple):
-    climb: _Climb
+    x: Array
     before: Array  # the iterate before x
+    loss: Array  # at that one
+    rises: Array  # times that the loss rose in this period
     size: Array
     # At the end of the last period: whether the step was halved, and the best loss.
     halved: Array
@@ -134,23 +93,22 @@ class _State(NamedTuple):
 
 
 class _StateL1(NamedTuple):
-    climb: _Climb
+    x: Array
     size: Array
     share: Array  # of the pixels, that a step moves
     moved: Array  # pixels, by the best iterate when it was last looked at
 
 
-def _begin(climb: _Climb, eps: float) -> _State:
-    size = jnp.full((), 2 * eps, climb.x.dtype)
+def _begin(x: Array, eps: float) -> _State:
+    nothing = jnp.full((), -jnp.inf, x.dtype)
+    size = jnp.full((), 2 * eps, x.dtype)
     # Two equal step sizes in a row are needed before a best loss that stays is a reason to halve.
-    return _State(climb, climb.x, size, jnp.array(True), climb.best_loss)
+    return _State(x, x, nothing, jnp.array(0), size, jnp.array(True), nothing)
 
 
-def _begin_l1(climb: _Climb, eps: float) -> _StateL1:
-    size, share, moved = (
-        jnp.full((), value, climb.x.dtype) for value in (eps, L1_SHARE, climb.x.size)
-    )
-    return _StateL1(climb, size, share, moved)
+def _begin_l1(x: Array, eps: float) -> _StateL1:
+    size, share, moved = (jnp.full((), value, x.dtype) for value in (eps, L1_SHARE, x.size))
+    return _StateL1(x, size, share, moved)
 
 
 def _periods(num_steps: int) -> tuple[list[bool], list[int]]:

@@ -1,17 +1,16 @@
 """The L2 attack of Carlini and Wagner (S&P 2017): the nearest wrong image by a penalty."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from attacks.gradients import average_logits, draws
+from attacks.gradients import average_logits
 from attacks.losses import margin
 from attacks.norms import NORMS
 from attacks.objective import Expected
-from attacks.types import Array, Attacked, LogitsFn
+from attacks.types import Array, Attacked, LogitsFn, Nearest
 
 # How close to 0 and 1 pixels begin, which tanh reaches at infinity only.
 INSIDE = 1 - 1e-6
@@ -70,30 +69,33 @@ class CarliniWagner(Expected):
 
     def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
         search_key, selection_key = jax.random.split(key)
-        x, _ = self.nearest(search_key, logits_fn, image, label)
-        candidate = NORMS["l2"].project(x, image, self.eps)
-        return self.choose(selection_key, logits_fn, image, label, candidate[None])
+        nearest = self.nearest(search_key, logits_fn, image, label)
+        candidate = NORMS["l2"].project(nearest.image, image, self.eps)
+        return self.choose(
+            selection_key, logits_fn, image, label, candidate[None], interim=nearest.interim
+        )
 
-    def nearest(
-        self, key: Array, logits_fn: LogitsFn, image: Array, label: Array
-    ) -> tuple[Array, Array]:
-        """(the nearest wrong image found, in any ball; its distance, inf where there is none)."""
-        runs = draws(logits_fn, self.eot_samples, self.chunk)
+    def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
+        """The nearest wrong image found, in any ball."""
+        runs_fn = self.runs(logits_fn)
         optimizer = optax.adam(self.learning_rate)
 
         def penalised(w, c, key):
             x = 0.5 * (1 + jnp.tanh(w))
-            ahead = margin(average_logits(runs(key, x), self.average), label)
+            runs = runs_fn(key, x)
+            ahead = margin(average_logits(runs.logits, self.average), label)
             squared = jnp.sum((x - image) ** 2)
-            return squared + c * jnp.maximum(-ahead, 0.0), (x, jnp.sqrt(squared), ahead > 0)
+            seen = (x, jnp.sqrt(squared), ahead > 0, runs.any_wrong(label))
+            return squared + c * jnp.maximum(-ahead, 0.0), seen
 
-        def minimise(nearest: "_Nearest", c, key):
+        def minimise(nearest: Nearest, c, key):
             def step(carry, t):
                 w, state, nearest, any_wrong = carry
-                gradient, (x, distance, wrong) = jax.grad(penalised, has_aux=True)(
+                gradient, (x, distance, wrong, run_wrong) = jax.grad(penalised, has_aux=True)(
                     w, c, jax.random.fold_in(key, t)
                 )
-                nearest = nearest.or_nearer(x, jnp.where(wrong, distance, jnp.inf))
+                interim = run_wrong & (distance <= self.eps)
+                nearest = nearest.note(x, distance, wrong=wrong, interim=interim)
                 update, state = optimizer.update(gradient, state)
                 return (w + update, state, nearest, any_wrong | wrong), None
 
@@ -110,18 +112,6 @@ class CarliniWagner(Expected):
             return (nearest, c, low, high), None
 
         zero = jnp.zeros((), image.dtype)
-        nowhere = _Nearest(image, zero + jnp.inf)
-        start = (nowhere, zero + self.first_c, zero, zero + jnp.inf)
+        start = (Nearest.none(image), zero + self.first_c, zero, zero + jnp.inf)
         (nearest, *_), _ = jax.lax.scan(search, start, jnp.arange(self.searches))
         return nearest
-
-
-class _Nearest(NamedTuple):
-    image: Array
-    distance: Array
-
-    def or_nearer(self, image: Array, distance: Array) -> "_Nearest":
-        nearer = distance < self.distance
-        return _Nearest(
-            jnp.where(nearer, image, self.image), jnp.where(nearer, distance, self.distance)
-        )

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from attacks.ascent import likeliest_wrong
-from attacks.gradients import average_logits, draws
+from attacks.gradients import average_logits
 from attacks.norms import NORMS
 from attacks.objective import Expected
-from attacks.types import Array, Attacked, LogitsFn
+from attacks.types import Array, Attacked, LogitsFn, Nearest
 
 # Section 3 of the paper: the largest share of the step that goes back to the clean image, how far
 # beyond a linearised boundary steps go, and how far back from an image that is wrong already.
@@ -65,76 +65,84 @@ class FAB(Expected):
 
     def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
         search_key, selection_key = jax.random.split(key)
-        found, _ = self._all(search_key, logits_fn, image, label)
-        candidates = jax.vmap(NORMS[self.norm].project, (0, None, None))(found, image, self.eps)
-        return self.choose(selection_key, logits_fn, image, label, candidates)
+        found = self._all(search_key, logits_fn, image, label)
+        project = jax.vmap(NORMS[self.norm].project, (0, None, None))
+        candidates, interim = project(found.image, image, self.eps), found.interim.any()
+        return self.choose(selection_key, logits_fn, image, label, candidates, interim=interim)
 
-    def nearest(
-        self, key: Array, logits_fn: LogitsFn, image: Array, label: Array
-    ) -> tuple[Array, Array]:
-        """(the nearest wrong image found, in any ball; its distance, inf where there is none)."""
-        found, distances = self._all(key, logits_fn, image, label)
-        nearest = jnp.argmin(distances)
-        return found[nearest], distances[nearest]
+    def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
+        """The nearest wrong image found, in any ball."""
+        found = self._all(key, logits_fn, image, label)
+        nearest = jnp.argmin(found.distance)
+        return Nearest(found.image[nearest], found.distance[nearest], found.interim.any())
 
-    def _all(self, key, logits_fn, image, label) -> tuple[Array, Array]:
-        """Of each run the nearest wrong image and its distance."""
+    def _all(self, key, logits_fn, image, label) -> Nearest:
+        """What each run found, stacked."""
         class_key, runs_key = jax.random.split(key)
-        logits = self._logits(logits_fn)
-        classes = likeliest_wrong(logits(class_key, image), label, self.targets)
+        look = self._look(logits_fn, image, label)
+        classes = likeliest_wrong(look(class_key, image)[0], label, self.targets)
 
         def run(index):
             own = jax.random.fold_in(runs_key, index)
             first = index < self.targets
-            return self._search(own, logits, image, label, classes[index % self.targets], first)
+            return self._search(own, look, image, label, classes[index % self.targets], first)
 
         return jax.lax.map(run, jnp.arange(self._runs))
 
-    def _logits(self, logits_fn: LogitsFn):
-        """(key, image) -> averaged logits [K]."""
-        runs = draws(logits_fn, self.eot_samples, self.chunk)
-        return lambda key, x: average_logits(runs(key, x), self.average)
+    def _look(self, logits_fn: LogitsFn, image: Array, label: Array):
+        """(key, x) -> averaged logits [K]; whether x is in the ball and a run there was wrong."""
+        runs_fn, norm = self.runs(logits_fn), NORMS[self.norm]
 
-    def _search(self, key, logits, image, label, target, from_clean) -> tuple[Array, Array]:
+        def look(key, x):
+            runs = runs_fn(key, x)
+            inside = norm.size(x - image) <= self.eps
+            return average_logits(runs.logits, self.average), inside & runs.any_wrong(label)
+
+        return look
+
+    def _search(self, key, look, image, label, target, from_clean) -> Nearest:
         norm = NORMS[self.norm]
         start_key, steps_key, halvings_key = jax.random.split(key, 3)
 
         def gap(x, key):
-            z = logits(key, x)
-            return z[label] - z[target]  # positive on the label's side
+            logits, interim = look(key, x)
+            return logits[label] - logits[target], interim  # positive on the label's side
 
-        def is_wrong(key, x):
-            return jnp.argmax(logits(key, x)) != label
+        def answer(key, x):
+            logits, interim = look(key, x)
+            return jnp.argmax(logits) != label, interim
 
         def step(carry, t):
-            x, nearest, distance = carry
+            x, nearest = carry
             gap_key, answer_key = jax.random.split(jax.random.fold_in(steps_key, t))
-            value, gradient = jax.value_and_grad(gap)(x, gap_key)
+            (value, before), gradient = jax.value_and_grad(gap, has_aux=True)(x, gap_key)
             here = reach(self.norm, x, -gradient, value)
             there = reach(self.norm, image, -gradient, value + jnp.sum(gradient * (image - x)))
             near, far = norm.size(here), norm.size(there)
             alpha = jnp.minimum(near / jnp.maximum(near + far, 1e-12), ALPHA_MAX)
             x = (1 - alpha) * (x + ETA * here) + alpha * (image + ETA * there)
             x = jnp.clip(x, 0.0, 1.0)
-            wrong = is_wrong(answer_key, x)
-            nearer = wrong & (norm.size(x - image) < distance)
-            nearest = jnp.where(nearer, x, nearest)
-            distance = jnp.where(nearer, norm.size(x - image), distance)
+            wrong, after = answer(answer_key, x)
+            distance = norm.size(x - image)
+            nearest = nearest.note(x, distance, wrong=wrong, interim=before | after)
             x = jnp.where(wrong, image + BETA * (x - image), x)
-            return (x, nearest, distance), None
+            return (x, nearest), None
 
         x = jnp.where(from_clean, image, norm.random(start_key, image, self.eps / 2))
-        nowhere = jnp.full((), jnp.inf, image.dtype)
-        (_, nearest, distance), _ = jax.lax.scan(step, (x, x, nowhere), jnp.arange(self.num_steps))
+        (_, nearest), _ = jax.lax.scan(step, (x, Nearest.none(x)), jnp.arange(self.num_steps))
 
         def halve(bounds, t):
-            right, wrong = bounds
+            right, wrong, interim = bounds
             middle = 0.5 * (right + wrong)
-            beyond = is_wrong(jax.random.fold_in(halvings_key, t), middle)
-            return (jnp.where(beyond, right, middle), jnp.where(beyond, middle, wrong)), None
+            beyond, seen = answer(jax.random.fold_in(halvings_key, t), middle)
+            right, wrong = jnp.where(beyond, right, middle), jnp.where(beyond, middle, wrong)
+            return (right, wrong, interim | seen), None
 
-        (_, nearest), _ = jax.lax.scan(halve, (image, nearest), jnp.arange(HALVINGS))
-        return nearest, jnp.where(jnp.isinf(distance), distance, norm.size(nearest - image))
+        bounds = (image, nearest.image, nearest.interim)
+        (_, found, interim), _ = jax.lax.scan(halve, bounds, jnp.arange(HALVINGS))
+        distance = norm.size(found - image)
+        distance = jnp.where(jnp.isinf(nearest.distance), nearest.distance, distance)
+        return Nearest(found, distance, interim)
 
 
 def reach(norm: str, x: Array, weights: Array, gain: Array) -> Array:

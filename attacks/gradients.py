@@ -131,6 +131,43 @@ class Blind:
         return image
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ApproximateInput:
+    """clip(x + offset, 0, 1), the offset being purified(clean) - clean: the attacker purifies the
+    clean image once and attacks the classifier around the result (Yoon, Hwang and Lee 2021).
+
+    offset: [H, W, C], of one image: None until it is bound to that image.
+    """
+
+    purifier: Callable
+    offset: jax.Array | None = None
+    # Of a call: the purification is the binding's.
+    nfe = 0
+    nge = 0
+    stochastic = False
+
+    def bind(self, key, clean) -> "ApproximateInput":
+        """Around the clean image, purified with `key`."""
+        offset = jax.lax.stop_gradient(self.purifier(key, clean) - clean)
+        return dataclasses.replace(self, offset=offset)
+
+    def __call__(self, key, image):
+        if self.offset is None:
+            raise ValueError("gradient='approximate_input' was bound to no clean image; see bind")
+        return jnp.clip(image + self.offset, 0.0, 1.0)
+
+
+def bind(attacked, key, clean):
+    """A purifier as it is attacked, bound to the clean image [H, W, C] where it depends on it."""
+    return attacked.bind(key, clean) if isinstance(attacked, ApproximateInput) else attacked
+
+
+def binding_nfe(attacked):
+    """Network evaluations that `bind` takes, once for an image."""
+    return attacked.purifier.nfe if isinstance(attacked, ApproximateInput) else 0
+
+
 def _replace(mode: str, purifier, **fields):
     known = {field.name for field in dataclasses.fields(purifier)}
     if missing := set(fields) - known:
@@ -160,14 +197,24 @@ def exact_straight_through(purifier):
     return _replace("exact_straight_through", base, straight_through_noise=True)
 
 
+def one_step_unrolling(purifier):
+    """Exactly, but through one step only: a purifier of num_steps=1, instead of all T (Yoon, Hwang
+    and Lee 2021)."""
+    return _replace("one_step_unrolling", exact(purifier), num_steps=1)
+
+
 GRADIENT_MODES = {
     "exact": exact,
     "exact_detached_step": exact_detached_step,
     "exact_straight_through": exact_straight_through,
     "bpda": BPDA,
+    "one_step_unrolling": one_step_unrolling,
+    "approximate_input": ApproximateInput,
     "blind": lambda purifier: Blind(),
     "none": lambda purifier: purifier,  # for attacks that see values only
 }
+# Those that attack another function than the purifier's: a success against it is none yet.
+OTHER_FUNCTIONS = ("one_step_unrolling", "approximate_input", "blind", "surrogate")
 
 
 def attacked_purifier(gradient: str, purifier, surrogate=None):

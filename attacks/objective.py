@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,20 @@ import jax.numpy as jnp
 from attacks.gradients import AVERAGES, average_logits, draws, expectation
 from attacks.losses import LOSSES, TARGETED
 from attacks.norms import NORMS
-from attacks.types import Array, Attacked, LogitsFn
+from attacks.types import Array, Attacked, LogitsFn, PenaltyFn
 
 EOTS = ("mean_of_loss", "loss_of_mean")
+
+
+class Runs(NamedTuple):
+    """Of n runs: the logits [n, K], and the penalties [n] that lower what is maximised."""
+
+    logits: Array
+    penalties: Array
+
+    def any_wrong(self, label: Array) -> Array:
+        """Whether the answer of at least one run is wrong."""
+        return jnp.any(self.logits.argmax(-1) != label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +74,11 @@ class Expected:
         """Fields that must be at least 1."""
         return ("eot_samples", "selection_draws")
 
+    @property
+    def direction_queries(self) -> int:
+        """Calls of direction_fn, per image, where there is one; 0 of an attack that takes none."""
+        return 0
+
     def choose(
         self,
         key: Array,
@@ -70,11 +87,14 @@ class Expected:
         label: Array,
         candidates: Array,
         *,
+        interim: Array,
         or_clean: bool = True,
+        penalty_fn: PenaltyFn | None = None,
     ) -> Attacked:
         """The best of the candidates [n, H, W, C] (and the clean image) on selection draws."""
+        runs_fn = self.runs(logits_fn, penalty_fn, num_samples=self._group)
         selection = expectation(
-            self.objective(logits_fn, label, num_samples=self._group),
+            lambda key, x: self.value(runs_fn(key, x), label),
             self._selection_groups,
             self.chunk and max(self.chunk // self._group, 1),
         )
@@ -82,7 +102,7 @@ class Expected:
         losses = jax.vmap(selection, in_axes=(None, 0))(key, scored)
         # argmax takes a NaN for the largest: one that arose is seen, not passed over.
         chosen = jnp.argmax(losses if or_clean else losses.at[0].set(-jnp.inf))
-        return Attacked(scored[chosen], losses[chosen], losses[0])
+        return Attacked(scored[chosen], losses[chosen], losses[0], interim)
 
     def choice_queries(self, num_candidates: int) -> int:
         """Runs of logits_fn that `choose` takes."""
@@ -94,19 +114,25 @@ class Expected:
             return lambda logits: LOSSES[self.loss](logits, label)
         return lambda logits: TARGETED[self.loss](logits, label, target)
 
-    def objective(
+    def runs(
         self,
         logits_fn: LogitsFn,
-        label: Array,
-        target: Array | None = None,
+        penalty_fn: PenaltyFn | None = None,
+        *,
         num_samples: int | None = None,
     ) -> Callable:
-        """(key, image) -> the loss that is maximised, over num_samples (eot_samples) runs."""
-        num_samples, loss_fn = num_samples or self.eot_samples, self.loss_fn(label, target)
+        """(key, image) -> Runs, num_samples (eot_samples) of them."""
+        run = single_run(logits_fn, penalty_fn)
+        return draws(run, num_samples or self.eot_samples, self.chunk)
+
+    def value(self, runs: Runs, label: Array, target: Array | None = None) -> Array:
+        """The scalar that is maximised, by its expectation over the runs."""
+        loss_fn = self.loss_fn(label, target)
         if self.eot == "loss_of_mean":
-            runs = draws(logits_fn, num_samples, self.chunk)
-            return lambda key, x: loss_fn(average_logits(runs(key, x), self.average))
-        return expectation(lambda key, x: loss_fn(logits_fn(key, x)), num_samples, self.chunk)
+            loss = loss_fn(average_logits(runs.logits, self.average))
+        else:
+            loss = jax.vmap(loss_fn)(runs.logits).mean()
+        return loss - runs.penalties.mean()
 
     @property
     def _group(self) -> int:
@@ -116,3 +142,14 @@ class Expected:
     @property
     def _selection_groups(self) -> int:
         return -(-self.selection_draws // self._group)
+
+
+def single_run(logits_fn: LogitsFn, penalty_fn: PenaltyFn | None) -> Callable:
+    """(key, image) -> Runs without the axis n. The logits and the penalty have the same key, so
+    that a detector may see the very purification that is classified."""
+
+    def run(key, x):
+        no_penalty = jnp.zeros((), x.dtype)
+        return Runs(logits_fn(key, x), no_penalty if penalty_fn is None else penalty_fn(key, x))
+
+    return run

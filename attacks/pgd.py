@@ -1,12 +1,11 @@
 """Projected gradient descent (Madry et al. 2018), with momentum if wanted (Dong et al. 2018)."""
 
 import dataclasses
-from collections.abc import Callable
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from attacks.ascent import Ascent
+from attacks.ascent import Ascent, Best, View
 from attacks.norms import NORMS
 from attacks.types import Array
 
@@ -14,6 +13,9 @@ from attacks.types import Array
 @dataclasses.dataclass(frozen=True)
 class PGD(Ascent):
     """Steps of one length along the steepest direction; see Ascent for the rest.
+
+    With a direction_fn half of each step is steepest along what that says: under Linf
+    (sign(gradient) + sign(direction)) / 2, the joint attacks of Yoon, Hwang and Lee (2021).
 
     step_size: the length of each, in the norm.
     momentum: decay of the sum of the gradients, each scaled to L1 norm 1, that steps go along:
@@ -32,22 +34,25 @@ class PGD(Ascent):
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum={self.momentum} must be from 0 to 1")
 
-    def ascend(self, evaluate: Callable, start: Array, image: Array) -> tuple[Array, Array]:
-        norm = NORMS[self.norm]
+    @property
+    def direction_queries(self) -> int:
+        """Calls of direction_fn, per image, where there is one."""
+        return self._runs * self.num_steps
 
-        def step(carry, t):
-            x, along, best, best_loss = carry
-            loss, gradient = evaluate(t, x)
-            best = jnp.where(loss > best_loss, x, best)
-            if self.momentum:
-                size = jnp.maximum(jnp.sum(jnp.abs(gradient)), jnp.finfo(x.dtype).tiny)
-                along = self.momentum * along + gradient / size
-            else:
-                along = gradient
-            ahead = norm.project(x + self.step_size * norm.steepest(along), image, self.eps)
-            return (ahead, along, best, jnp.maximum(loss, best_loss)), None
+    def begin(self, start: Array) -> "_State":
+        return _State(start, jnp.zeros_like(start))
 
-        nothing = jnp.full((), -jnp.inf, image.dtype)
-        carry = (start, jnp.zeros_like(start), start, nothing)
-        (last, _, best, _), _ = jax.lax.scan(step, carry, jnp.arange(self.num_steps))
-        return best, last
+    def step(self, state: "_State", view: View, best: Best, t: Array, image: Array) -> "_State":
+        norm, along = NORMS[self.norm], view.gradient
+        if self.momentum:
+            size = jnp.maximum(jnp.sum(jnp.abs(along)), jnp.finfo(along.dtype).tiny)
+            along = self.momentum * state.along + along / size
+        ahead = norm.steepest(along)
+        if view.direction is not None:
+            ahead = 0.5 * (ahead + norm.steepest(view.direction))
+        return _State(norm.project(state.x + self.step_size * ahead, image, self.eps), along)
+
+
+class _State(NamedTuple):
+    x: Array
+    along: Array  # the sum of the gradients

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from attacks.gradients import draws
 from attacks.norms import NORMS
 from attacks.objective import Expected
-from attacks.types import Array, Attacked, LogitsFn
+from attacks.types import Array, Attacked, LogitsFn, Nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +19,8 @@ class RayS(Expected):
     Sees which class is the answer, and nothing else. It searches a direction of signs along which
     the answer changes soon: from a random one along which it does, blocks of pixels, halved level
     by level, change sign; where the image at the shortest known radius is still wrong, bisection
-    finds the new radius. See Expected for
-    the ball and the choice at the end, for which alone there is a loss (the margin).
+    finds the new radius. See Expected for the ball and the choice at the end, for which alone
+    there is a loss (the margin).
 
     num_steps: questions, each answered by the majority of eot_samples fresh runs.
     tolerance: of a radius.
@@ -59,15 +58,15 @@ class RayS(Expected):
 
     def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
         search_key, selection_key = jax.random.split(key)
-        x, _ = self.nearest(search_key, logits_fn, image, label)
-        candidate = NORMS["linf"].project(x, image, self.eps)
-        return self.choose(selection_key, logits_fn, image, label, candidate[None])
+        nearest = self.nearest(search_key, logits_fn, image, label)
+        candidate = NORMS["linf"].project(nearest.image, image, self.eps)
+        return self.choose(
+            selection_key, logits_fn, image, label, candidate[None], interim=nearest.interim
+        )
 
-    def nearest(
-        self, key: Array, logits_fn: LogitsFn, image: Array, label: Array
-    ) -> tuple[Array, Array]:
-        """(the nearest wrong image found, in any ball; its radius, inf where there is none)."""
-        runs = draws(logits_fn, self.eot_samples, self.chunk)
+    def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
+        """The nearest wrong image found, in any ball; its distance is the radius along its ray."""
+        runs_fn = self.runs(logits_fn)
         last_level = math.ceil(math.log2(image.size))
         number = jnp.arange(image.size).reshape(image.shape)
 
@@ -85,8 +84,10 @@ class RayS(Expected):
             # No image is further than 1.
             shortest = jnp.minimum(state.radius, 1.0)
             radius = jnp.where(state.searching, 0.5 * (state.low + state.high), shortest)
-            logits = runs(runs_key, at(candidate, radius))
-            wrong = jnp.mean(logits.argmax(-1) != label) > 0.5
+            x = at(candidate, radius)
+            runs = runs_fn(runs_key, x)
+            wrong = jnp.mean(runs.logits.argmax(-1) != label) > 0.5
+            inside = NORMS["linf"].size(x - image) <= self.eps
             low = jnp.where(state.searching & ~wrong, radius, jnp.where(wrong, state.low, 0.0))
             high = jnp.where(wrong, radius, state.high)
             found = state.searching & (high - low < self.tolerance)
@@ -103,13 +104,15 @@ class RayS(Expected):
                     leave & was_last, jnp.minimum(state.level + 1, last_level), state.level
                 ),
                 block=jnp.where(leave, jnp.where(was_last, 0, state.block + 1), state.block),
+                interim=state.interim | (inside & runs.any_wrong(label)),
             ), None
 
         zero, none = jnp.zeros((), image.dtype), jnp.array(0)
         ones = jnp.ones_like(image)
-        start = _Search(ones, ones, zero + jnp.inf, jnp.array(False), zero, zero, none, none)
+        no = jnp.array(False)
+        start = _Search(ones, ones, zero + jnp.inf, no, zero, zero, none, none, no)
         end, _ = jax.lax.scan(step, start, jnp.arange(self.num_steps))
-        return at(end.direction, jnp.minimum(end.radius, 1.0)), end.radius
+        return Nearest(at(end.direction, jnp.minimum(end.radius, 1.0)), end.radius, end.interim)
 
 
 class _Search(NamedTuple):
@@ -123,3 +126,4 @@ class _Search(NamedTuple):
     # The block: level l has 2^l of them.
     level: Array
     block: Array
+    interim: Array  # see Attacked

@@ -65,7 +65,7 @@ class Square(Expected):
         return search + self.choice_queries(self.restarts)
 
     def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
-        objective = self.objective(logits_fn, label)
+        runs_fn = self.runs(logits_fn)
         begin, propose = {
             "linf": (_stripes, _propose_linf),
             "l2": (_tiles, _propose_l2),
@@ -79,24 +79,34 @@ class Square(Expected):
             )
             x = self._inside(image, self.eps * begin(start_key, image))
 
+            def measure(key, x):
+                runs = runs_fn(key, x)
+                return self.value(runs, label), runs.any_wrong(label)
+
             def step(carry, t):
-                x, value = carry
+                x, value, interim = carry
                 proposal_key, draws_key = jax.random.split(jax.random.fold_in(steps_key, t))
                 proposal = propose(proposal_key, x - image, sizes[t], self.eps)
                 proposal = self._inside(image, proposal)
                 if self.remeasure:
-                    value = objective(draws_key, x)
-                proposed = objective(draws_key, proposal)
+                    value, wrong = measure(draws_key, x)
+                    interim |= wrong
+                proposed, wrong = measure(draws_key, proposal)
                 better = proposed > value
                 x = jnp.where(better, proposal, x)
-                return (x, jnp.where(better, proposed, value)), None
+                return (x, jnp.where(better, proposed, value), interim | wrong), None
 
-            value = jnp.zeros((), x.dtype) if self.remeasure else objective(value_key, x)
-            (x, _), _ = jax.lax.scan(step, (x, value), jnp.arange(self.num_steps))
-            return x
+            value, wrong = jnp.zeros((), x.dtype), jnp.array(False)
+            if not self.remeasure:
+                value, wrong = measure(value_key, x)
+            steps = jnp.arange(self.num_steps)
+            (x, _, interim), _ = jax.lax.scan(step, (x, value, wrong), steps)
+            return x, interim
 
-        candidates = jax.vmap(run)(jnp.arange(self.restarts))
-        return self.choose(selection_key, logits_fn, image, label, candidates)
+        candidates, interim = jax.vmap(run)(jnp.arange(self.restarts))
+        return self.choose(
+            selection_key, logits_fn, image, label, candidates, interim=interim.any()
+        )
 
     def _inside(self, image: Array, difference: Array) -> Array:
         return NORMS[self.norm].project(image + difference, image, self.eps)

@@ -111,12 +111,15 @@ _ASCENT = dict(
     random_start=True,
     keep="best",  # or 'last': the last iterate, as published attacks do
     targets=0,  # wrong classes to aim at one after the other, 0 for untargeted
+    selectivity=1.0,  # of eot 'selective', and the rounds of its weights
+    selection_steps=3,
     estimate="",  # of the gradient by values of the loss: 'spsa' or 'nes'
     directions=64,  # of an estimate
     delta=0.01,
 )
 _OWN = {
-    "pgd": _ASCENT | dict(step_size=0.0, momentum=0.0),  # momentum 1 is MIM
+    # momentum 1 is MIM; direction: 'score' and 'full' are the paper's joint attacks
+    "pgd": _ASCENT | dict(step_size=0.0, momentum=0.0, direction=""),
     "apgd": _ASCENT,
     "square": dict(num_steps=500, restarts=1, share=0.8, remeasure=True),
     "fab": dict(num_steps=100, targets=9, restarts=1),
@@ -137,7 +140,7 @@ def attack(
     options.norm = norm
     options.eps = eps
     options.loss = "margin" if attack not in ("pgd", "apgd") else "cross_entropy"  # or 'dlr'
-    options.eot = "mean_of_loss"  # or 'loss_of_mean'; of ascents also 'sign_vote'
+    options.eot = "mean_of_loss"  # or 'loss_of_mean'; of ascents also 'sign_vote', 'selective'
     options.eot_samples = 1  # 0 means S
     options.average = ""  # of runs, in 'loss_of_mean'; '' for the defence's own
     options.selection_draws = 32  # at least that many

@@ -53,6 +53,15 @@ def get_config(variant: str = ""):
         config.attacks.surrogate = attack(
             "surrogate", **budget, surrogate="schedule", defenses=("adp",)
         )
+        config.attacks.selective = attack(
+            "exact", **budget, **purifiers, eot="selective", loss="margin"
+        )
+        # The paper's own adaptive attacks, weaker than the exact gradient.
+        stepwise = dict(defenses=("schedule", "adp"))
+        config.attacks.joint_score = attack("bpda", **budget, **stepwise, direction="score")
+        config.attacks.joint_full = attack("bpda", **budget, **stepwise, direction="full")
+        config.attacks.one_step_unrolling = attack("one_step_unrolling", **budget, **stepwise)
+        config.attacks.approximate_input = attack("approximate_input", **budget, **purifiers)
         config.attacks.fixed_key = attack("exact", **budget, **purifiers, fixed_key=True)
         config.attacks.mim = attack("exact", **budget, **purifiers, momentum=1.0)
         config.attacks.apgd = attack("exact", attack="apgd", **budget, **purifiers)

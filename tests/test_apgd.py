@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from attacks.apgd import APGD, _periods
+from attacks.ascent import View
 from attacks.losses import margin
 from tests.test_ascent import inputs, noisy, quick
 
@@ -90,9 +91,9 @@ def test_iterates_are_those_of_the_published_algorithm(norm, x64):
 
         def evaluate(t, x):
             jax.debug.callback(lambda t, x: xs.append((int(t), np.asarray(x))), t, x)
-            return value(x, label), gradient(x, label)
+            return View(value(x, label), gradient(x, label))
 
-        best, last = quick(lambda image: attack.ascend(evaluate, image, image))(image)
+        best, last, _ = quick(lambda image: attack.ascend(evaluate, image, image))(image)
         jax.effects_barrier()
         return [x for _, x in sorted(xs, key=lambda entry: entry[0])], best, last
 
@@ -124,10 +125,10 @@ def test_l1_steps_grow_sparser_with_the_best_iterate(x64):
 
     def evaluate(t, x):
         jax.debug.callback(lambda x: shares.append(np.mean(np.asarray(x) != np.asarray(image))), x)
-        return jnp.sum(weights * x), weights
+        return View(jnp.sum(weights * x), weights)
 
     attack = APGD("l1", 0.5, num_steps=60, random_start=False)
-    best, _ = quick(lambda image: attack.ascend(evaluate, image, image))(image)
+    best, *_ = quick(lambda image: attack.ascend(evaluate, image, image))(image)
     jax.effects_barrier()
     assert shares[1] == 0.2 and shares[-1] <= 0.06
     optimum = image.at[4, 4, 1].set(1.0).at[4, 4, 0].set(0.8)

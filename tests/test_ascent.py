@@ -13,7 +13,7 @@ import pytest
 import attacks
 from attacks import ATTACKS, objective
 from attacks.apgd import APGD
-from attacks.ascent import EOTS
+from attacks.ascent import EOTS, SIGNED_LOSSES
 from attacks.losses import LOSSES, cross_entropy, margin
 from attacks.norms import NORMS
 from attacks.pgd import PGD
@@ -110,16 +110,23 @@ NORMS_OF = {
     "rays": ("linf",),
 }
 EOTS_OF = {name: EOTS if name in ("pgd", "apgd") else objective.EOTS for name in ATTACKS}
+# The losses in turn, with one again that every way of EOT is defined for.
+LOSSES_OF = {name: (*LOSSES, "margin")[: max(len(LOSSES), len(EOTS_OF[name]))] for name in ATTACKS}
 # Of each attack as many as it takes for every entry of every table to occur; of the first all.
 ENTRIES = [
     (name, *entries)
     for name in ATTACKS
     for entries in zip(
-        itertools.cycle(NORMS_OF[name]), LOSSES, itertools.cycle(EOTS_OF[name]), strict=False
+        itertools.cycle(NORMS_OF[name]),
+        LOSSES_OF[name],
+        itertools.cycle(EOTS_OF[name]),
+        strict=False,
     )
 ]
 CASES = [*itertools.product(["pgd"], NORMS_OF["pgd"], LOSSES, EOTS), *ENTRIES]
-CASES = list(dict.fromkeys(CASES))
+CASES = [
+    case for case in dict.fromkeys(CASES) if case[3] != "selective" or case[2] in SIGNED_LOSSES
+]
 
 
 def small(name: str, norm: str, loss: str, eot: str):
@@ -148,7 +155,8 @@ def test_every_attack_keeps_its_contract(name, norm, loss, eot):
     keys, images, labels = inputs(3)
     result = attack(keys, noisy(), images, labels)
     assert result.image.shape == images.shape and result.image.dtype == images.dtype
-    assert result.loss.shape == result.start_loss.shape == (3,)
+    assert result.loss.shape == result.start_loss.shape == result.interim.shape == (3,)
+    assert result.interim.dtype == bool
     assert all(np.isfinite(leaf).all() for leaf in result)
     assert (distances(norm, result.image, images) <= EPS[norm] + 1e-6).all()
     assert result.image.min() >= 0 and result.image.max() <= 1
@@ -187,6 +195,8 @@ def test_every_attack_gives_the_same_compiled_batched_and_alone(name, norm, loss
 
 def test_new_attacks_norms_losses_and_modes_join_the_contract():
     assert set(SMALL) == set(NORMS_OF) == set(ATTACKS) and set(EPS) == set(NORMS)
+    for name, eots in EOTS_OF.items():
+        assert {eot for entry, _, _, eot in ENTRIES if entry == name} == set(eots)
 
 
 # Closed-form optima of linear classifiers
@@ -377,7 +387,7 @@ def test_chunks_change_memory_but_not_the_result(eot, x64):
         weights = jnp.sin(phase + jnp.arange(5000.0 * size)).reshape(5000, size)
         return jnp.tanh(weights @ image.ravel()).reshape(CLASSES, -1).sum(1)
 
-    attack = PGD(eps=0.1, num_steps=2, eot=eot, eot_samples=16, selection_draws=64)
+    attack = PGD(eps=0.1, num_steps=2, loss="margin", eot=eot, eot_samples=16, selection_draws=64)
     results, memory = [], []
     for chunk in (None, 4):
         program = (
@@ -423,7 +433,8 @@ def recorded(attack, logits_fn=None):
 
 @pytest.mark.parametrize("eot", EOTS)
 def test_queries_are_counted_and_choices_share_no_key_with_gradients(eot):
-    attack = PGD(eps=0.1, num_steps=3, eot=eot, eot_samples=2, restarts=2, selection_draws=5)
+    attack = PGD(eps=0.1, num_steps=3, loss="margin", eot=eot, eot_samples=2, restarts=2,
+                 selection_draws=5)  # fmt: skip
     recorder, *_ = recorded(attack)
     uses = collections.Counter(len(runs) for runs in recorder.runs.values())
     draws = 6 if eot == "loss_of_mean" else 5  # three whole means of two
@@ -639,6 +650,10 @@ def test_more_targets_than_wrong_classes_are_refused():
         (dict(momentum=1.5), "momentum=1.5 must be from 0 to 1"),
         (dict(delta=0.0), "delta=0.0 must be positive"),
         (dict(estimate="spsa", eot="sign_vote"), "eot='sign_vote' needs gradients"),
+        (dict(estimate="nes", eot="selective", loss="dlr"), "eot='selective' needs gradients"),
+        (dict(eot="selective"), "margin or dlr, not loss='cross_entropy'"),
+        (dict(selectivity=0.0), "selectivity=0.0 must be positive"),
+        (dict(selection_steps=0), "selection_steps=0 must be at least 1"),
         (dict(targets=-1), "targets=-1 must not be negative"),
         (dict(norm="l1"), "norm='l1': .* use apgd"),
         (dict(step=0.1, steps=3), "pgd has no option step, steps; known: average, chunk, delta,"),

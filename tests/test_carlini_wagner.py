@@ -26,7 +26,7 @@ def linear(seed: int, size: int = 12):
 def test_the_distance_is_that_of_the_linear_boundary(seed):
     logits_fn, image, distance = linear(seed)
     attack = CarliniWagner(num_steps=300, searches=8)
-    x, found = quick(lambda i: attack.nearest(jax.random.key(0), logits_fn, i, 1))(image)
+    x, found, _ = quick(lambda i: attack.nearest(jax.random.key(0), logits_fn, i, 1))(image)
     assert jnp.argmax(logits_fn(None, x)) == 0
     assert found == pytest.approx(float(jnp.linalg.norm((x - image).ravel())), rel=1e-5)
     assert distance < found < 1.02 * distance

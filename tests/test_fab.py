@@ -98,7 +98,7 @@ def test_of_a_linear_classifier_the_nearest_image_is_at_the_nearest_boundary(nor
     search = quick(jax.vmap(lambda k, i, y: attack.nearest(k, logits_fn, i, y)))
     keys = jax.random.split(jax.random.key(0), n)
     shaped = jnp.asarray(images.reshape(n, 2, 2, 3), jnp.float32)
-    found, radii = search(keys, shaped, jnp.asarray(labels))
+    found, radii, _ = search(keys, shaped, jnp.asarray(labels))
     flat = np.asarray(found, np.float64).reshape(n, size)
     assert ((flat @ weights.T + bias).argmax(1) != labels).all()
     # Steps go 5 % beyond a boundary, and the last segment is halved three times: 0.7 %.

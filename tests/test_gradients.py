@@ -11,9 +11,13 @@ import pytest
 from attacks.gradients import (
     BPDA,
     GRADIENT_MODES,
+    OTHER_FUNCTIONS,
+    ApproximateInput,
     Blind,
     attacked_purifier,
     average_logits,
+    bind,
+    binding_nfe,
     draws,
     estimated_gradient,
     exact,
@@ -192,8 +196,10 @@ def test_average_logits_are_the_mean_and_the_log_of_the_mean_probability(fill):
 
 # Every mode on every purifier
 
-# What has no adaptive step cannot detach it; what has no noise cannot see past its clip.
+# What has no adaptive step cannot detach it; what has no noise cannot see past its clip; what has
+# no steps cannot be cut down to one.
 REFUSED = {
+    *(("one_step_unrolling", name) for name in ("identity", "noise_only", "one_step")),
     *(("exact_detached_step", name) for name in ("identity", "noise_only", "one_step", "schedule")),
     ("exact_straight_through", "identity"),
 }
@@ -211,7 +217,8 @@ def test_a_mode_gives_a_finite_gradient_or_says_where_it_does_not_apply(mode, na
     weights, x = random(5, *SHAPE), random(6, *SHAPE)
 
     def gradient(attacked, x):
-        return jax.grad(lambda x: jnp.vdot(weights, attacked(KEY, x)))(x)
+        bound = bind(attacked, KEY, x)
+        return jax.grad(lambda x: jnp.vdot(weights, bound(KEY, x)))(x)
 
     batched = jax.vmap(gradient, (None, 0), axis_name="batch")
     (result,) = jax.jit(batched)(attacked, x[None])
@@ -274,11 +281,73 @@ def test_exact_straight_through_differs_only_by_the_clip_of_the_initial_noise(na
     assert np.any(seen[~inside] != 0)
 
 
-@pytest.mark.parametrize("mode", ["exact", "exact_detached_step", "exact_straight_through", "bpda"])
-def test_every_mode_keeps_the_image(mode):
-    """The function attacked has the defence's value; only its derivative is another."""
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_keep_the_value_or_are_listed_as_another_function(mode):
+    """The function attacked has the defence's value, and only its derivative is another, or a wrong
+    answer of it is none of the defence."""
     adp, x = purifier("adp", lam=0.2, num_steps=4), random(6, *SHAPE)
-    np.testing.assert_allclose(attacked_purifier(mode, adp)(KEY, x), adp(KEY, x), rtol=1e-12)
+    attacked = attacked_purifier(mode, adp, surrogate=purifier("one_step"))
+    bound = bind(attacked, jax.random.key(1), random(7, *SHAPE))
+    if mode in OTHER_FUNCTIONS:
+        assert np.abs(bound(KEY, x) - adp(KEY, x)).max() > 1e-3
+    else:
+        np.testing.assert_allclose(bound(KEY, x), adp(KEY, x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["schedule", "adp", "adp_reference"])
+def test_one_step_unrolling_is_the_exact_gradient_of_a_single_step(name):
+    x, weights = random(6, *SHAPE), random(5, *SHAPE)
+
+    def value_and_gradient(attacked):
+        def one(x):
+            return jax.value_and_grad(lambda x: jnp.vdot(weights, attacked(KEY, x)))(x)
+
+        return jax.jit(jax.vmap(one, axis_name="batch"))(x[None])
+
+    def attacked(mode, num_steps):
+        return attacked_purifier(mode, purifier(name, num_steps=num_steps))
+
+    single, all_steps = attacked("exact", 1), attacked("exact", 5)
+    ours = attacked("one_step_unrolling", 5)
+    jax.tree.map(
+        np.testing.assert_array_equal, value_and_gradient(ours), value_and_gradient(single)
+    )
+    assert (ours.nfe, ours.nge) == (single.nfe, single.nge)
+    difference = value_and_gradient(ours)[1] - value_and_gradient(all_steps)[1]
+    assert np.abs(difference).max() > 1e-3
+
+
+def test_approximate_input_is_the_purified_clean_image_and_what_was_added_to_it():
+    """clip(x + purified(clean) - clean, 0, 1): whatever the key of a call, and with derivative 1
+    where nothing is clipped, also by the clean image's way into the offset."""
+    adp, clean, weights = purifier("adp", num_steps=3), random(6, *SHAPE), random(5, *SHAPE)
+    added = jnp.zeros(SHAPE).at[0, 0, 0].set(-1.0).at[1].set(0.01)
+    attacked = attacked_purifier("approximate_input", adp)
+
+    def around(clean, added, key=KEY):
+        return bind(attacked, jax.random.key(1), clean)(key, clean + added)
+
+    expected = jnp.clip(adp(jax.random.key(1), clean) + added, 0.0, 1.0)
+    np.testing.assert_allclose(around(clean, added), expected, rtol=1e-12)
+    np.testing.assert_array_equal(around(clean, added, jax.random.key(2)), around(clean, added))
+    inside = (expected > 0) & (expected < 1)
+    assert 0 < inside.sum() < inside.size
+    for argument in (0, 1):
+        gradient = jax.grad(lambda *a: jnp.vdot(weights, around(*a)), argument)(clean, added)
+        np.testing.assert_array_equal(gradient, weights * inside)
+
+
+def test_approximate_input_purifies_once_and_says_so():
+    schedule = Schedule(make_score((4, 4, 1), OneConvolution()), num_steps=3)
+    attacked, x = attacked_purifier("approximate_input", schedule), jnp.zeros((4, 4, 1))
+    bound = bind(attacked, KEY, x)
+    assert count_convolutions(lambda x: bind(attacked, KEY, x).offset, x) == 3
+    assert binding_nfe(attacked) == 3 and binding_nfe(schedule) == 0
+    assert count_convolutions(lambda x: jax.grad(lambda x: bound(KEY, x).sum())(x), x) == 0
+    assert (attacked.nfe, attacked.nge, attacked.stochastic) == (0, 0, False)
+    assert bind(schedule, KEY, x) is schedule and isinstance(bound, ApproximateInput)
+    with pytest.raises(ValueError, match="bound to no clean image"):
+        attacked(KEY, x)
 
 
 def test_surrogate_is_the_exact_gradient_of_the_other_purifier():

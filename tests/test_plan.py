@@ -6,13 +6,15 @@ import re
 import pytest
 
 from attacks.apgd import APGD
-from attacks.gradients import BPDA, Blind
+from attacks.directions import PurifiedDirection, ScoreDirection
+from attacks.gradients import BPDA, ApproximateInput, Blind
 from attacks.square import Square
 from configs import cifar10
 from configs.base import suite
 from purify import models
 from purify.checkpoint import differing_fields
-from purify.evals.plan import crafting, plan, without_exact
+from purify.evals.plan import plan
+from purify.evals.rows import crafting, without_exact
 from purify.networks import Classifier, Score
 from purify.purifiers import ADP, PURIFIERS, Schedule
 
@@ -172,6 +174,44 @@ def test_the_full_variant_covers_modes_estimators_and_protocols():
     )
 
 
+def test_the_papers_own_adaptive_attacks_and_their_costs():
+    _, rows = make("digits", "full")
+    bpda = rows["adp-bpda"]
+    score, full = rows["adp-joint_score"], rows["adp-joint_full"]
+    for row, kind in ((score, ScoreDirection), (full, PurifiedDirection)):
+        assert isinstance(row.direction, kind) and isinstance(row.attacked.purifier, BPDA)
+        assert row.attack == bpda.attack and row.attack_queries == bpda.attack_queries
+    assert full.direction.purifier is full.defense.purifier and bpda.direction is None
+    # At each of 40 steps a look of the score model, or 15 purifications of 20 evaluations.
+    assert score.attack_nfe == bpda.attack_nfe + 40
+    assert full.attack_nfe == bpda.attack_nfe + 40 * 15 * 20
+    one_step = rows["adp-one_step_unrolling"]
+    assert one_step.attacked.purifier.num_steps == 1 and one_step.defense.purifier.num_steps == 10
+    assert one_step.attack_nge == 40 * 15 * 2
+    approximate = rows["adp-approximate_input"]
+    assert isinstance(approximate.attacked.purifier, ApproximateInput)
+    # One purification, after which there is nothing random: one run a step, a choice of three.
+    assert (approximate.attack_queries, approximate.attack_nge) == (40 + 40 + 3, 0)
+    assert approximate.attack_nfe == 20 and approximate.num_draws == 10
+    selective = rows["adp-selective"].attack
+    assert (selective.eot, selective.eot_samples, selective.loss) == ("selective", 15, "margin")
+
+
+def test_whether_a_search_asks_the_defence_is_known():
+    _, rows = make("digits", "full")
+    asked = {name for name, row in rows.items() if row.asks_defense}
+    assert {"adp-bpda", "adp-exact", "adp-square", "adp-fixed_key", "identity-blind"} <= asked
+    others = ("clean", "blind", "surrogate", "one_step_unrolling", "approximate_input")
+    assert not {f"adp-{name}" for name in others} & asked
+
+
+def test_a_direction_is_that_of_the_purifier_that_the_attacker_knows():
+    changes = {"gradient": "surrogate", "surrogate": "schedule", "direction": "full"}
+    _, rows = make("digits", **{f"attacks__exact__{k}": v for k, v in changes.items()},
+                   eval__defenses=("identity", "adp"), eval__attacks=("exact",))  # fmt: skip
+    assert isinstance(rows["adp-exact"].direction.purifier, Schedule)
+
+
 def test_the_average_of_the_defence_is_the_average_attacked():
     for average, attacked in (("logits", "logits"), ("softmax", "softmax"), ("vote", "logits")):
         _, rows = make("digits", defense__average=average)
@@ -244,12 +284,35 @@ def test_rows_that_attack_the_same_function_share_its_images():
         (dict(attacks__exact__eps=0.1), "BPDA on 'adp' (linf 0.15) but no attack"),
         (dict(attacks__exact__selection_draws=8), "selection_draws=8 must be at least 32"),
         (dict(attacks__exact__average="vote"), "average='vote'"),
+        (dict(attacks__exact__direction="up"), "direction='up' is unknown; known: score, full"),
+        (dict(attacks__exact__direction="score"), "does not apply to NoiseOnly: it has no score"),
+        (dict(attacks__blind__direction="full"), "a blind attacker knows no purifier"),
+        (dict(attacks__exact__gradient="one_step_unrolling"), "does not apply to NoiseOnly"),
+        (
+            dict(attacks__bpda__gradient="approximate_input", attacks__bpda__fixed_key=True),
+            "fixed_key=True does not fit gradient='approximate_input'",
+        ),
+        (
+            dict(attacks__bpda__direction="full", attacks__bpda__fixed_key=True),
+            "fixed_key=True does not fit direction='full'",
+        ),
+        (dict(attacks__exact__eot="selective"), "margin or dlr, not loss='cross_entropy'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(changes, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         make("digits", **changes)
+
+
+def test_a_direction_is_for_pgd_alone():
+    config = importlib.import_module("configs.digits").get_config("full")
+    config.attacks.apgd.unlock()
+    config.attacks.apgd.direction = "score"
+    network = models.build("resnet", num_classes=10)
+    score = Score({}, models.build("unet"))
+    with pytest.raises(ValueError, match="apgd.direction='score' does not fit: only pgd takes one"):
+        plan(config, Classifier({}, network), score, 400)
 
 
 def test_the_headline_defence_and_the_attacks_names_are_checked():

@@ -23,7 +23,14 @@ from purify.defense import classify
 from purify.evals import evaluation, robust
 from purify.evals.evaluation import check_in_ball
 from purify.evals.plan import plan
-from purify.evals.results import comparisons, estimate, headlines, protocols, result_rows
+from purify.evals.results import (
+    comparisons,
+    estimate,
+    headlines,
+    interim_accuracy,
+    protocols,
+    result_rows,
+)
 from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store
 from purify.jsonl import read_lines
@@ -31,8 +38,10 @@ from purify.locking import Lock
 from purify.random import image_keys
 
 TIMES = ("seconds", "defense_seconds")
+COSTS = ("seconds", "nfe", "nge", "defense_seconds", "defense_nfe")
 ROW_FIELDS = """defense attack gradient loss norm eps attack_steps eot_samples restarts protocol
-num_images num_draws accuracy low high seconds_per_image nfe_per_image nge_per_image seed""".split()
+num_images num_draws accuracy low high interim_accuracy direction
+seconds_per_image nfe_per_image nge_per_image seed""".split()
 
 
 @pytest.fixture
@@ -150,6 +159,7 @@ def test_every_image_has_one_line_for_each_row(evaluated):
     for record in adp:
         assert len(record["correct"]) == 3 and np.shape(record["predictions"]) == (3, 2)
         assert record["distance"] <= 0.15 + 1e-6 and record["seconds"] > 0
+        assert isinstance(record["interim_success"], bool)
         # 3 steps of 2 samples and 2 to rank; (best, last, clean) on 32 selection draws each.
         assert record["queries"] == 3 * (2 + 2) + 3 * 32
         # T 3 with 2 evaluations a step; 3 draws of 2 runs are scored.
@@ -236,7 +246,7 @@ def test_protocols_by_hand(trained):
         {"index": 1, "label": 2, "correct": [True, True], "predictions": [[2, 2], [2, 3]]},
         {"index": 2, "label": 3, "correct": [False, True], "predictions": [[4, 3], [3, 3]]},
     ]
-    costs = dict.fromkeys(("nfe", "nge", "defense_seconds", "defense_nfe"), 1.0)
+    costs = dict.fromkeys((*COSTS, "interim_success"), 1.0)
     records = [r | costs | {"seconds": s} for r, s in zip(records, (1.0, 2.0, 60.0), strict=True)]
     values = protocols(row_of(trained, "adp-bpda"), records)
     assert values["mean"].tolist() == [0.5, 1.0, 0.5]
@@ -251,6 +261,16 @@ def test_protocols_by_hand(trained):
     assert {e["seconds_per_image"] for e in entries} == {2.0}  # whatever held up the third image
 
 
+def test_interim_accuracy_counts_what_was_wrong_clean_or_at_any_time(trained):
+    """Of four images one is wrong clean, by its first draw, and one was wrong on the way."""
+    clean = [{"index": i, "correct": [i != 2, False]} for i in range(4)]
+    records = [{"index": i, "interim_success": i == 1} for i in range(4)]
+    assert interim_accuracy(row_of(trained, "adp-exact"), records, clean) == 0.5
+    assert interim_accuracy(row_of(trained, "adp-exact"), records, []) == 0.75
+    for other in ("adp-clean", "adp-blind"):  # no search, and one that asked another function
+        assert interim_accuracy(row_of(trained, other), records, clean) is None
+
+
 def test_intervals_are_exact_only_where_an_image_has_one_outcome():
     outcomes = np.array([True] * 9 + [False])
     exact = estimate(outcomes, one_outcome=True, seed=0)
@@ -260,7 +280,7 @@ def test_intervals_are_exact_only_where_an_image_has_one_outcome():
 
 
 def test_a_single_draw_has_exact_intervals_but_for_its_single_runs(trained):
-    costs = dict.fromkeys(("seconds", "nfe", "nge", "defense_seconds", "defense_nfe"), 1.0)
+    costs = dict.fromkeys((*COSTS, "interim_success"), 1.0)
     records = [
         {"index": i, "label": 1, "correct": [i < 9], "predictions": [[1, i % 2]]} | costs
         for i in range(10)
@@ -274,7 +294,7 @@ def test_a_single_draw_has_exact_intervals_but_for_its_single_runs(trained):
 
 
 def test_a_mean_over_draws_that_all_agree_has_a_bootstrap_interval(trained):
-    costs = dict.fromkeys(("seconds", "nfe", "nge", "defense_seconds", "defense_nfe"), 1.0)
+    costs = dict.fromkeys((*COSTS, "interim_success"), 1.0)
     records = [
         {"index": i, "label": 1, "correct": [i < 9] * 2, "predictions": [[i < 9] * 2] * 2} | costs
         for i in range(10)
@@ -316,6 +336,51 @@ def test_comparisons_pair_the_same_images(trained):
     assert (noise["a"], noise["b"], noise["beats"]) == ("adp-bpda", "noise_only-bpda", True)
     assert noise["mean_difference"] == pytest.approx(0.6) and noise["mcnemar_p"] < 1e-8
     assert exact["num_images"] == 40 and not exact["beats"]  # only the images that both have
+
+
+# What attacks beyond logits_fn are given
+
+
+def test_directions_and_clean_images_reach_the_attack(trained, workdir):
+    """A joint attack, and one that purifies the clean image first, as a whole evaluation."""
+    config = trained.config(
+        eval__defenses=("adp",), eval__num_images=4, eval__bpda_alone=("adp-full",)
+    )
+    changes = {
+        "full": dict(direction="full"),
+        "approximate": dict(gradient="approximate_input"),
+    }
+    for name, change in changes.items():
+        config.attacks[name] = config.attacks.bpda.copy_and_resolve_references()
+        config.attacks[name].update(change)
+    config.eval.attacks = tuple(changes)
+    robust.run(config, workdir)
+    folder = only_folder(workdir)
+    results = json.loads((folder / "results.json").read_text())
+    rows = {row["attack"]: row for row in results["rows"] if row["protocol"] == "mean"}
+    assert {name: rows[name]["direction"] for name in changes} == {
+        "full": "full", "approximate": None
+    }  # fmt: skip
+    assert rows["approximate"]["interim_accuracy"] is None
+    attack_lines = {
+        (r["row"].removeprefix("attack:adp-"), r["index"]): r
+        for r in read_lines(folder / "images.jsonl")
+        if r["row"].startswith("attack:")
+    }
+    # 3 steps of 2 samples and 2 to rank, a choice of 3 on 32 draws; 6 evaluations a purification.
+    bpda = (3 * (2 + 2) + 3 * 32) * 6
+    nfe = {"full": bpda + 3 * 2 * 6, "approximate": 6}
+    for (name, _), line in attack_lines.items():
+        assert (line["nfe"], line["nge"]) == (nfe[name], 0)
+    images = [np.load(folder / "arrays" / f"adp-{name}.npy") for name in changes]
+    assert np.abs(images[0] - images[1]).max() > 0.01
+    title = results["title"]
+    assert "full: pgd, bpda and direction full, linf 0.15" in title
+    clean = [r for r in read_lines(folder / "images.jsonl") if r["row"] == "adp-clean"]
+    failed = [
+        attack_lines["full", r["index"]]["interim_success"] or not r["correct"][0] for r in clean
+    ]
+    assert rows["full"]["interim_accuracy"] == pytest.approx(1 - np.mean(failed))
 
 
 # Trust

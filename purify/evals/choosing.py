@@ -7,7 +7,7 @@ import numpy as np
 
 from purify import parallel
 from purify.compilation import compiler_options
-from purify.evals.plan import Row
+from purify.evals.rows import Row
 from purify.evals.strongest import measure
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def _take_strongest(
     candidates = {CLEAN: evaluation.images}
     candidates |= {stage.crafted: evaluation.attacked_images(stage) for stage in row.stages}
     attacks = {name: store.records(f"attack:{name}") for name in candidates}
+    asking = {stage.crafted for stage in row.stages if stage.asks_defense}
     records = []
     for at in pending:
         index = evaluation.index(at)
@@ -95,6 +96,9 @@ def _take_strongest(
                 "chosen": best,
                 "loss": tried[best]["loss"],
                 "start_loss": tried[CLEAN]["loss"],
+                "interim_success": any(
+                    attacks[name][index]["interim_success"] for name in tried if name in asking
+                ),
                 "distance": 0.0 if best == CLEAN else attacks[best][index]["distance"],
                 **{cost: sum(record[cost] for record in spent) for cost in COSTS},
             }

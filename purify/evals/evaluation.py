@@ -9,17 +9,23 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from attacks.gradients import average_logits, draws
+from attacks.directions import Direction
+from attacks.gradients import average_logits, bind, draws
 from attacks.types import Attack, Attacked
 from purify import parallel
 from purify.compilation import compiler_options
 from purify.defense import Defense, combine
 from purify.evals.choosing import choose
-from purify.evals.plan import Row, crafting, with_stages
+from purify.evals.rows import Row, crafting, with_stages
 from purify.evals.store import Store
 from purify.random import image_keys
 from purify.types import Array, Key
 
+# What an image's attack key is folded with to purify the clean image, for attacks that know the
+# result; attacks themselves fold it with numbers below.
+CLEAN = 2**16
+# Of the attack's line of an image, what its line of the row shows too.
+ATTACK_RESULTS = ("loss", "start_loss", "interim_success", "distance")
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} gone, {remaining} left"
 
 
@@ -35,6 +41,7 @@ class Scored(NamedTuple):
 def craft(
     attack: Attack,
     attacked: Defense,
+    direction: Direction | None,
     attack_keys: Key,
     defense_keys: Key,
     images: Array,
@@ -44,16 +51,22 @@ def craft(
 ) -> Attacked:
     """Attack a batch: keys [B], images [B, H, W, C], labels [B] -> Attacked, stacked.
 
+    direction: what the attack's steps follow beside the gradient, see Row.
     fixed_key: the attacker knows all S keys of the defence's first draw and attacks that one
     deterministic function; otherwise it never sees the defence's keys.
     """
 
+    along = {} if direction is None else {"direction_fn": direction}
+
     def one(key, defense_key, image, label):
+        purifier = bind(attacked.purifier, jax.random.fold_in(key, CLEAN), image)
+        bound = attacked.replace(purifier=purifier)
+
         def known_draw(_, x):
-            runs = attacked.runs(jax.random.fold_in(defense_key, 0), x)
+            runs = bound.runs(jax.random.fold_in(defense_key, 0), x)
             return average_logits(runs, attack.average)
 
-        return attack(key, known_draw if fixed_key else attacked.run, image, label)
+        return attack(key, known_draw if fixed_key else bound.run, image, label, **along)
 
     return jax.vmap(one, axis_name="batch")(attack_keys, defense_keys, images, labels)
 
@@ -149,18 +162,20 @@ class Evaluation:
         if row.stages:
             return choose(self, row, pending)
         self.progress.set_description(f"{row.name}: compiling the attack")
-        attacked = parallel.replicate(row.attacked)
-        static = {"fixed_key": row.fixed_key}
-        lowered = craft.lower(row.attack, attacked, *self._attack_batch(pending), **static)
+        attacked, direction = parallel.replicate((row.attacked, row.direction))
+        arguments, static = (row.attack, attacked, direction), {"fixed_key": row.fixed_key}
+        lowered = craft.lower(*arguments, *self._attack_batch(pending), **static)
         program = lowered.compile(compiler_options())
         adversarial = self.attacked_images(row)
         for at in self.batches(pending, f"{row.name}: attacking"):
-            result, seconds = self.timed(program, attacked, *self._attack_batch(at))
+            batch = self._attack_batch(at)
+            result, seconds = self.timed(program, attacked, direction, *batch)
             result = Attacked(*(array[: len(at)] for array in result))
             distance = check_in_ball(result.image, self.images[at], row.attack.norm, row.attack.eps)
             adversarial[at] = result.image
             adversarial.flush()
-            each = zip(self.indices[at], result.loss, result.start_loss, distance, strict=True)
+            seen = (result.loss, result.start_loss, result.interim)
+            each = zip(self.indices[at], *seen, distance, strict=True)
             self.store.append(
                 name,
                 [
@@ -168,13 +183,14 @@ class Evaluation:
                         "index": int(index),
                         "loss": float(loss),
                         "start_loss": float(start_loss),
+                        "interim_success": bool(interim),
                         "distance": float(distance),
                         "queries": row.attack_queries,
                         "nfe": row.attack_nfe,
                         "nge": row.attack_nge,
                         "seconds": seconds / len(at),
                     }
-                    for index, loss, start_loss, distance in each
+                    for index, loss, start_loss, interim, distance in each
                 ],
             )
             self.progress.update(len(at) * row.attack_work)
@@ -223,7 +239,7 @@ class Evaluation:
         if row.attack is None:
             return record | cost
         attack = self.store.records(f"attack:{row.crafted}")[index]
-        shown = {k: attack[k] for k in ("loss", "start_loss", "distance", "chosen") if k in attack}
+        shown = {k: attack[k] for k in (*ATTACK_RESULTS, "chosen") if k in attack}
         return record | shown | {k: attack[k] + v for k, v in cost.items()}
 
     def _say_estimate(self, row: Row, kind: str, seconds: float, work: int, nfe: int) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation is going to do, checked before any of it starts: rows and their cost."""
+"""What an evaluation is going to do, from its config, checked before any of it starts."""
 
 import dataclasses
 import functools
@@ -6,10 +6,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import attacks
+from attacks.directions import Direction, build_direction
 from attacks.gradients import AVERAGES, attacked_purifier
 from attacks.types import Attack
 from purify import purifiers
 from purify.defense import Defense
+from purify.evals.rows import Row, without_exact
 from purify.evals.strongest import Strongest
 from purify.networks import Classifier, Score
 from purify.tables import choose
@@ -17,84 +19,9 @@ from purify.tables import choose
 # Rows that are no attacks of the config; names that begin with 'strongest' are theirs as well.
 RESERVED = ("clean", "given", "strongest")
 # The fields of config.attacks.<name> that say against what it runs; all others build the attack.
-RUNNING = ("attack", "gradient", "surrogate", "fixed_key", "defenses", "num_images")
+RUNNING = ("attack", "gradient", "surrogate", "direction", "fixed_key", "defenses", "num_images")
 # Fresh draws on which an attacked image is chosen among candidates, at the least.
 MIN_SELECTION_DRAWS = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One attack on one defence.
-
-    attacked: the defence as the attacker differentiates it; None without an attack.
-    options: config.attacks.<name>, empty without an attack.
-    stages: of a row that chooses each image among those of other attacks (Strongest), the rows of
-        these attacks, in the order in which they are tried.
-    num_draws: fresh draws of the defence that score each image; 1 where it draws nothing, or
-        where the attacker knows its keys (fixed_key).
-    """
-
-    defense_name: str
-    attack_name: str
-    defense: Defense
-    attack: Attack | Strongest | None
-    attacked: Defense | None
-    options: Mapping
-    num_images: int
-    num_draws: int
-    stages: tuple["Row", ...] = ()
-
-    @property
-    def name(self) -> str:
-        return f"{self.defense_name}-{self.attack_name}"
-
-    @property
-    def crafted(self) -> str:
-        """The name of its attacked images: a blind attack is the same on every defence."""
-        return self.attack_name if self.options["gradient"] == "blind" else self.name
-
-    @property
-    def fixed_key(self) -> bool:
-        """Whether the attacker knows the keys of the one draw that is scored."""
-        return bool(self.options) and self.options["fixed_key"]
-
-    @property
-    def attack_nfe(self) -> int:
-        """Score-network forwards that the attack takes per image."""
-        return self.attack_queries * self.attacked.purifier.nfe if self.attack else 0
-
-    @property
-    def attack_nge(self) -> int:
-        """Score-network gradients that the attack takes per image."""
-        if not self.attack:
-            return 0
-        return self.attack.gradient_queries * self._runs_per_query * self.attacked.purifier.nge
-
-    @property
-    def attack_queries(self) -> int:
-        """Purify-and-classify runs that the attack takes per image."""
-        if not self.attack:
-            return 0
-        return (self.attack.gradient_queries + self.attack.selection_queries) * self._runs_per_query
-
-    @property
-    def score_nfe(self) -> int:
-        """Score-network forwards that scoring one image takes at most."""
-        return self.num_draws * self.defense.num_runs * self.defense.purifier.nfe
-
-    @property
-    def attack_work(self) -> int:
-        """Rough relative cost of attacking one image: a forward 1, a gradient 3, for the ETA."""
-        return self.attack_queries + self.attack_nfe + 3 * self.attack_nge
-
-    @property
-    def score_work(self) -> int:
-        """The same for scoring."""
-        return self.num_draws * self.defense.num_runs + self.score_nfe
-
-    @property
-    def _runs_per_query(self) -> int:
-        return self.defense.num_runs if self.fixed_key else 1
 
 
 def purifier_options(config, name: str, *, field: str = "defence") -> tuple[str, dict]:
@@ -253,15 +180,18 @@ def _rows(
         if not stages:
             raise ValueError(f"config.attacks.{attack_name}.stages is empty; name some attacks")
         return [_choosing(attack_name, stages, options, survivors=options["survivors"])]
-    surrogate = options["surrogate"] and build(options["surrogate"]).purifier
-    purifier = attacked_purifier(options["gradient"], defense.purifier, surrogate or None)
+    surrogate = build(options["surrogate"]).purifier if options["surrogate"] else None
+    purifier = attacked_purifier(options["gradient"], defense.purifier, surrogate)
     attacked = dataclasses.replace(defense, purifier=purifier)
     fixed = options["fixed_key"] or not defense.purifier.stochastic
     draws = 1 if fixed else config.eval.num_draws
-    return [
-        Row(name, own_name, defense, attack, attacked, options, count, draws)
-        for own_name, attack in build_attacks(attack_name, options, attacked).items()
-    ]
+    known = surrogate if options["gradient"] == "surrogate" else defense.purifier
+    rows = []
+    for own_name, attack in build_attacks(attack_name, options, attacked).items():
+        direction = attack_direction(attack_name, options, attack, known)
+        row = Row(name, own_name, defense, attack, attacked, options, count, draws, direction)
+        rows.append(row)
+    return rows
 
 
 def _choosing(attack_name: str, stages: Sequence[Row], options: Mapping, *, survivors: bool) -> Row:
@@ -316,35 +246,23 @@ def _strongest_rows(rows: list[Row]) -> list[Row]:
     ]
 
 
-def limited(rows: list[Row], max_images: int, batch_size: int) -> list[Row]:
-    """The same rows, on their first max_images images at most: the others can follow later.
-
-    Raises ValueError where that would cut a batch whose images are decided together.
-    """
-    if max_images % batch_size and any(row.defense.couples_batch for row in rows):
+def attack_direction(name: str, options: Mapping, attack: Attack, purifier) -> Direction | None:
+    """What the steps of an attack follow beside the gradient, of the purifier that it knows; None
+    for nothing. Raises ValueError where options do not fit each other or the purifier."""
+    direction, gradient = options.get("direction", ""), options["gradient"]
+    field = f"config.attacks.{name}"
+    if options["fixed_key"] and (direction or gradient == "approximate_input"):
+        what = f"direction={direction!r}" if direction else f"gradient={gradient!r}"
+        raise ValueError(f"{field}.fixed_key=True does not fit {what}: it draws keys of its own")
+    if not direction:
+        return None
+    if not attack.direction_queries:
+        raise ValueError(f"{field}.direction={direction!r} does not fit: only pgd takes one")
+    if gradient == "blind":
         raise ValueError(
-            f"--max_images={max_images} must be a multiple of config.eval.batch_size={batch_size}: "
-            "a defence of this evaluation decides a batch together"
+            f"{field}.direction={direction!r} does not fit: a blind attacker knows no purifier"
         )
-    return [dataclasses.replace(row, num_images=min(row.num_images, max_images)) for row in rows]
-
-
-def without_exact(rows: list[Row]) -> list[Row]:
-    """The rows of BPDA on a purifier without a row of the exact gradient in the same ball: the gap
-    between the two is what BPDA numbers have hidden."""
-
-    def ball(row: Row) -> tuple:
-        return row.defense_name, row.attack.norm, row.attack.eps
-
-    attacked = [row for row in rows if row.attack]
-    exact = {ball(row) for row in attacked if row.options["gradient"].startswith("exact")}
-    return [
-        row
-        for row in attacked
-        if row.options["gradient"] == "bpda"
-        and not isinstance(row.defense.purifier, purifiers.Identity)  # the two are the same there
-        and ball(row) not in exact
-    ]
+    return build_direction(direction, purifier, num_samples=attack.eot_samples, chunk=attack.chunk)
 
 
 def _check_exact_beside_bpda(rows: list[Row], alone_allowed: Sequence[str]) -> None:
@@ -357,17 +275,3 @@ def _check_exact_beside_bpda(rows: list[Row], alone_allowed: Sequence[str]) -> N
                 f"add one, or take {name!r} out of the defenses of the BPDA attack, or, to have it "
                 f"marked as no evidence of robustness, add {row.name!r} to config.eval.bpda_alone"
             )
-
-
-def crafting(rows: list[Row]) -> list[Row]:
-    """One row for each set of attacked images: the one with most images."""
-    by_name: dict[str, Row] = {}
-    for row in rows:
-        if row.attack and row.num_images > getattr(by_name.get(row.crafted), "num_images", 0):
-            by_name[row.crafted] = row
-    return list(by_name.values())
-
-
-def with_stages(rows: list[Row]) -> list[Row]:
-    """The rows, and before each that chooses those of its stages."""
-    return [each for row in rows for each in (*row.stages, row)]

@@ -12,8 +12,8 @@ from rich.table import Table
 from purify.checkpoint import ROLES, read_settings
 from purify.compilation import jit
 from purify.evals import plots
-from purify.evals.plan import Row, crafting, without_exact
 from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
+from purify.evals.rows import Row, crafting, without_exact
 from purify.jsonl import read_lines, write_json
 from purify.noise import add_noise
 from purify.random import image_keys
@@ -135,10 +135,12 @@ def _title(config, rows: list[Row]) -> str:
     attacks: dict[str, Row] = {row.attack_name: row for row in rows if row.attack}
     budgets = []
     for name, row in attacks.items():
-        attack = row.attack
+        attack, gradient = row.attack, row.options["gradient"]
+        if direction := row.options.get("direction"):
+            gradient += f" and direction {direction}"
         budgets.append(
-            f"{name}: {row.options['attack']}, {row.options['gradient']}, {attack.norm} "
-            f"{attack.eps:.3g}, {attack.budget}"
+            f"{name}: {row.options['attack']}, {gradient}, {attack.norm} {attack.eps:.3g}, "
+            f"{attack.budget}"
         )
     draws = f"S {config.defense.num_runs}, N {config.eval.num_draws}"
     adp = f"ADP T {config.adp.num_steps}, {config.adp.curvature}"

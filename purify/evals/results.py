@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 
-from purify.evals.plan import Row
+from purify.evals.rows import Row
 from purify.evals.stats import Estimate, bootstrap_mean, mcnemar, paired_difference, proportion
 
 SINGLE_RUN = "S=1"
@@ -39,6 +39,21 @@ def single_run(records: list[dict]) -> np.ndarray:
     return np.array([np.mean(np.array(r["predictions"]) == r["label"]) for r in records])
 
 
+def interim_accuracy(row: Row, records: list[dict], clean: list[dict]) -> float | None:
+    """What an evaluation that stops at the first success would report: the share of the images of
+    which the first clean draw is right and the search saw no wrong answer (see attacks.Attacked).
+
+    It is no accuracy of the attacked images: the search takes many draws of each, and one that is
+    wrong is enough. None where there was no search, or where it asked another function than the
+    defence.
+    """
+    if not row.asks_defense:
+        return None
+    wrong = {record["index"] for record in clean if not record["correct"][0]}
+    failed = [record["interim_success"] or record["index"] in wrong for record in records]
+    return 1.0 - float(np.mean(failed))
+
+
 def estimate(values: np.ndarray, *, one_outcome: bool, seed: int) -> Estimate:
     """Clopper-Pearson where an image has one 0/1 outcome by the protocol (not by chance: draws that
     all agree are still a mean), else the bootstrap over images."""
@@ -69,11 +84,13 @@ def result_rows(
         "method": row.options.get("attack"),
         "gradient": row.options.get("gradient"),
         "surrogate": row.options.get("surrogate") or None,
+        "direction": row.options.get("direction") or None,
         "attack_steps": getattr(attack, "num_steps", None),
         **{name: getattr(attack, name, None) for name in ATTACK_FIELDS},
         "num_images": len(records),
         "num_draws": row.num_draws,
         "exact_beside": exact_beside,
+        "interim_accuracy": interim_accuracy(row, records, clean),
     }
     if row.stages:
         shared["chosen"] = dict(collections.Counter(r["chosen"] for r in records).most_common())
@@ -129,6 +146,7 @@ def comparisons(config, done: list[tuple[Row, list[dict]]], *, seed: int) -> lis
                 for other, _ in done
                 if other.defense_name == headline
                 and other.attack == row.attack
+                and other.options.get("direction") == row.options.get("direction")
                 and other.options["gradient"] == "bpda"
                 and other.fixed_key == row.fixed_key
             ]

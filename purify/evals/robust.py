@@ -15,7 +15,8 @@ from purify.checkpoint import (
 )
 from purify.evals import report
 from purify.evals.evaluation import Evaluation
-from purify.evals.plan import Row, attack_names, crafting, limited, plan, with_stages
+from purify.evals.plan import attack_names, plan
+from purify.evals.rows import Row, crafting, limited, with_stages
 from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
 from purify.networks import Classifier, Score

@@ -1,0 +1,145 @@
+"""The rows of an evaluation: one attack on one defence each, and what that costs."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from attacks.directions import Direction
+from attacks.gradients import OTHER_FUNCTIONS, binding_nfe
+from attacks.types import Attack
+from purify import purifiers
+from purify.defense import Defense
+from purify.evals.strongest import Strongest
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One attack on one defence.
+
+    attacked: the defence as the attacker differentiates it; None without an attack.
+    options: config.attacks.<name>, empty without an attack.
+    num_draws: fresh draws of the defence that score each image; 1 where it draws nothing, or
+        where the attacker knows its keys (fixed_key).
+    direction: what the attack's steps follow beside the gradient, None for nothing.
+    stages: of a row that chooses each image among those of other attacks (Strongest), the rows of
+        these attacks, in the order in which they are tried.
+    """
+
+    defense_name: str
+    attack_name: str
+    defense: Defense
+    attack: Attack | Strongest | None
+    attacked: Defense | None
+    options: Mapping
+    num_images: int
+    num_draws: int
+    direction: Direction | None = None
+    stages: tuple["Row", ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.defense_name}-{self.attack_name}"
+
+    @property
+    def crafted(self) -> str:
+        """The name of its attacked images: a blind attack is the same on every defence."""
+        return self.attack_name if self.options["gradient"] == "blind" else self.name
+
+    @property
+    def fixed_key(self) -> bool:
+        """Whether the attacker knows the keys of the one draw that is scored."""
+        return bool(self.options) and self.options["fixed_key"]
+
+    @property
+    def asks_defense(self) -> bool:
+        """Whether the answers that the attack sees are the defence's, not another function's."""
+        undefended = isinstance(self.defense.purifier, purifiers.Identity)
+        other = self.options.get("gradient") in OTHER_FUNCTIONS
+        return self.attack is not None and (undefended or not other)
+
+    @property
+    def attack_nfe(self) -> int:
+        """Score-network forwards that the attack takes per image."""
+        if not self.attack:
+            return 0
+        nfe = self.attack_queries * self.attacked.purifier.nfe + binding_nfe(self.attacked.purifier)
+        if self.direction is not None:
+            nfe += self.attack.direction_queries * self.direction.nfe
+        return nfe
+
+    @property
+    def attack_nge(self) -> int:
+        """Score-network gradients that the attack takes per image."""
+        if not self.attack:
+            return 0
+        return self.attack.gradient_queries * self._runs_per_query * self.attacked.purifier.nge
+
+    @property
+    def attack_queries(self) -> int:
+        """Purify-and-classify runs that the attack takes per image."""
+        if not self.attack:
+            return 0
+        return (self.attack.gradient_queries + self.attack.selection_queries) * self._runs_per_query
+
+    @property
+    def score_nfe(self) -> int:
+        """Score-network forwards that scoring one image takes at most."""
+        return self.num_draws * self.defense.num_runs * self.defense.purifier.nfe
+
+    @property
+    def attack_work(self) -> int:
+        """Rough relative cost of attacking one image: a forward 1, a gradient 3, for the ETA."""
+        return self.attack_queries + self.attack_nfe + 3 * self.attack_nge
+
+    @property
+    def score_work(self) -> int:
+        """The same for scoring."""
+        return self.num_draws * self.defense.num_runs + self.score_nfe
+
+    @property
+    def _runs_per_query(self) -> int:
+        return self.defense.num_runs if self.fixed_key else 1
+
+
+def limited(rows: list[Row], max_images: int, batch_size: int) -> list[Row]:
+    """The same rows, on their first max_images images at most: the others can follow later.
+
+    Raises ValueError where that would cut a batch whose images are decided together.
+    """
+    if max_images % batch_size and any(row.defense.couples_batch for row in rows):
+        raise ValueError(
+            f"--max_images={max_images} must be a multiple of config.eval.batch_size={batch_size}: "
+            "a defence of this evaluation decides a batch together"
+        )
+    return [dataclasses.replace(row, num_images=min(row.num_images, max_images)) for row in rows]
+
+
+def without_exact(rows: list[Row]) -> list[Row]:
+    """The rows of BPDA on a purifier without a row of the exact gradient in the same ball: the gap
+    between the two is what BPDA numbers have hidden."""
+
+    def ball(row: Row) -> tuple:
+        return row.defense_name, row.attack.norm, row.attack.eps
+
+    attacked = [row for row in rows if row.attack]
+    exact = {ball(row) for row in attacked if row.options["gradient"].startswith("exact")}
+    return [
+        row
+        for row in attacked
+        if row.options["gradient"] == "bpda"
+        and not isinstance(row.defense.purifier, purifiers.Identity)  # the two are the same there
+        and ball(row) not in exact
+    ]
+
+
+def crafting(rows: list[Row]) -> list[Row]:
+    """One row for each set of attacked images: the one with most images."""
+    by_name: dict[str, Row] = {}
+    for row in rows:
+        if row.attack and row.num_images > getattr(by_name.get(row.crafted), "num_images", 0):
+            by_name[row.crafted] = row
+    return list(by_name.values())
+
+
+def with_stages(rows: list[Row]) -> list[Row]:
+    """The rows, and before each that chooses those of its stages."""
+    return [each for row in rows for each in (*row.stages, row)]

@@ -1,0 +1,119 @@
+"""The expected loss: penalties, by closed forms, and what the search saw on its way."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attacks
+from attacks import ATTACKS
+from attacks.ascent import EOTS
+from attacks.pgd import PGD
+from tests.test_ascent import (
+    EPS,
+    NORMS_OF,
+    Recorder,
+    compiled_alone,
+    distances,
+    inputs,
+    noisy,
+    quick,
+    run_keys,
+    small,
+)
+
+# Penalties
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd"])
+@pytest.mark.parametrize("eot", EOTS)
+def test_a_penalty_moves_the_optimum_of_a_linear_classifier(name, eot):
+    """Of margin w x - v x, the difference of two linear functions, it is at the corner of the ball
+    that w - v points to. A draw's noise is in its margin and in its penalty, and cancels: they are
+    of the same run, in gradients, in ranking and in what is returned."""
+    rng = np.random.default_rng(0)
+    w, v = rng.normal(size=(2, 6)).astype(np.float32)
+    assert (np.sign(w) != np.sign(w - v)).any()
+    image, eps = jnp.asarray(rng.uniform(0.3, 0.7, (2, 3, 1)), jnp.float32), 0.1
+
+    def noise(key):
+        return 10 * jax.random.normal(key)
+
+    def logits_fn(key, x):  # of label 1
+        return jnp.stack([w @ x.ravel() + noise(key), jnp.float32(0)])
+
+    def penalty_fn(key, x):
+        return v @ x.ravel() + noise(key)
+
+    attack = attacks.build(name, eps=eps, num_steps=12, loss="margin", eot=eot, eot_samples=3,
+                           **({"step_size": eps / 2} if name == "pgd" else {}))  # fmt: skip
+    plain, penalised = (
+        quick(lambda key, p=p: attack(key, logits_fn, image, 1, penalty_fn=p))(jax.random.key(0))
+        for p in (None, penalty_fn)
+    )
+    corner = np.ravel(image) + eps * np.sign(w - v)
+    np.testing.assert_allclose(np.ravel(penalised.image), corner, atol=1e-6)
+    assert penalised.loss == pytest.approx(float((w - v) @ corner), abs=1e-4)
+    assert penalised.start_loss == pytest.approx(float((w - v) @ np.ravel(image)), abs=1e-4)
+    np.testing.assert_allclose(np.ravel(plain.image), np.ravel(image) + eps * np.sign(w), atol=1e-6)
+
+
+# Interim success
+
+
+def searched(attack, recorder, key) -> list:
+    """(image, logits) of the runs by which the search compares points: of an ascent on the ranking
+    keys; of others all but those that choose at the end, or which classes to aim at."""
+    fold, draws = jax.random.fold_in, attack.eot_samples
+    if hasattr(attack, "random_start"):
+        return [run for k in run_keys(fold(key, 3), draws) for run in recorder.at(k)]
+    search_key, selection_key = jax.random.split(key)
+    others = [fold(k, 0) for k in run_keys(selection_key, attack.selection_draws)]
+    others += run_keys(jax.random.split(search_key)[0], draws) if hasattr(attack, "targets") else []
+    apart = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in others}
+    return [run for k, runs in recorder.runs.items() if k not in apart for run in runs]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_interim_success_is_one_wrong_answer_of_the_search_inside_the_ball(name):
+    """Of a deterministic classifier: that some point it saw there was wrong. Of a random one: that
+    one of the runs at some point was. Elsewhere answers do not count."""
+    norm = [*NORMS_OF[name]][-1]
+    keys, images, _ = inputs(4)
+    images = 0.4 + 0.2 * images  # no pixel meets the box
+    outcomes = []
+    for i, (scale, sigma) in enumerate([(0.01, 0.0), (10.0, 0.0), (0.2, 0.2), (0.2, 0.4)]):
+        label = int(noisy(sigma=0.0)(keys[i], images[i]).argmax())
+        attack = dataclasses.replace(
+            small(name, norm, "margin", "mean_of_loss"), eps=scale * EPS[norm]
+        )
+        recorder = Recorder(noisy(sigma=sigma))
+        result = compiled_alone(attack)(keys[i], recorder, images[i], label)
+        jax.effects_barrier()
+        runs = searched(attack, recorder, keys[i])
+        points = np.array([x for x, _ in runs])
+        inside = distances(norm, points, np.broadcast_to(images[i], points.shape))
+        wrong = [logits.argmax() != label for _, logits in runs]
+        expected = (np.array(wrong) & (inside <= attack.eps * (1 + 1e-6))).any()
+        assert bool(result.interim) == expected
+        outcomes.append(bool(expected))
+    assert outcomes[:2] == [False, True]
+
+
+def test_interim_success_counts_luck():
+    """A tenth of the draws is wrong wherever the image is: a search of 32 of them sees one as good
+    as ever, and a fresh draw is right nine times in ten."""
+
+    def logits_fn(key, image):
+        gap = jnp.where(jax.random.uniform(key) < 0.1, 1.0, -1.0) + 0.0 * image.sum()
+        return jnp.stack([gap, jnp.zeros_like(gap)])
+
+    attack = PGD(num_steps=2, eot_samples=32, loss="margin")
+    keys = jax.random.split(jax.random.key(0), 100)
+    image = jnp.full((2, 2, 1), 0.5)
+    result = quick(jax.vmap(lambda key: attack(key, logits_fn, image, 1)))(keys)
+    assert np.mean(result.interim) > 0.9  # 1 - 0.9^32 = 0.966
+    answers = jax.vmap(lambda key, x: logits_fn(key, x).argmax())(keys, result.image)
+    assert np.mean(answers == 1) > 0.8
