@@ -65,11 +65,13 @@ class Ascent(Expected):
 
     logits_fn(key, image) -> logits [K] is one run of a randomised classifier, a pytree callable.
     A subclass says in `begin` and `step` how it climbs; where from, and what is returned, is the
-    same for all. See Expected for the ball, the loss and its expectation. Two more arguments, by
-    keyword, pytree callables too:
+    same for all. See Expected for the ball, the loss and its expectation. More arguments, by
+    keyword, the callables pytrees too:
 
     direction_fn(key, image) -> [H, W, C], on the draws of the step's gradient: what PGD goes along
         beside the gradient.
+    starts: float [given_starts, H, W, C], points to climb from besides those of the restarts, such
+        as what other attacks found.
     penalty_fn(key, image) -> scalar, of one run and with its key: its mean is subtracted from the
         loss wherever that is maximised, for attacks that a detector shall not see.
 
@@ -81,9 +83,10 @@ class Ascent(Expected):
     selectivity, selection_steps: of 'selective', lam and the rounds of its weights.
     targets: 0, or how many of the likeliest wrong classes are aimed at, one after the other, by
         the targeted form of the loss; each has its own restarts.
-    restarts, random_start: independent runs; a random start in the ball, or the clean image. Every
-        restart ranks its iterates on eot_samples draws, one fixed set of keys for all that serves
-        no gradient, and offers the best and the last of them for selection.
+    restarts, random_start: independent runs; a random start in the ball, or the clean image.
+        Every run, also of the given_starts from points that are given, ranks its iterates on
+        eot_samples draws, one fixed set of keys for all that serves no gradient, and offers the
+        best and the last of them for selection.
     keep: 'best', or 'last' for the last iterates only, as published attacks have it.
     estimate, directions, delta: '' differentiates; 'spsa' and 'nes' see values of the loss only,
         at distance delta along random directions; see estimated_gradient.
@@ -92,6 +95,7 @@ class Ascent(Expected):
     num_steps: int = 40
     targets: int = 0
     restarts: int = 1
+    given_starts: int = 0
     random_start: bool = True
     keep: str = "best"
     estimate: str = ""
@@ -102,8 +106,9 @@ class Ascent(Expected):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.targets < 0:
-            raise ValueError(f"targets={self.targets} must not be negative")
+        for field in ("targets", "given_starts"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}={getattr(self, field)} must not be negative")
         if not self.delta > 0:
             raise ValueError(f"delta={self.delta} must be positive")
         if not self.selectivity > 0:
@@ -152,7 +157,8 @@ class Ascent(Expected):
     def budget(self) -> str:
         """For people: the objective, and how much is spent on it."""
         targets = f"{self.targets} targets x " if self.targets else ""
-        runs = f"{targets}{self.restarts} x {self.num_steps} steps"
+        given = f" and {self.given_starts} given starts" if self.given_starts else ""
+        runs = f"{targets}{self.restarts}{given} x {self.num_steps} steps"
         by = f" by {self.estimate} along {self.directions}" if self.estimate else ""
         return f"{self.loss}, {runs}{by}, EOT {self.eot_samples} {self.eot}"
 
@@ -178,7 +184,11 @@ class Ascent(Expected):
         *,
         direction_fn: DirectionFn | None = None,
         penalty_fn: PenaltyFn | None = None,
+        starts: Array | None = None,
     ) -> Attacked:
+        given = 0 if starts is None else len(starts)
+        if given != self.given_starts:
+            raise ValueError(f"given_starts={self.given_starts}, but {given} starts were given")
         if direction_fn is not None and not self.direction_queries:
             raise ValueError(f"{type(self).__name__} takes no direction_fn; use pgd")
         start_key, gradient_key, selection_key, ranking_key, class_key = (
@@ -192,10 +202,7 @@ class Ascent(Expected):
         def run(index):
             target = classes[index % self.targets] if self.targets else None
             gradient_fn = self._gradient(logits_fn, penalty_fn, image, label, target)
-            start = image
-            if self.random_start:
-                own = jax.random.fold_in(start_key, index)
-                start = NORMS[self.norm].random(own, image, self.eps)
+            start = self._start(jax.random.fold_in(start_key, index), image, starts, index)
             keys = jax.random.fold_in(gradient_key, index)
 
             def evaluate(t, x):
@@ -222,9 +229,19 @@ class Ascent(Expected):
             penalty_fn=penalty_fn,
         )
 
+    def _start(self, key: Array, image: Array, starts: Array | None, index: Array) -> Array:
+        """Where run number `index` begins: those from given points come after the restarts."""
+        norm = NORMS[self.norm]
+        own = norm.random(key, image, self.eps) if self.random_start else image
+        if starts is None:
+            return own
+        number = index // max(self.targets, 1) - self.restarts
+        given = norm.project(starts[jnp.maximum(number, 0)], image, self.eps)
+        return jnp.where(number < 0, own, given)
+
     @property
     def _runs(self) -> int:
-        return self.restarts * max(self.targets, 1)
+        return (self.restarts + self.given_starts) * max(self.targets, 1)
 
     @property
     def _candidates(self) -> int:

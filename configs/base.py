@@ -113,6 +113,7 @@ _ASCENT = dict(
     targets=0,  # wrong classes to aim at one after the other, 0 for untargeted
     selectivity=1.0,  # of eot 'selective', and the rounds of its weights
     selection_steps=3,
+    starts=(),  # rows, as 'schedule-exact', or 'blind', whose images it climbs from as well
     estimate="",  # of the gradient by values of the loss: 'spsa' or 'nes'
     directions=64,  # of an estimate
     delta=0.01,
@@ -152,6 +153,12 @@ def attack(
     options.num_images = 0  # on the first so many images only, 0 for all
     options.update(changes)
     return options
+
+
+def transfer(source: str, *, defenses: tuple, num_images: int = 0) -> ConfigDict:
+    """The attacked images of another row, as 'schedule-exact', on other defences."""
+    options = dict(attack="transfer", gradient="transfer", fixed_key=False, source=source)
+    return ConfigDict(options | dict(defenses=defenses, num_images=num_images))
 
 
 def suite(*stages: str, survivors: bool = True, defenses: tuple = (), num_images: int = 0):

@@ -7,7 +7,7 @@ Expected: 97 to 99 % clean accuracy undefended. eps was chosen so that PGD-40 le
 classifier under 25 %; the purifiers' constants are the paper's.
 """
 
-from configs.base import attack, base
+from configs.base import attack, base, transfer
 
 EPS = 0.15
 VARIANTS = ("", "full")
@@ -84,5 +84,15 @@ def get_config(variant: str = ""):
         config.attacks.spsa = attack(
             "none", eps=EPS, num_steps=40, estimate="spsa", loss="margin", defenses=("adp",)
         )
-        config.eval.attacks = tuple(config.attacks)
+        # What fools the cheaper purifiers, on ADP as it is and to climb from.
+        cheaper = [
+            f"{name}-{how}" for name in ("one_step", "schedule") for how in ("bpda", "exact")
+        ]
+        for source in cheaper:
+            name = f"from_{source.replace('-', '_')}"
+            config.attacks[name] = transfer(source, defenses=("adp",))
+        starts = dict(starts=("blind", *cheaper), loss="margin", defenses=("adp",))
+        config.attacks.apgd_from_points = attack("exact", attack="apgd", **budget, **starts)
+        first = ("blind", "bpda", "exact")  # the others may start from what they found
+        config.eval.attacks = (*first, *(name for name in config.attacks if name not in first))
     return config

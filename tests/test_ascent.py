@@ -671,3 +671,35 @@ def test_an_unknown_attack_lists_those_there_are():
 
 def test_build_passes_its_options_on():
     assert attacks.build("pgd", norm="l2", eps=0.5) == PGD(norm="l2", eps=0.5)
+
+
+# Given starts
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd"])
+@pytest.mark.parametrize("targets", [0, 2])
+def test_given_points_are_climbed_from_and_kept_where_nothing_is_higher(name, targets):
+    """A step away from a corner that is already the optimum leads nowhere higher: it is the best
+    iterate of the run that starts there, and so what comes back; nothing else gets there."""
+    options = dict(num_steps=1, restarts=1, loss="margin", selection_draws=1, targets=targets)
+    if name == "pgd":
+        options["step_size"] = 0.01
+    rng = np.random.default_rng(3)
+    image = jnp.full(SHAPE, 0.5)
+    logits_fn = Linear(jnp.asarray(rng.normal(size=(CLASSES, image.size)), jnp.float32),
+                       jnp.zeros(CLASSES))  # fmt: skip
+    label = int(logits_fn(None, image).argmax())
+    corners = image[None] + 0.1 * np.array(
+        list(itertools.product((-1, 1), repeat=image.size))
+    ).reshape(-1, *SHAPE)
+    losses = jax.vmap(lambda x: margin(logits_fn(None, x), label))(corners)
+    starts = corners[jnp.argsort(-losses)[jnp.array([40, 0, 60])]]
+    attack = attacks.build(name, eps=0.1, given_starts=3, **options)
+    key = jax.random.key(0)
+    found = quick(attack)(key, logits_fn, image, label, starts=starts)
+    np.testing.assert_allclose(found.image, corners[losses.argmax()], atol=1e-6)
+    without = attacks.build(name, eps=0.1, **options)
+    assert quick(without)(key, logits_fn, image, label).loss < found.loss - 1e-3
+    assert attack.gradient_queries == 4 * without.gradient_queries
+    with pytest.raises(ValueError, match="given_starts=3, but 0 starts were given"):
+        attack(key, logits_fn, image, label)

@@ -372,3 +372,48 @@ def test_suites_that_do_not_fit_are_refused(stages, said):
     both = suite(*stages, defenses=("adp",))
     with pytest.raises(ValueError, match=re.escape(said)):
         make("digits", "full", **{"attacks.both": both, "eval.attacks": ("both",)})
+
+
+# Points of other attacks: to climb from, and as they are
+
+
+def test_an_attack_can_climb_from_what_others_found():
+    _, rows = make("digits", "full")
+    row = rows["adp-apgd_from_points"]
+    assert row.starts == (
+        *("blind", "one_step-bpda", "one_step-exact", "schedule-bpda", "schedule-exact"),
+    )
+    assert (row.attack.restarts, row.attack.given_starts) == (1, 5)
+    other = rows["adp-apgd"].attack
+    assert row.attack.gradient_queries == 6 * other.gradient_queries
+    transferred, source = rows["adp-from_schedule_exact"], rows["schedule-exact"]
+    assert transferred.crafted == source.crafted == "schedule-exact"
+    assert transferred.attack == source.attack and transferred.attacked is source.attacked
+    assert transferred.defense is rows["adp-clean"].defense and not transferred.asks_defense
+    assert transferred in rows["adp-strongest"].stages
+
+
+@pytest.mark.parametrize(
+    "name, changes, said",
+    [
+        ("apgd", {"starts": ("nope-exact",)}, "apgd.starts entry 'nope-exact' is no row that"),
+        ("exact", {"starts": ("adp-apgd",)}, "exact.starts entry 'adp-apgd' is no row that comes"),
+        ("from_schedule_exact", {"source": "adp-clean"}, "'adp-clean' is no row that comes before"),
+    ],
+)
+def test_points_of_rows_that_do_not_come_before_are_refused(name, changes, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make("digits", "full", **{f"attacks.{name}.{k}": v for k, v in changes.items()})
+
+
+def test_an_attack_takes_no_more_images_than_the_points_it_climbs_from():
+    config = importlib.import_module("configs.digits").get_config("full")
+    few = config.attacks.exact.copy_and_resolve_references()
+    few.update(defenses=("schedule",), num_images=7)
+    changes = {
+        "attacks.few": few,
+        "eval.attacks": ("blind", "few", "apgd"),
+        "attacks.apgd.starts": ("blind", "schedule-few"),
+    }
+    _, rows = make("digits", "full", **changes)
+    assert rows["adp-apgd"].num_images == 7 and rows["adp-blind"].num_images == 400

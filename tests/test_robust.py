@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks import purifiers
-from configs.base import attack, suite
+from configs.base import attack, suite, transfer
 from purify import data, train_classifier, train_score
 from purify.checkpoint import load_classifier, load_defense, load_score, weight_hash
 from purify.defense import classify
@@ -522,6 +522,36 @@ def test_an_interrupted_suite_goes_on_exactly(trained, workdir):
         (folder / "images.jsonl").write_text("".join(lines[:kept]))
         robust.run(config, workdir)
         assert untimed(read_lines(folder / "images.jsonl")) == records
+
+
+def test_what_fools_one_defence_is_scored_on_another_and_climbed_from(trained, workdir):
+    """Also where the evaluation is interrupted in the middle of it."""
+    config = trained.config(eval__defenses=("noise_only", "adp"), eval__num_images=4)
+    config.attacks.exact.update(defenses=("noise_only",), num_images=4)
+    config.attacks.moved = transfer("noise_only-exact", defenses=("adp",))
+    config.attacks.on = config.attacks.exact.copy_and_resolve_references()
+    config.attacks.on.update(defenses=("adp",), starts=("blind", "noise_only-exact"))
+    config.eval.attacks = ("blind", "exact", "moved", "on")
+    robust.run(config, workdir)
+    folder = only_folder(workdir)
+    records = untimed(read_lines(folder / "images.jsonl"))
+    source = np.load(folder / "arrays" / "noise_only-exact.npy")
+    given = workdir / "given.npz"
+    clean = data.load("digits8x8", "test[:4]", data_dir=trained.tfds)
+    np.savez(given, images=source, labels=clean.labels)
+    robust.run(trained.config(eval__defenses=("adp",)), workdir, input=str(given))
+    (other,) = {at for at in workdir.glob("eval_robust/*")} - {folder}
+    expected = untimed(read_lines(other / "images.jsonl"))
+    for i in range(4):
+        moved, attack = records["adp-moved", i], records["attack:noise_only-exact", i]
+        assert moved["correct"] == expected["adp-given", i]["correct"]
+        assert moved["distance"] == attack["distance"] and moved["queries"] == attack["queries"]
+        # A run from each of three starts: 3 steps of 2 + 2; six candidates and the clean image.
+        assert records["attack:adp-on", i]["queries"] == 3 * 3 * (2 + 2) + 7 * 32
+    lines = (folder / "images.jsonl").read_text().splitlines(keepends=True)
+    (folder / "images.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    robust.run(config, workdir)
+    assert untimed(read_lines(folder / "images.jsonl")) == records
 
 
 # Interruption

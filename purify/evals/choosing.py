@@ -1,14 +1,14 @@
 """Rows with stages: of each image the strongest of several attacks, on draws that score nothing."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from purify import parallel
 from purify.compilation import compiler_options
 from purify.evals.rows import Row
-from purify.evals.strongest import measure
+from purify.evals.strongest import Strongest, measure
 
 if TYPE_CHECKING:
     from purify.evals.evaluation import Evaluation
@@ -26,7 +26,7 @@ def choose(evaluation: "Evaluation", row: Row, pending: Sequence[int]) -> None:
     measured = {CLEAN: _measure(evaluation, row, CLEAN, evaluation.images, pending)}
     left = list(pending)
     for stage in row.stages:
-        if row.attack.survivors:
+        if cast(Strongest, row.attack).survivors:
             last = list(measured.values())[-1]
             standing = [at for at in left if not last[evaluation.index(at)]["settled"]]
             spared = stage.attack_work + row.attack_work / (len(row.stages) + 1)
@@ -53,12 +53,13 @@ def _measure(
     pending = [at for at in positions if evaluation.index(at) not in done]
     if not pending:
         return done
-    defense, queries = parallel.replicate(row.attacked), row.attack.queries_per_candidate
+    strongest, defense = cast(Strongest, row.attack), parallel.replicate(row.attacked)
+    queries = strongest.queries_per_candidate
     program = evaluation.measurers.get(row.name)
     if program is None:
         evaluation.progress.set_description(f"{row.name}: compiling the choice")
         batch = evaluation.batch(pending, images, "selection")
-        program = measure.lower(row.attack, defense, *batch).compile(compiler_options())
+        program = measure.lower(strongest, defense, *batch).compile(compiler_options())
         evaluation.measurers[row.name] = program
     for at in evaluation.batches(pending, f"{row.name}: choosing"):
         batch = evaluation.batch(at, images, "selection")

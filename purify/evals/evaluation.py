@@ -46,19 +46,22 @@ def craft(
     defense_keys: Key,
     images: Array,
     labels: Array,
+    starts: Array | None,
     *,
     fixed_key: bool,
 ) -> Attacked:
     """Attack a batch: keys [B], images [B, H, W, C], labels [B] -> Attacked, stacked.
 
     direction: what the attack's steps follow beside the gradient, see Row.
+    starts: [B, m, H, W, C], points that the attack climbs from as well, of an attack that takes m.
     fixed_key: the attacker knows all S keys of the defence's first draw and attacks that one
     deterministic function; otherwise it never sees the defence's keys.
     """
 
     along = {} if direction is None else {"direction_fn": direction}
 
-    def one(key, defense_key, image, label):
+    def one(key, defense_key, image, label, starts):
+        given = {} if starts is None else {"starts": starts}
         purifier = bind(attacked.purifier, jax.random.fold_in(key, CLEAN), image)
         bound = attacked.replace(purifier=purifier)
 
@@ -66,9 +69,10 @@ def craft(
             runs = bound.runs(jax.random.fold_in(defense_key, 0), x)
             return average_logits(runs, attack.average)
 
-        return attack(key, known_draw if fixed_key else bound.run, image, label, **along)
+        return attack(key, known_draw if fixed_key else bound.run, image, label, **along, **given)
 
-    return jax.vmap(one, axis_name="batch")(attack_keys, defense_keys, images, labels)
+    batch = (attack_keys, defense_keys, images, labels, starts)
+    return jax.vmap(one, axis_name="batch")(*batch)
 
 
 @functools.partial(jax.jit, static_argnames="num_draws")
@@ -164,11 +168,11 @@ class Evaluation:
         self.progress.set_description(f"{row.name}: compiling the attack")
         attacked, direction = parallel.replicate((row.attacked, row.direction))
         arguments, static = (row.attack, attacked, direction), {"fixed_key": row.fixed_key}
-        lowered = craft.lower(*arguments, *self._attack_batch(pending), **static)
+        lowered = craft.lower(*arguments, *self._attack_batch(row, pending), **static)
         program = lowered.compile(compiler_options())
         adversarial = self.attacked_images(row)
         for at in self.batches(pending, f"{row.name}: attacking"):
-            batch = self._attack_batch(at)
+            batch = self._attack_batch(row, at)
             result, seconds = self.timed(program, attacked, direction, *batch)
             result = Attacked(*(array[: len(at)] for array in result))
             distance = check_in_ball(result.image, self.images[at], row.attack.norm, row.attack.eps)
@@ -272,8 +276,12 @@ class Evaluation:
         """The dataset index of the image at a position."""
         return int(self.indices[at])
 
-    def _attack_batch(self, positions: Sequence[int]) -> tuple:
-        return self.batch(positions, self.images, "attack", "defense")
+    def _attack_batch(self, row: Row, positions: Sequence[int]) -> tuple:
+        """What `craft` takes of one batch."""
+        at = np.resize(positions, self._batch_size)
+        points = [self.store.array(name, self.images.shape)[at] for name in row.starts]
+        starts = parallel.shard(np.stack(points, axis=1)) if points else None
+        return *self.batch(positions, self.images, "attack", "defense"), starts
 
     def batch(self, positions: Sequence[int], images: np.ndarray, *streams: str) -> tuple:
         """(keys of each stream, images, labels) of one full batch, padded and sharded."""

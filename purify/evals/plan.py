@@ -19,7 +19,10 @@ from purify.tables import choose
 # Rows that are no attacks of the config; names that begin with 'strongest' are theirs as well.
 RESERVED = ("clean", "given", "strongest")
 # The fields of config.attacks.<name> that say against what it runs; all others build the attack.
-RUNNING = ("attack", "gradient", "surrogate", "direction", "fixed_key", "defenses", "num_images")
+RUNNING = (
+    *("attack", "gradient", "surrogate", "direction", "starts", "fixed_key", "defenses"),
+    "num_images",
+)
 # Fresh draws on which an attacked image is chosen among candidates, at the least.
 MIN_SELECTION_DRAWS = 32
 
@@ -70,6 +73,8 @@ def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, A
     own = {k: v for k, v in options.items() if k not in RUNNING}
     own["eot_samples"] = own["eot_samples"] or attacked.num_runs
     own["chunk"] = own["chunk"] or None
+    if options.get("starts"):
+        own["given_starts"] = len(options["starts"])
     if not attacked.purifier.stochastic or options["fixed_key"]:
         own |= {"eot_samples": 1, "selection_draws": 1}  # every draw would be the same
         own |= {"remeasure": False} if "remeasure" in own else {}
@@ -131,7 +136,7 @@ def plan(
         for name in options["defenses"] or defenses:
             purifier_options(config, name, field=f"config.attacks.{attack_name}.defenses entry")
             if name in defenses:
-                rows += _rows(config, attack_name, name, defenses[name], build)
+                rows += _rows(config, attack_name, name, defenses[name], build, rows)
     if len({row.name for row in rows}) < len(rows):
         raise ValueError("config.eval.attacks: two attacks have the same name")
     _check_exact_beside_bpda(rows, config.eval.bpda_alone)
@@ -163,9 +168,17 @@ def _attack_options(config, attack_name: str, *, field: str) -> dict:
 
 
 def _rows(
-    config, attack_name: str, name: str, defense: Defense, build: Callable[[str], Defense]
+    config,
+    attack_name: str,
+    name: str,
+    defense: Defense,
+    build: Callable[[str], Defense],
+    before: Sequence[Row],
 ) -> list[Row]:
-    """The rows of one attack on one defence: one, but where a vote is attacked in two ways."""
+    """The rows of one attack on one defence: one, but where a vote is attacked in two ways.
+
+    before: the rows that come before, whose images it can start from or take over.
+    """
     options = _attack_options(config, attack_name, field=f"config.attacks.{attack_name}")
     total = config.eval.num_images
     count = min(options["num_images"] or total, total)
@@ -175,23 +188,52 @@ def _rows(
             field = f"config.attacks.{attack_name}.stages entry"
             if _attack_options(config, stage, field=field)["attack"] == "suite":
                 raise ValueError(f"{field} {stage!r} is a suite itself; name its stages")
-            rows = _rows(config, stage, name, defense, build)
+            rows = _rows(config, stage, name, defense, build, before)
             stages += [dataclasses.replace(row, num_images=count) for row in rows]
         if not stages:
             raise ValueError(f"config.attacks.{attack_name}.stages is empty; name some attacks")
         return [_choosing(attack_name, stages, options, survivors=options["survivors"])]
+    draws = config.eval.num_draws if defense.purifier.stochastic else 1
+    if options["attack"] == "transfer":
+        source = _earlier(f"config.attacks.{attack_name}.source", options["source"], before)
+        transferred = dataclasses.replace(
+            source,
+            defense_name=name,
+            attack_name=attack_name,
+            defense=defense,
+            options=options | {"source": source.crafted},
+            num_images=min(count, source.num_images),
+            num_draws=draws,
+        )
+        return [transferred]
+    starts = [
+        _earlier(f"config.attacks.{attack_name}.starts entry", start, before)
+        for start in options.get("starts", ())
+    ]
+    count = min([count, *(start.num_images for start in starts)])
     surrogate = build(options["surrogate"]).purifier if options["surrogate"] else None
     purifier = attacked_purifier(options["gradient"], defense.purifier, surrogate)
     attacked = dataclasses.replace(defense, purifier=purifier)
-    fixed = options["fixed_key"] or not defense.purifier.stochastic
-    draws = 1 if fixed else config.eval.num_draws
+    draws = 1 if options["fixed_key"] else draws
     known = surrogate if options["gradient"] == "surrogate" else defense.purifier
     rows = []
     for own_name, attack in build_attacks(attack_name, options, attacked).items():
         direction = attack_direction(attack_name, options, attack, known)
         row = Row(name, own_name, defense, attack, attacked, options, count, draws, direction)
-        rows.append(row)
+        rows.append(dataclasses.replace(row, starts=tuple(start.crafted for start in starts)))
     return rows
+
+
+def _earlier(field: str, name: str, before: Sequence[Row]) -> Row:
+    """The row of that name, or of those attacked images, among the rows before."""
+    attacked = [row for row in before if row.attack]
+    named = {row.crafted: row for row in attacked} | {row.name: row for row in attacked}
+    if name not in named:
+        raise ValueError(
+            f"{field} {name!r} is no row that comes before it; those are "
+            f"{', '.join(named) or 'none'}"
+        )
+    return named[name]
 
 
 def _choosing(attack_name: str, stages: Sequence[Row], options: Mapping, *, survivors: bool) -> Row:

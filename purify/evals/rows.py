@@ -20,6 +20,7 @@ class Row:
     num_draws: fresh draws of the defence that score each image; 1 where it draws nothing, or
         where the attacker knows its keys (fixed_key).
     direction: what the attack's steps follow beside the gradient, None for nothing.
+    starts: names of attacked images (see crafted) that the attack climbs from as well.
     stages: of a row that chooses each image among those of other attacks (Strongest), the rows of
         these attacks, in the order in which they are tried.
     """
@@ -33,6 +34,7 @@ class Row:
     num_images: int
     num_draws: int
     direction: Direction | None = None
+    starts: tuple[str, ...] = ()
     stages: tuple["Row", ...] = ()
 
     @property
@@ -41,7 +43,10 @@ class Row:
 
     @property
     def crafted(self) -> str:
-        """The name of its attacked images: a blind attack is the same on every defence."""
+        """The name of its attacked images: a blind attack is the same on every defence, and those
+        that transfer were crafted for another row."""
+        if self.options["gradient"] == "transfer":
+            return self.options["source"]
         return self.attack_name if self.options["gradient"] == "blind" else self.name
 
     @property
@@ -53,7 +58,7 @@ class Row:
     def asks_defense(self) -> bool:
         """Whether the answers that the attack sees are the defence's, not another function's."""
         undefended = isinstance(self.defense.purifier, purifiers.Identity)
-        other = self.options.get("gradient") in OTHER_FUNCTIONS
+        other = self.options.get("gradient") in (*OTHER_FUNCTIONS, "transfer")
         return self.attack is not None and (undefended or not other)
 
     @property
