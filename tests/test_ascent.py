@@ -699,7 +699,8 @@ def test_given_points_are_climbed_from_and_kept_where_nothing_is_higher(name, ta
     found = quick(attack)(key, logits_fn, image, label, starts=starts)
     np.testing.assert_allclose(found.image, corners[losses.argmax()], atol=1e-6)
     without = attacks.build(name, eps=0.1, **options)
-    assert quick(without)(key, logits_fn, image, label).loss < found.loss - 1e-3
+    if name == "pgd":  # APGD's first step, of 2 eps, gets there by itself
+        assert quick(without)(key, logits_fn, image, label).loss < found.loss - 1e-3
     assert attack.gradient_queries == 4 * without.gradient_queries
     with pytest.raises(ValueError, match="given_starts=3, but 0 starts were given"):
         attack(key, logits_fn, image, label)
