@@ -1,7 +1,6 @@
 """What an evaluation is going to do, checked before any of it starts: rows and their cost."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +11,7 @@ from purify import purifiers
 from purify.defense import Defense
 from purify.networks import Classifier, Score
 from purify.tables import choose
+from purify.types import Purifier
 
 # The fields of config.attacks.<name> that say against what it runs; all others build the attack.
 RUNNING = ("attack", "gradient", "surrogate", "fixed_key", "defenses", "num_images")
@@ -27,6 +27,8 @@ class Row:
     options: config.attacks.<name>, empty without an attack.
     num_draws: fresh draws of the defence that score each image; 1 where it draws nothing, or
         where the attacker knows its keys (fixed_key).
+    classifier_name: '' for the evaluation's own classifier; for another one, the first defence that
+        has it.
     """
 
     defense_name: str
@@ -37,6 +39,7 @@ class Row:
     options: Mapping
     num_images: int
     num_draws: int
+    classifier_name: str
 
     @property
     def name(self) -> str:
@@ -44,8 +47,11 @@ class Row:
 
     @property
     def crafted(self) -> str:
-        """The name of its attacked images: a blind attack is the same on every defence."""
-        return self.attack_name if self.options["gradient"] == "blind" else self.name
+        """The name of its attacked images: a blind attack is the same on every defence that has the
+        same classifier."""
+        if self.options["gradient"] != "blind":
+            return self.name
+        return "-".join(filter(None, (self.classifier_name, self.attack_name)))
 
     @property
     def fixed_key(self) -> bool:
@@ -103,21 +109,37 @@ def purifier_options(config, name: str, *, field: str = "defence") -> tuple[str,
         )
     kind = changes.get("purifier")
     choose(f"config.variants.{name}.purifier", purifiers.PURIFIERS, kind)
-    own = {field: value for field, value in changes.items() if field != "purifier"}
+    own = {field: changes[field] for field in changes if field not in ("purifier", "classifier")}
     return kind, config[kind].to_dict() | own
 
 
-def build_defense(config, name: str, *, classifier: Classifier, score: Score | None) -> Defense:
-    """The defence of that name, with its purifier's options in the config.
+def classifier_run(config, name: str) -> str:
+    """The run whose classifier the defence of that name has: 'classifier', the evaluation's own, or
+    '<workdir>/classifier' of the workdir in config.variants.<name>.classifier."""
+    workdir = config.variants.to_dict().get(name, {}).get("classifier", "")
+    if not isinstance(workdir, str):
+        raise ValueError(f"config.variants.{name}.classifier={workdir!r} must be a workdir's path")
+    return f"{workdir}/classifier" if workdir else "classifier"
+
+
+def build_purifier(config, name: str, score: Score | None) -> Purifier:
+    """The purifier of the defence of that name, with its options in the config."""
+    kind, options = purifier_options(config, name)
+    return purifiers.build(kind, score, **options)
+
+
+def build_defense(
+    config, name: str, *, classifiers: Mapping[str, Classifier], score: Score | None
+) -> Defense:
+    """The defence of that name: its purifier, and its classifier by `classifier_run`.
 
     A purifier that draws nothing gives the same output every time: one run of it is enough.
     """
-    kind, options = purifier_options(config, name)
-    purifier = purifiers.build(kind, score, **options)
+    purifier = build_purifier(config, name, score)
     cfg = config.defense
     return Defense(
         purifier,
-        classifier,
+        classifiers[classifier_run(config, name)],
         num_runs=cfg.num_runs if purifier.stochastic else 1,
         average=cfg.average,
         chunk=cfg.chunk or None,
@@ -165,10 +187,16 @@ def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, A
 
 
 def plan(
-    config, classifier: Classifier, score: Score | None, available: int, *, given: bool = False
+    config,
+    classifiers: Mapping[str, Classifier],
+    score: Score | None,
+    available: int,
+    *,
+    given: bool = False,
 ) -> list[Row]:
     """All rows: each defence clean, then under each attack that is meant for it.
 
+    classifiers: by the `classifier_run` of the defences.
     available: number of images there are. given: they were attacked elsewhere: score all of them,
     attack none. Raises ValueError for names and numbers that do not fit.
     """
@@ -178,47 +206,62 @@ def plan(
         raise ValueError(f"config.eval.num_images={num_images} must be from 1 to {available}")
     if num_draws < 1:
         raise ValueError(f"config.eval.num_draws={num_draws} must be at least 1")
-    build = functools.partial(build_defense, config, classifier=classifier, score=score)
-    defenses = {name: build(name) for name in config.eval.defenses}
+    clean, first_with = {}, {"classifier": ""}
+    for name in config.eval.defenses:
+        defense = build_defense(config, name, classifiers=classifiers, score=score)
+        draws = num_draws if defense.purifier.stochastic else 1
+        classifier_name = first_with.setdefault(classifier_run(config, name), name)
+        kind = "given" if given else "clean"
+        clean[name] = Row(name, kind, defense, None, None, {}, num_images, draws, classifier_name)
     purifier_options(config, config.defense.purifier, field="config.defense.purifier")
-    if not defenses:
+    if not clean:
         raise ValueError("config.eval.defenses is empty; name at least one purifier")
     if config.seed < 0:
         raise ValueError(f"config.seed={config.seed} must not be negative")
-    rows = []
-    for name, defense in defenses.items():
-        draws = num_draws if defense.purifier.stochastic else 1
-        attack_name = "given" if given else "clean"
-        rows.append(Row(name, attack_name, defense, None, None, {}, num_images, draws))
+    rows = list(clean.values())
     for attack_name in () if given else config.eval.attacks:
-        options = choose("config.eval.attacks entry", config.attacks.to_dict(), attack_name)
-        if attack_name in ("clean", "given") or not re.fullmatch(r"\w+", attack_name):
-            raise ValueError(
-                f"attack name {attack_name!r} must be of letters, digits and _, and not 'clean' or "
-                "'given', which are other rows"
-            )
-        for name in options["defenses"] or defenses:
+        options = _attack_options(config, attack_name)
+        surrogate = options["surrogate"] and build_purifier(config, options["surrogate"], score)
+        for name in options["defenses"] or clean:
             purifier_options(config, name, field=f"config.attacks.{attack_name}.defenses entry")
-            if name not in defenses:
-                continue
-            defense = defenses[name]
-            surrogate = options["surrogate"] and build(options["surrogate"]).purifier
-            purifier = attacked_purifier(options["gradient"], defense.purifier, surrogate or None)
-            attacked = dataclasses.replace(defense, purifier=purifier)
-            fixed = options["fixed_key"] or not defense.purifier.stochastic
-            if options["num_images"] < 0:
-                raise ValueError(
-                    f"config.attacks.{attack_name}.num_images={options['num_images']} must be at "
-                    "least 1, or 0 for all"
-                )
-            count = min(options["num_images"] or num_images, num_images)
-            draws = 1 if fixed else num_draws
-            for own_name, attack in build_attacks(attack_name, options, attacked).items():
-                rows.append(Row(name, own_name, defense, attack, attacked, options, count, draws))
+            if name in clean:
+                rows += _attack_rows(clean[name], attack_name, options, surrogate or None)
     if len({row.name for row in rows}) < len(rows):
         raise ValueError("config.eval.attacks: two attacks have the same name")
     _check_exact_beside_bpda(rows, config.eval.bpda_alone)
     return rows
+
+
+def _attack_options(config, name: str) -> dict:
+    """config.attacks.<name>; ValueError where there is none, or its name or number does not fit."""
+    options = choose("config.eval.attacks entry", config.attacks.to_dict(), name)
+    if name in ("clean", "given") or not re.fullmatch(r"\w+", name):
+        raise ValueError(
+            f"attack name {name!r} must be of letters, digits and _, and not 'clean' or 'given', "
+            "which are other rows"
+        )
+    if options["num_images"] < 0:
+        raise ValueError(
+            f"config.attacks.{name}.num_images={options['num_images']} must be at least 1, or 0 "
+            "for all"
+        )
+    return options
+
+
+def _attack_rows(
+    clean: Row, attack_name: str, options: Mapping, surrogate: Purifier | None
+) -> list[Row]:
+    """One attack on the defence of a row without one: a row, or one for each average attacked."""
+    purifier = attacked_purifier(options["gradient"], clean.defense.purifier, surrogate)
+    row = dataclasses.replace(
+        clean,
+        attacked=dataclasses.replace(clean.defense, purifier=purifier),
+        options=options,
+        num_images=min(options["num_images"] or clean.num_images, clean.num_images),
+        num_draws=1 if options["fixed_key"] else clean.num_draws,
+    )
+    built = build_attacks(attack_name, options, row.attacked)
+    return [dataclasses.replace(row, attack_name=n, attack=attack) for n, attack in built.items()]
 
 
 def limited(rows: list[Row], max_images: int, batch_size: int) -> list[Row]:
