@@ -11,6 +11,7 @@ CIFAR10 := $(BIN)/python main.py --config=configs/cifar10.py:resnet20 --workdir=
 
 demo: $(VENV)/ready  ## train, purify, attack and report on real digits
 	$(RUN) --mode=train_classifier
+	$(RUN:digits.py=digits.py:pgd_at) --mode=train_classifier
 	$(RUN) --mode=train
 	$(RUN) --mode=eval_robust
 

@@ -88,6 +88,20 @@ def default_workdir(config_file: str) -> Path:
     return Path("runs") / re.sub(r"[^\w.-]", "_", name)
 
 
+def config_of(workdir: Path) -> str:
+    """The config whose default workdir has that name; 'FILE' where there is none."""
+    for path in CONFIGS:
+        variant = workdir.name.removeprefix(path.stem).removeprefix("_")
+        config_file = f"{path}:{variant}" if variant else str(path)
+        try:
+            if default_workdir(config_file).name == workdir.name:
+                runpy.run_path(str(path))["get_config"](variant)
+                return config_file
+        except ValueError:  # no such variant
+            continue
+    return "FILE"
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; a mistake in it is one line on stderr and exit code 2."""
     config = read_config(argv)
@@ -193,8 +207,10 @@ def main(argv: list[str]) -> None:
         taken = {name: options[name] for name in OPTIONS.get(mode, ())}
         run(_CONFIG.value, Path(workdir) if workdir else None, **taken)
     except MissingCheckpoint as error:
-        command = f"python main.py --config={config_file} --mode={error.mode} --workdir={workdir}"
-        fail(f"{error}\nrun: {command}")
+        if not workdir or error.workdir != Path(workdir):
+            config_file = config_of(error.workdir)
+        command = f"--config={config_file} --mode={error.mode} --workdir={error.workdir}"
+        fail(f"{error}\nrun: python main.py {command}")
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise

@@ -18,9 +18,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.timing import best_times
-from purify.checkpoint import load_classifier, load_score
+from purify.checkpoint import load_score
 from purify.defense import classify
-from purify.evals.plan import build_defense
+from purify.evals.defenses import build_defense
+from purify.evals.robust import load_classifiers, network_runs
 from purify.random import image_keys
 
 ROUNDS, BATCH = 4, 8
@@ -30,7 +31,8 @@ MARGIN, MIN_IMAGES = 0.10, 100
 def programs(results: dict, folder: Path) -> dict:
     """Name of each defence -> one draw of it on the same images."""
     config, workdir = ConfigDict(results["config"]), folder.parent.parent
-    networks = dict(classifier=load_classifier(workdir), score=load_score(workdir))
+    classifiers = load_classifiers(network_runs(config, workdir))
+    networks = dict(classifiers=classifiers, score=load_score(workdir))
     images = np.load(min((folder / "attacked").glob("*.npz")))["images"][:BATCH]
     keys = image_keys(config.seed, range(len(images)))
     draws = {}

@@ -22,6 +22,16 @@ def base() -> ConfigDict:
     config.classifier = ConfigDict()
     config.classifier.network = ConfigDict(dict(arch="resnet", widths=(32, 64), blocks=2))
     config.classifier.label_smoothing = 0.0
+    config.classifier.adversarial = ConfigDict(
+        dict(
+            method="",  # or 'pgd_at', 'trades': learn from attacked images
+            norm="linf",
+            eps=8 / 255,
+            step_size=2 / 255,
+            num_steps=10,
+            beta=6.0,  # of 'trades'
+        )
+    )
     config.classifier.train = _train()
     config.classifier.train.update(schedule="cosine", weight_decay=1e-4)
 

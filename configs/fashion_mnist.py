@@ -15,6 +15,7 @@ def get_config(variant: str = ""):
     config.classifier.network.update(mean=(0.2860,), std=(0.3530,))
     config.classifier.train.augment = "flip_crop"
     config.score.train.augment = "flip"
+    config.classifier.adversarial.update(eps=EPS, step_size=EPS / 4)
     for options in config.attacks.values():
         if options.norm == "linf":
             options.update(eps=EPS, step_size=EPS / 4)

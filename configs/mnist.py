@@ -13,6 +13,7 @@ def get_config(variant: str = ""):
     # A mirrored digit is another sign.
     config.classifier.train.augment = "crop"
     config.score.train.augment = "none"
+    config.classifier.adversarial.update(eps=EPS, step_size=EPS / 4)
     for options in config.attacks.values():
         if options.norm == "linf":
             options.update(eps=EPS, step_size=EPS / 4)

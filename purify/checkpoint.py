@@ -23,10 +23,10 @@ HASHES = "sha256.json"  # in each checkpoint, of its files
 
 
 class MissingCheckpoint(FileNotFoundError):
-    """There is no checkpoint of a role; `mode` of main.py makes one."""
+    """There is no checkpoint of a role in `workdir`; `mode` of main.py makes one."""
 
     def __init__(self, folder: Path, role: str):
-        self.mode = ROLES[role]
+        self.mode, self.workdir = ROLES[role], folder.parent
         super().__init__(f"no {role} checkpoint in {folder}: make it with --mode={self.mode}")
 
 

@@ -51,7 +51,16 @@ def cross_entropy(
     """Cross-entropy of one image with an optionally smoothed label, its accuracy, and the running
     statistics of `Classifier.train`."""
     logits, stats = classifier.train(image)
+    loss = smoothed_cross_entropy(logits, label, label_smoothing)
+    return loss, {"accuracy": hit(logits, label)}, stats
+
+
+def smoothed_cross_entropy(logits: Array, label: Array, label_smoothing: float) -> Array:
+    """Cross-entropy of logits [K] with a label of which that share is spread over all classes."""
     target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), label_smoothing)
-    correct = (jnp.argmax(logits) == label).astype(jnp.float32)
-    metrics = {"accuracy": (correct, jnp.ones(()))}
-    return optax.softmax_cross_entropy(logits, target), metrics, stats
+    return optax.softmax_cross_entropy(logits, target)
+
+
+def hit(logits: Array, label: Array) -> tuple[Array, Array]:
+    """The metric of one answer: (1 where it is right, else 0; 1)."""
+    return (jnp.argmax(logits) == label).astype(jnp.float32), jnp.ones(())

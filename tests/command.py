@@ -22,6 +22,7 @@ TINY = {
     "score.train.num_steps": 150,
     "score.train.warmup_steps": 10,
     "score.train.ema_decay": 0.9,
+    "eval.defenses": ("identity", "noise_only", "one_step", "schedule", "adp"),  # of one workdir
     "defense.num_runs": 2,
     "adp.num_steps": 3,
     "eval.num_images": 10,

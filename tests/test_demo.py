@@ -28,14 +28,17 @@ class Demo:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    workdir, tfds = folder / "digits", folder / "tfds"
-    for mode in ("train_classifier", "train", "eval_robust"):
-        result = main(
-            "--config=configs/digits.py",
-            f"--mode={mode}",
-            f"--workdir={workdir}",
-            tfds=tfds,
-        )
+    workdir, baseline, tfds = folder / "digits", folder / "digits_pgd_at", folder / "tfds"
+    for variant, mode, where in (
+        ("", "train_classifier", workdir),
+        (":pgd_at", "train_classifier", baseline),
+        ("", "train", workdir),
+        ("", "eval_robust", workdir),
+    ):
+        arguments = [f"--config=configs/digits.py{variant}", f"--mode={mode}", f"--workdir={where}"]
+        if mode == "eval_robust":
+            arguments.append(f"--config.variants.pgd_at.classifier={baseline}")
+        result = main(*arguments, tfds=tfds)
         assert result.returncode == 0, result.stderr
     (folder,) = (workdir / "eval_robust").iterdir()
     return Demo(workdir, tfds, json.loads((folder / "results.json").read_text()))
@@ -49,6 +52,8 @@ def test_the_demo_shows_what_the_readme_says(demo):
     }
     assert rows["identity", "clean"]["accuracy"] >= 0.97
     assert rows["identity", "blind"]["accuracy"] < 0.25
+    assert rows["pgd_at", "clean"]["accuracy"] >= 0.95
+    assert rows["pgd_at", "blind"]["accuracy"] >= 0.6
     won = {(c["a"], c["b"]) for c in demo.results["comparisons"] if c["beats"]}
     for attack in ("blind", "bpda"):
         for baseline in ("identity", "noise_only"):

@@ -90,12 +90,31 @@ def test_without_a_checkpoint_eval_robust_says_which_command_makes_it(trained, t
     assert result.stderr.strip().splitlines()[-1] == f"run: {command}"
 
 
-def test_the_default_workdir_is_named_after_the_config():
-    script = "import main; print(main.default_workdir('configs/cifar10.py:tiny'))"
+def test_without_the_classifier_of_a_variant_eval_robust_says_so_too(trained, tmp_path):
+    other = tmp_path / "digits_pgd_at"
+    variant = f"--config.variants.pgd_at.classifier={other}"
+    result = trained.main("--mode=eval_robust", variant, "--config.eval.defenses=('pgd_at',)")
+    assert result.returncode == 2
+    said, command = result.stderr.strip().splitlines()
+    assert said.startswith(f"error: no classifier checkpoint in {other}/classifier: make it with")
+    flags = f"--config=configs/digits.py:pgd_at --mode=train_classifier --workdir={other}"
+    assert command == f"run: python main.py {flags}"
+
+
+def test_the_default_workdir_is_named_after_the_config_and_leads_back_to_it():
+    workdirs = ["runs/cifar10_tiny", "runs/cifar10_huge", "elsewhere/cifar100", "other"]
+    script = f"""
+import main, pathlib
+print(main.default_workdir("configs/cifar10.py:tiny"))
+print([main.config_of(pathlib.Path(name)) for name in {workdirs}])
+"""
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
     )
-    assert result.stdout.strip() == "runs/cifar10_tiny"
+    assert result.stdout.splitlines() == [
+        "runs/cifar10_tiny",
+        str(["configs/cifar10.py:tiny", "FILE", "configs/cifar100.py", "FILE"]),
+    ]
 
 
 def test_purify_writes_the_same_form_back(trained, tmp_path):

@@ -1,5 +1,6 @@
 """What an evaluation will do: every config's rows, their cost, and what the attacker sees."""
 
+import dataclasses
 import importlib
 import re
 
@@ -9,17 +10,18 @@ from attacks.apgd import APGD
 from attacks.directions import PurifiedDirection, ScoreDirection
 from attacks.gradients import BPDA, ApproximateInput, Blind
 from attacks.square import Square
-from configs import cifar10
+from configs import cifar10, digits
 from configs.base import suite
 from purify import models
 from purify.checkpoint import differing_fields
+from purify.evals.defenses import classifier_run
 from purify.evals.plan import plan
 from purify.evals.rows import crafting, without_exact
 from purify.networks import Classifier, Score
 from purify.purifiers import ADP, PURIFIERS, Schedule
 
 CIFAR_LIKE = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "tiny_imagenet")
-CONFIGS = [("digits", ""), ("digits", "full")]
+CONFIGS = [("digits", variant) for variant in digits.VARIANTS]
 CONFIGS += [(name, variant) for name in CIFAR_LIKE for variant in cifar10.VARIANTS]
 
 
@@ -29,9 +31,10 @@ def make(name: str, variant: str = "", **changes):
     config = get_config(variant)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     network = models.build(**config.classifier.network.to_dict(), num_classes=10)
-    classifier = Classifier({}, network)
+    runs = {"classifier", *(classifier_run(config, name) for name in config.eval.defenses)}
+    classifiers = {run: Classifier({"run": run}, network) for run in runs}
     score = Score({}, models.build(**config.score.network.to_dict()), config.score.head)
-    return config, {row.name: row for row in plan(config, classifier, score, 10_000)}
+    return config, {row.name: row for row in plan(config, classifiers, score, 10_000)}
 
 
 @pytest.mark.parametrize("name, variant", CONFIGS)
@@ -44,7 +47,7 @@ def test_every_config_plans_the_baselines_and_exact_beside_bpda(name, variant):
     adp = config.defense.purifier
     for defense in ("identity", "noise_only", "one_step", adp):
         assert {f"{defense}-clean", f"{defense}-blind"} <= rows.keys()
-    lam = 0.1 if variant in ("resnet20", "tiny") else 0.05
+    lam = 0.1 if variant in ("resnet20", "tiny", "pgd_at") and name != "digits" else 0.05
     assert rows[f"{adp}-clean"].defense.purifier.lam == config[adp].lam == lam
     bpda, exact = rows[f"{adp}-bpda"], rows[f"{adp}-exact"]
     assert bpda.attack == exact.attack  # same loss, EOT, iterations and starts: only the gradient
@@ -60,7 +63,7 @@ def test_every_config_plans_the_baselines_and_exact_beside_bpda(name, variant):
 @pytest.mark.parametrize("name", CIFAR_LIKE)
 def test_an_unknown_variant_lists_those_there_are(name):
     with pytest.raises(
-        ValueError, match="'huge' is unknown; known: reference, resnet20, tiny, tuning"
+        ValueError, match="'huge' is unknown; known: reference, resnet20, tiny, tuning, pgd_at"
     ):
         make(name, "huge")
 
@@ -114,6 +117,11 @@ def test_variants_are_purifiers_with_changes():
         ("thick", {"purifier": "wall"}, "'wall' is unknown; known: identity"),
         ("thick", {"sigma": 0.1}, "config.variants.thick.purifier None is unknown"),
         ("thick", {"purifier": "adp", "width": 3}, "adp has no option width"),
+        (
+            "other",
+            {"purifier": "adp", "classifier": 3},
+            "variants.other.classifier=3 must be a wor",
+        ),
     ],
 )
 def test_variants_that_do_not_fit_are_refused(name, variant, said):
@@ -250,10 +258,46 @@ def test_chunks_reach_attacks_and_defences():
 
 
 def test_rows_that_attack_the_same_function_share_its_images():
+    """A blind attack sees the classifier alone: those who have the same share the images."""
     _, rows = make("digits")
-    assert {row.crafted for name, row in rows.items() if name.endswith("-blind")} == {"blind"}
+    blind = {row.defense_name: row.crafted for name, row in rows.items() if name.endswith("-blind")}
+    assert blind.pop("pgd_at") == "pgd_at-blind"
+    assert len(blind) == 5 and set(blind.values()) == {"blind"}
     names = [row.crafted for row in crafting(list(rows.values()))]
-    assert len(names) == len(set(names)) == 1 + 5 + 4 + 5  # the strongest, of each defence
+    assert len(names) == len(set(names)) == 2 + 6 + 5 + 6  # the strongest, of each defence
+
+
+def test_a_variant_has_the_classifier_that_it_names():
+    """Attacked and scored; with any purifier in front of it, which it changes nothing about."""
+    other, third = dict(classifier="runs/other"), dict(classifier="runs/third")
+    changes = {
+        "variants.bare": dict(purifier="identity", **other),
+        "variants.behind": dict(purifier="adp", lam=0.2, **other),
+        "variants.third": dict(purifier="identity", **third),
+        "eval.defenses": ("identity", "behind", "bare", "adp", "third"),
+        "eval.attacks": ("blind", "exact"),
+        "attacks.exact.defenses": ("adp", "behind"),
+    }
+    config, rows = make("digits", **changes)
+    runs = {"behind": "runs/other/classifier", "bare": "runs/other/classifier"}
+    runs |= {"third": "runs/third/classifier"}
+    for row in rows.values():
+        run = runs.get(row.defense_name, "classifier")
+        assert classifier_run(config, row.defense_name) == run
+        for defense in (row.defense, row.attacked or row.defense):
+            assert defense.classifier.variables == {"run": run}
+    assert rows["behind-clean"].defense.purifier == dataclasses.replace(
+        rows["adp-clean"].defense.purifier, lam=0.2
+    )
+    assert {name: row.crafted for name, row in rows.items() if row.attack and not row.stages} == {
+        "identity-blind": "blind",
+        "adp-blind": "blind",
+        "behind-blind": "behind-blind",
+        "bare-blind": "behind-blind",
+        "third-blind": "third-blind",
+        "adp-exact": "adp-exact",
+        "behind-exact": "behind-exact",
+    }
 
 
 @pytest.mark.parametrize(
@@ -266,7 +310,7 @@ def test_rows_that_attack_the_same_function_share_its_images():
         (dict(attacks__bpda__gradient="none"), "'none' does not fit: the attack takes gradients"),
         (dict(attacks__exact__estimate="nes"), "sees values only, so say 'none'"),
         (dict(attacks__bpda__gradient="surrogate"), "needs the name of the surrogate"),
-        (dict(attacks__exact__gradient="exact_detached_step"), "does not apply to NoiseOnly"),
+        (dict(attacks__exact__gradient="exact_detached_step"), "does not apply to Identity"),
         (dict(attacks__bpda__norm="l7"), "known: linf, l2"),
         (dict(attacks__bpda__eps=-1.0), "eps=-1.0"),
         (dict(attacks__exact__defenses=("wall",)), "known: identity"),
@@ -285,9 +329,9 @@ def test_rows_that_attack_the_same_function_share_its_images():
         (dict(attacks__exact__selection_draws=8), "selection_draws=8 must be at least 32"),
         (dict(attacks__exact__average="vote"), "average='vote'"),
         (dict(attacks__exact__direction="up"), "direction='up' is unknown; known: score, full"),
-        (dict(attacks__exact__direction="score"), "does not apply to NoiseOnly: it has no score"),
+        (dict(attacks__exact__direction="score"), "does not apply to Identity: it has no score"),
         (dict(attacks__blind__direction="full"), "a blind attacker knows no purifier"),
-        (dict(attacks__exact__gradient="one_step_unrolling"), "does not apply to NoiseOnly"),
+        (dict(attacks__exact__gradient="one_step_unrolling"), "does not apply to Identity"),
         (
             dict(attacks__bpda__gradient="approximate_input", attacks__bpda__fixed_key=True),
             "fixed_key=True does not fit gradient='approximate_input'",
@@ -309,10 +353,11 @@ def test_a_direction_is_for_pgd_alone():
     config = importlib.import_module("configs.digits").get_config("full")
     config.attacks.apgd.unlock()
     config.attacks.apgd.direction = "score"
+    config.eval.defenses = digits.PURIFIERS
     network = models.build("resnet", num_classes=10)
     score = Score({}, models.build("unet"))
     with pytest.raises(ValueError, match="apgd.direction='score' does not fit: only pgd takes one"):
-        plan(config, Classifier({}, network), score, 400)
+        plan(config, {"classifier": Classifier({}, network)}, score, 400)
 
 
 def test_the_headline_defence_and_the_attacks_names_are_checked():
@@ -320,11 +365,11 @@ def test_the_headline_defence_and_the_attacks_names_are_checked():
         make("digits", defense__purifier="one")
     config = importlib.import_module("configs.digits").get_config()
     config.attacks.clean = config.attacks.bpda.copy_and_resolve_references()
-    config.eval.attacks = ("clean",)
+    config.eval.update(attacks=("clean",), defenses=("identity", "adp"))
     network = models.build("resnet", num_classes=10)
     score = Score({}, models.build("unet"))
     with pytest.raises(ValueError, match="attack name 'clean' must be"):
-        plan(config, Classifier({}, network), score, 400)
+        plan(config, {"classifier": Classifier({}, network)}, score, 400)
 
 
 # The strongest of several attacks

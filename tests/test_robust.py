@@ -18,7 +18,15 @@ import pytest
 from benchmarks import purifiers
 from configs.base import attack, suite, transfer
 from purify import data, train_classifier, train_score
-from purify.checkpoint import load_classifier, load_defense, load_score, weight_hash
+from purify.checkpoint import (
+    Checkpoints,
+    claim,
+    load_classifier,
+    load_defense,
+    load_score,
+    read_settings,
+    weight_hash,
+)
 from purify.defense import classify
 from purify.evals import evaluation, robust
 from purify.evals.evaluation import check_in_ball
@@ -236,8 +244,9 @@ def test_the_benchmark_of_purifiers_has_a_program_for_each_defence(evaluated):
 def row_of(trained, name: str):
     attacked = ("noise_only", "adp")
     config = whole(trained, attacks__bpda__defenses=attacked, attacks__exact__defenses=attacked)
-    classifier, score = load_classifier(trained.workdir), load_score(trained.workdir)
-    return next(r for r in plan(config, classifier, score, 400) if r.name == name)
+    classifiers = {"classifier": load_classifier(trained.workdir)}
+    rows = plan(config, classifiers, load_score(trained.workdir), 400)
+    return next(row for row in rows if row.name == name)
 
 
 def test_protocols_by_hand(trained):
@@ -630,14 +639,15 @@ def test_a_damaged_record_is_reported_and_not_skipped(evaluated, trained, workdi
 
 
 def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_path):
-    classifier, score = load_classifier(trained.workdir), load_score(trained.workdir)
+    score = load_score(trained.workdir)
 
     def folder(config):
-        rows = plan(config, classifier, score, 10)
-        settings = robust._settings(config, workdir, classifier, score, rows)
+        runs = robust.network_runs(config, trained.workdir)
+        classifiers = robust.load_classifiers(runs)
+        rows = plan(config, classifiers, score, 10)
+        settings = robust._settings(config, runs, classifiers, score, rows)
         return Store(tmp_path, "eval_robust", settings).folder
 
-    workdir = trained.workdir
     base = folder(trained.config())
     assert folder(trained.config(eval__batch_size=7)) == base
     assert folder(trained.config(adp__sigma=0.1)) != base
@@ -654,6 +664,72 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
     assert folder(coupled[0]) != folder(coupled[1])
     score = score.replace(head="denoiser")
     assert folder(trained.config()) != base
+
+
+def save_classifier(folder, variables, settings: dict) -> None:
+    """A checkpoint as --mode=import_weights writes it."""
+    claim(folder / "classifier", settings)
+    with Checkpoints(folder / "classifier", training=True) as checkpoints:
+        checkpoints.save(0, {"ema": variables})
+
+
+def test_a_variant_is_attacked_and_scored_with_the_classifier_of_another_workdir(
+    trained, workdir, tmp_path
+):
+    """Whose last layer is negated here: it answers what is least likely."""
+    settings = read_settings(workdir / "classifier")
+    variables = dict(load_classifier(workdir).variables)
+    last = {name: -array for name, array in variables["params"]["Dense_0"].items()}
+    variables["params"] = variables["params"] | {"Dense_0": last}
+    save_classifier(tmp_path / "other", variables, settings)
+    changes = {
+        "variants.other": dict(purifier="identity", classifier=str(tmp_path / "other")),
+        "eval.defenses": ("identity", "other"),
+        "eval.attacks": ("blind",),
+        "eval.num_images": 4,
+    }
+    robust.run(trained.config(**changes), workdir)
+    folder = only_folder(workdir)
+    results = json.loads((folder / "results.json").read_text())
+    run = f"{tmp_path}/other/classifier"
+    assert results["weights"][run] == weight_hash(variables) != results["weights"]["classifier"]
+    assert results["trained"][run] == settings
+    assert (
+        json.loads((folder / "settings.json").read_text())["networks"][run] == (settings["network"])
+    )
+    ours, theirs = (
+        np.load(folder / "arrays" / f"{name}-clean.logits.npy") for name in ("identity", "other")
+    )
+    np.testing.assert_allclose(theirs, -ours, atol=1e-5)
+    blind, other = (
+        np.load(folder / "attacked" / f"{name}.npz")["images"] for name in ("blind", "other-blind")
+    )
+    assert np.abs(blind - other).max() > 0.1
+    records = {r["row"]: r for r in read_lines(folder / "images.jsonl") if r["index"] == 0}
+    assert records["other-blind"]["loss"] == records["attack:other-blind"]["loss"]
+    assert records["other-blind"]["loss"] != records["identity-blind"]["loss"]
+
+
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("image_shape", [4, 4, 1], "of shape (4, 4, 1) in 10 classes"),
+        ("num_classes", 7, "of shape (8, 8, 1) in 7 classes"),
+    ],
+)
+def test_a_classifier_of_other_images_or_classes_is_refused(
+    trained, workdir, tmp_path, field, value, said
+):
+    settings = read_settings(workdir / "classifier")
+    if field in settings["network"]:
+        settings["network"][field] = value
+    else:
+        settings[field] = value
+    save_classifier(tmp_path / "other", load_classifier(workdir).variables, settings)
+    variant = dict(purifier="identity", classifier=str(tmp_path / "other"))
+    config = trained.config(eval__defenses=("other",), **{"variants.other": variant})
+    with pytest.raises(ValueError, match=re.escape(f"other/classifier is for images {said}")):
+        robust.run(config, workdir)
 
 
 def test_where_a_batch_decides_together_a_resumed_one_is_computed_whole(trained, workdir):

@@ -1,18 +1,17 @@
 """What an evaluation is going to do, from its config, checked before any of it starts."""
 
 import dataclasses
-import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import attacks
 from attacks.directions import Direction, build_direction
 from attacks.gradients import AVERAGES, attacked_purifier
 from attacks.types import Attack
-from purify import purifiers
 from purify.defense import Defense
-from purify.evals.rows import Row, without_exact
-from purify.evals.strongest import Strongest
+from purify.evals.defenses import build_defense, build_purifier, classifier_run, purifier_options
+from purify.evals.rows import Row, strongest_of, strongest_rows, without_exact
+from purify.evals.strongest import MIN_SELECTION_DRAWS
 from purify.networks import Classifier, Score
 from purify.tables import choose
 
@@ -23,41 +22,6 @@ RUNNING = (
     *("attack", "gradient", "surrogate", "direction", "starts", "fixed_key", "defenses"),
     "num_images",
 )
-# Fresh draws on which an attacked image is chosen among candidates, at the least.
-MIN_SELECTION_DRAWS = 32
-
-
-def purifier_options(config, name: str, *, field: str = "defence") -> tuple[str, dict]:
-    """(entry of PURIFIERS, its options) of a defence: config.<name>, or of config.variants.<name>
-    the purifier that it names, with what it changes."""
-    variants = config.variants.to_dict()
-    choose(field, dict.fromkeys([*purifiers.PURIFIERS, *variants]), name)
-    changes = variants.get(name, {"purifier": name})
-    if name in variants and (name in purifiers.PURIFIERS or not re.fullmatch(r"\w+", name)):
-        raise ValueError(
-            f"config.variants.{name}: the name must be of letters, digits and _, and no purifier's"
-        )
-    kind = changes.get("purifier")
-    choose(f"config.variants.{name}.purifier", purifiers.PURIFIERS, kind)
-    own = {field: value for field, value in changes.items() if field != "purifier"}
-    return kind, config[kind].to_dict() | own
-
-
-def build_defense(config, name: str, *, classifier: Classifier, score: Score | None) -> Defense:
-    """The defence of that name, with its purifier's options in the config.
-
-    A purifier that draws nothing gives the same output every time: one run of it is enough.
-    """
-    kind, options = purifier_options(config, name)
-    purifier = purifiers.build(kind, score, **options)
-    cfg = config.defense
-    return Defense(
-        purifier,
-        classifier,
-        num_runs=cfg.num_runs if purifier.stochastic else 1,
-        average=cfg.average,
-        chunk=cfg.chunk or None,
-    )
 
 
 def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, Attack]:
@@ -103,11 +67,17 @@ def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, A
 
 
 def plan(
-    config, classifier: Classifier, score: Score | None, available: int, *, given: bool = False
+    config,
+    classifiers: Mapping[str, Classifier],
+    score: Score | None,
+    available: int,
+    *,
+    given: bool = False,
 ) -> list[Row]:
     """All rows: each defence clean, then under each attack that is meant for it, then under the
     strongest of them on each image.
 
+    classifiers: by the `classifier_run` of the defences.
     available: number of images there are. given: they were attacked elsewhere: score all of them,
     attack none. Raises ValueError for names and numbers that do not fit.
     """
@@ -117,30 +87,31 @@ def plan(
         raise ValueError(f"config.eval.num_images={num_images} must be from 1 to {available}")
     if num_draws < 1:
         raise ValueError(f"config.eval.num_draws={num_draws} must be at least 1")
-    build = functools.partial(build_defense, config, classifier=classifier, score=score)
-    defenses = {name: build(name) for name in config.eval.defenses}
+    clean, first_with = {}, {"classifier": ""}
+    for name in config.eval.defenses:
+        defense = build_defense(config, name, classifiers=classifiers, score=score)
+        draws = num_draws if defense.purifier.stochastic else 1
+        classifier_name = first_with.setdefault(classifier_run(config, name), name)
+        kind = "given" if given else "clean"
+        clean[name] = Row(name, kind, defense, None, None, {}, num_images, draws, classifier_name)
     purifier_options(config, config.defense.purifier, field="config.defense.purifier")
-    if not defenses:
+    if not clean:
         raise ValueError("config.eval.defenses is empty; name at least one purifier")
     if config.seed < 0:
         raise ValueError(f"config.seed={config.seed} must not be negative")
-    rows = []
-    for name, defense in defenses.items():
-        draws = num_draws if defense.purifier.stochastic else 1
-        attack_name = "given" if given else "clean"
-        rows.append(Row(name, attack_name, defense, None, None, {}, num_images, draws))
+    rows = list(clean.values())
     if given:
         return rows
     for attack_name in attack_names(config):
         options = _attack_options(config, attack_name, field="config.eval.attacks entry")
-        for name in options["defenses"] or defenses:
+        for name in options["defenses"] or clean:
             purifier_options(config, name, field=f"config.attacks.{attack_name}.defenses entry")
-            if name in defenses:
-                rows += _rows(config, attack_name, name, defenses[name], build, rows)
+            if name in clean:
+                rows += _rows(config, attack_name, clean[name], score, rows)
     if len({row.name for row in rows}) < len(rows):
         raise ValueError("config.eval.attacks: two attacks have the same name")
     _check_exact_beside_bpda(rows, config.eval.bpda_alone)
-    return rows + _strongest_rows(rows)
+    return rows + strongest_rows(rows)
 
 
 def attack_names(config) -> tuple[str, ...]:
@@ -168,60 +139,64 @@ def _attack_options(config, attack_name: str, *, field: str) -> dict:
 
 
 def _rows(
-    config,
-    attack_name: str,
-    name: str,
-    defense: Defense,
-    build: Callable[[str], Defense],
-    before: Sequence[Row],
+    config, attack_name: str, clean: Row, score: Score | None, before: Sequence[Row]
 ) -> list[Row]:
-    """The rows of one attack on one defence: one, but where a vote is attacked in two ways.
+    """An attack on the defence of a row without one: a row, or one for each average attacked.
 
     before: the rows that come before, whose images it can start from or take over.
     """
-    options = _attack_options(config, attack_name, field=f"config.attacks.{attack_name}")
-    total = config.eval.num_images
-    count = min(options["num_images"] or total, total)
+    field = f"config.attacks.{attack_name}"
+    options = _attack_options(config, attack_name, field=field)
+    count = min(options["num_images"] or clean.num_images, clean.num_images)
+    row = dataclasses.replace(clean, attack_name=attack_name, options=options, num_images=count)
     if options["attack"] == "suite":
-        stages = []
+        stages: list[Row] = []
         for stage in options["stages"]:
-            field = f"config.attacks.{attack_name}.stages entry"
-            if _attack_options(config, stage, field=field)["attack"] == "suite":
-                raise ValueError(f"{field} {stage!r} is a suite itself; name its stages")
-            rows = _rows(config, stage, name, defense, build, before)
-            stages += [dataclasses.replace(row, num_images=count) for row in rows]
+            name = f"{field}.stages entry"
+            if _attack_options(config, stage, field=name)["attack"] == "suite":
+                raise ValueError(f"{name} {stage!r} is a suite itself; name its stages")
+            stages += _rows(config, stage, row, score, before)
         if not stages:
-            raise ValueError(f"config.attacks.{attack_name}.stages is empty; name some attacks")
-        return [_choosing(attack_name, stages, options, survivors=options["survivors"])]
-    draws = config.eval.num_draws if defense.purifier.stochastic else 1
+            raise ValueError(f"{field}.stages is empty; name some attacks")
+        return [strongest_of(attack_name, stages, options, survivors=options["survivors"])]
     if options["attack"] == "transfer":
-        source = _earlier(f"config.attacks.{attack_name}.source", options["source"], before)
-        transferred = dataclasses.replace(
-            source,
-            defense_name=name,
-            attack_name=attack_name,
-            defense=defense,
-            options=options | {"source": source.crafted},
-            num_images=min(count, source.num_images),
-            num_draws=draws,
-        )
-        return [transferred]
+        source = _earlier(f"{field}.source", options["source"], before)
+        return [
+            dataclasses.replace(
+                row,
+                attack=source.attack,
+                attacked=source.attacked,
+                direction=source.direction,
+                starts=source.starts,
+                options=options | {"source": source.crafted},
+                num_images=min(count, source.num_images),
+            )
+        ]
     starts = [
-        _earlier(f"config.attacks.{attack_name}.starts entry", start, before)
-        for start in options.get("starts", ())
+        _earlier(f"{field}.starts entry", start, before) for start in options.get("starts", ())
     ]
-    count = min([count, *(start.num_images for start in starts)])
-    surrogate = build(options["surrogate"]).purifier if options["surrogate"] else None
-    purifier = attacked_purifier(options["gradient"], defense.purifier, surrogate)
-    attacked = dataclasses.replace(defense, purifier=purifier)
-    draws = 1 if options["fixed_key"] else draws
-    known = surrogate if options["gradient"] == "surrogate" else defense.purifier
-    rows = []
-    for own_name, attack in build_attacks(attack_name, options, attacked).items():
-        direction = attack_direction(attack_name, options, attack, known)
-        row = Row(name, own_name, defense, attack, attacked, options, count, draws, direction)
-        rows.append(dataclasses.replace(row, starts=tuple(start.crafted for start in starts)))
-    return rows
+    defense, gradient = clean.defense, options["gradient"]
+    surrogate = (
+        build_purifier(config, options["surrogate"], score) if options["surrogate"] else None
+    )
+    purifier = attacked_purifier(gradient, defense.purifier, surrogate)
+    row = dataclasses.replace(
+        row,
+        attacked=dataclasses.replace(defense, purifier=purifier),
+        num_images=min([count, *(start.num_images for start in starts)]),
+        num_draws=1 if options["fixed_key"] else clean.num_draws,
+        starts=tuple(start.crafted for start in starts),
+    )
+    known = surrogate if gradient == "surrogate" else defense.purifier
+    return [
+        dataclasses.replace(
+            row,
+            attack_name=own_name,
+            attack=attack,
+            direction=attack_direction(attack_name, options, attack, known),
+        )
+        for own_name, attack in build_attacks(attack_name, options, row.attacked).items()
+    ]
 
 
 def _earlier(field: str, name: str, before: Sequence[Row]) -> Row:
@@ -234,58 +209,6 @@ def _earlier(field: str, name: str, before: Sequence[Row]) -> Row:
             f"{', '.join(named) or 'none'}"
         )
     return named[name]
-
-
-def _choosing(attack_name: str, stages: Sequence[Row], options: Mapping, *, survivors: bool) -> Row:
-    """A row that takes for each image the strongest of what the stages found."""
-    first = stages[0]
-    name, defense = f"{first.defense_name}-{attack_name}", first.defense
-    if len({(row.attack.norm, row.attack.eps) for row in stages}) > 1:
-        raise ValueError(f"{name}: its attacks are of several balls")
-    if any(row.fixed_key for row in stages):
-        raise ValueError(f"{name}: an attacker who knows the keys is no part of a choice")
-    attack = Strongest(
-        norm=first.attack.norm,
-        eps=first.attack.eps,
-        eot_samples=defense.num_runs,
-        average="softmax" if defense.average == "softmax" else "logits",
-        selection_draws=MIN_SELECTION_DRAWS if defense.purifier.stochastic else 1,
-        chunk=first.attack.chunk,
-        num_candidates=len(stages),
-        # Images that decide together are also attacked together.
-        survivors=survivors and not defense.couples_batch,
-    )
-    return Row(
-        first.defense_name,
-        attack_name,
-        defense,
-        attack,
-        attacked=defense,
-        options=options,
-        num_images=min(row.num_images for row in stages),
-        num_draws=first.num_draws,
-        stages=tuple(stages),
-    )
-
-
-def _strongest_rows(rows: list[Row]) -> list[Row]:
-    """For each defence and ball with several attacks, the row of the strongest one on each image,
-    on the images that all of them have."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        if row.attack and not row.fixed_key:
-            groups.setdefault((row.defense_name, row.attack.norm, row.attack.eps), []).append(row)
-    first_ball = next((ball for _, *ball in groups), None)
-    return [
-        _choosing(
-            "strongest" if ball == first_ball else f"strongest_{ball[0]}_{ball[1]:.3g}",
-            stages,
-            {"attack": "strongest", "gradient": "chosen", "fixed_key": False},
-            survivors=False,
-        )
-        for (_, *ball), stages in groups.items()
-        if len(stages) > 1
-    ]
 
 
 def attack_direction(name: str, options: Mapping, attack: Attack, purifier) -> Direction | None:

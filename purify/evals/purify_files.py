@@ -9,7 +9,7 @@ from tqdm import tqdm
 from purify import parallel, purifiers
 from purify.checkpoint import image_shape, load_score
 from purify.compilation import jit
-from purify.evals.plan import purifier_options
+from purify.evals.defenses import purifier_options
 from purify.image_io import open_images
 from purify.random import image_keys
 

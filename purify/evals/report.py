@@ -1,6 +1,7 @@
 """What an evaluation leaves: results.json, attacked images, figures, the table on the terminal."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -84,8 +85,11 @@ def _percent(row: dict | None) -> str:
     return "" if row is None else f"{100 * row['accuracy']:.1f}"
 
 
-def write(config, evaluation, rows: list[Row], settings: dict, workdir: Path) -> None:
-    """Write results.json, attacked images (.npz) and figures; print the table and the paths."""
+def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str, Path]) -> None:
+    """Write results.json, attacked images (.npz) and figures; print the table and the paths.
+
+    runs: name -> folder of the runs that made the networks, those of this workdir by role.
+    """
     store, seed = evaluation.store, config.seed
     done = [(row, [store.records(row.name)[i] for i in _indices(evaluation, row)]) for row in rows]
     clean = {row.defense_name: records for row, records in done if row.attack_name == "clean"}
@@ -104,20 +108,20 @@ def write(config, evaluation, rows: list[Row], settings: dict, workdir: Path) ->
         "weights": settings["weights"],
         **store.signatures()[-1],
         "computed_by": store.signatures(),
-        "trained": {role: read_settings(workdir / role) for role in ROLES},
+        "trained": {name: read_settings(folder) for name, folder in runs.items()},
         "config": config.to_dict(),
     }
     write_json(store.folder / "results.json", results)
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
     paths += [_save_attacked(evaluation, row) for row in crafting(rows)]
-    paths += _figures(config, evaluation, done, entries, workdir)
+    paths += _figures(config, evaluation, done, entries, runs)
     print_table(results)
     print_comparisons(results)
     commits = list(dict.fromkeys(signature["commit"] for signature in results["computed_by"]))
     if len(commits) > 1:
         print(f"computed by {len(commits)} versions of the code: {', '.join(commits)}")
     print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
-    print("checkpoints:\n" + "\n".join(f"  {workdir / r / 'checkpoints'}" for r in ROLES))
+    print("checkpoints:\n" + "\n".join(f"  {folder / 'checkpoints'}" for folder in runs.values()))
 
 
 def print_comparisons(results: dict) -> None:
@@ -175,7 +179,9 @@ def _save_attacked(evaluation, row: Row) -> Path:
     return path
 
 
-def _figures(config, evaluation, done: list, entries: list[dict], workdir: Path) -> list[Path]:
+def _figures(
+    config, evaluation, done: list, entries: list[dict], runs: Mapping[str, Path]
+) -> list[Path]:
     """PNG files beside results.json; their paths."""
     folder = evaluation.store.folder / "figures"
     folder.mkdir(exist_ok=True)
@@ -183,7 +189,7 @@ def _figures(config, evaluation, done: list, entries: list[dict], workdir: Path)
     shown = [e for e in entries if protocol_name(e) in ("mean", "fixed_key")]
     plots.accuracy_bars(paths[0], shown)
     plots.accuracy_by_cost(paths[1], shown)
-    curves = {role: read_lines(workdir / role / "metrics.jsonl") for role in ROLES}
+    curves = {role: read_lines(runs[role] / "metrics.jsonl") for role in ROLES}
     if any(curves.values()):
         paths.append(folder / "training.png")
         plots.training_curves(paths[-1], {role: lines for role, lines in curves.items() if lines})

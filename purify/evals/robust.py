@@ -1,5 +1,6 @@
 """--mode=eval_robust: the attacks of the config against the defence and its baselines."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from purify.checkpoint import (
     weight_hash,
 )
 from purify.evals import report
+from purify.evals.defenses import classifier_run
 from purify.evals.evaluation import Evaluation
 from purify.evals.plan import attack_names, plan
 from purify.evals.rows import Row, crafting, limited, with_stages
@@ -31,12 +33,12 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
         or without a limit, is the same evaluation and goes on from there.
     """
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
-    classifier, score_model = load_classifier(workdir), load_score(workdir)
-    num_classes = read_settings(workdir / "classifier")["network"]["num_classes"]
+    runs = network_runs(config, workdir)
+    classifiers, score_model = load_classifiers(runs), load_score(workdir)
+    num_classes = _agreed_classes(runs, image_shape(workdir))
     images, labels, indices = _images(config, image_shape(workdir), num_classes, input)
-    available = len(labels)
-    rows = plan(config, classifier, score_model, available, given=bool(input))
-    settings = _settings(config, workdir, classifier, score_model, rows)
+    rows = plan(config, classifiers, score_model, len(labels), given=bool(input))
+    settings = _settings(config, runs, classifiers, score_model, rows)
     # Files of the same name may hold other images.
     settings["images"] = weight_hash({"images": images, "labels": labels, "indices": indices})
     settings["given"] = bool(input)
@@ -55,18 +57,45 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
             f"network gradients; into {store.folder}"
         )
         if not input:
-            _tell_seen(config.data, workdir, taken)
+            _tell_seen(config.data, runs, taken)
         evaluation = Evaluation(
             store, images, labels, indices, seed=config.seed, batch_size=config.eval.batch_size
         )
         evaluation.run(rows)
         if parallel.is_first_process():
-            report.write(config, evaluation, rows, settings, workdir)
+            report.write(config, evaluation, rows, settings, runs)
     if taken < needed:
         print(
             f"stopped after {taken} of {needed} images (--max_images={max_images}); the same "
             "command with more of them, or without it, goes on from here"
         )
+
+
+def network_runs(config, workdir: Path) -> dict[str, Path]:
+    """The folders of the runs that made the networks: by role those of `workdir`, and by their
+    `classifier_run` the classifiers that defences have from elsewhere."""
+    names = (classifier_run(config, name) for name in config.eval.defenses)
+    own = {role: workdir / role for role in ROLES}
+    return own | {name: Path(name) for name in names if name not in own}
+
+
+def load_classifiers(runs: Mapping[str, Path]) -> dict[str, Classifier]:
+    """All but the score model of `network_runs`."""
+    return {name: load_classifier(run.parent) for name, run in runs.items() if name != "score"}
+
+
+def _agreed_classes(runs: Mapping[str, Path], shape: tuple) -> int:
+    """The number of classes; ValueError where another classifier has others, or other images."""
+    num_classes = read_settings(runs["classifier"])["network"]["num_classes"]
+    for name in runs.keys() - set(ROLES):
+        settings = read_settings(runs[name])
+        found = tuple(settings["image_shape"]), settings["network"]["num_classes"]
+        if found != (shape, num_classes):
+            raise ValueError(
+                f"{name} is for images of shape {found[0]} in {found[1]} classes, the evaluation's "
+                f"own classifier for {shape} in {num_classes}"
+            )
+    return num_classes
 
 
 def _images(
@@ -90,24 +119,28 @@ def _images(
     return to_float(dataset.images), dataset.labels, np.arange(len(dataset.labels))
 
 
-def _tell_seen(cfg, workdir: Path, num_images: int) -> None:
+def _tell_seen(cfg, runs: Mapping[str, Path], num_images: int) -> None:
     """Say it where a network was trained on images that it is evaluated on."""
     where = dict(data_dir=cfg.dir, path=cfg.path)
     evaluated = data.members(cfg.name, cfg.test_split, **where)[:num_images]
-    for role in ROLES:
-        trained = read_settings(workdir / role).get("data")
+    for name, folder in runs.items():
+        trained = read_settings(folder).get("data")
         if not trained or (trained["name"], trained["path"]) != (cfg.name, cfg.path):
             continue
         seen = set(data.members(cfg.name, trained["train_split"], **where)) & set(evaluated)
         if seen:
             print(
-                f"note: the {role} was trained on {len(seen)} of these images; config.data."
+                f"note: the {name} was trained on {len(seen)} of these images; config.data."
                 f"test_split={cfg.test_split!r}, its train_split={trained['train_split']!r}"
             )
 
 
 def _settings(
-    config, workdir: Path, classifier: Classifier, score_model: Score, rows: list[Row]
+    config,
+    runs: Mapping[str, Path],
+    classifiers: Mapping[str, Classifier],
+    score_model: Score,
+    rows: list[Row],
 ) -> dict:
     """Everything that decides the results: two evaluations with equal settings are the same one."""
     cfg = config.to_dict()
@@ -117,10 +150,7 @@ def _settings(
     if not any(row.defense.couples_batch for row in rows):
         evaluated = _without(evaluated, "batch_size")
     purifiers = {name: cfg[name] for name in PURIFIERS}
-    weights = {
-        "classifier": weight_hash(classifier.variables),
-        "score": weight_hash(score_model.variables),
-    }
+    networks: dict[str, Classifier | Score] = {**classifiers, "score": score_model}
     return {
         "seed": cfg["seed"],
         "data": {k: v for k, v in cfg["data"].items() if k != "dir"},
@@ -128,8 +158,8 @@ def _settings(
         "attacks": {n: _without(cfg["attacks"][n], "chunk") for n in (*names, *stages)},
         "eval": evaluated,
         "variants": cfg["variants"],
-        "weights": weights,
-        "networks": {role: read_settings(workdir / role)["network"] for role in ROLES},
+        "weights": {name: weight_hash(network.variables) for name, network in networks.items()},
+        "networks": {name: read_settings(run)["network"] for name, run in runs.items()},
         "head": score_model.head,
         **purifiers,
     }

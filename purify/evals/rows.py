@@ -1,14 +1,14 @@
 """The rows of an evaluation: one attack on one defence each, and what that costs."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from attacks.directions import Direction
 from attacks.gradients import OTHER_FUNCTIONS, binding_nfe
 from attacks.types import Attack
 from purify import purifiers
 from purify.defense import Defense
-from purify.evals.strongest import Strongest
+from purify.evals.strongest import MIN_SELECTION_DRAWS, Strongest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Row:
     options: config.attacks.<name>, empty without an attack.
     num_draws: fresh draws of the defence that score each image; 1 where it draws nothing, or
         where the attacker knows its keys (fixed_key).
+    classifier_name: '' for the evaluation's own classifier; for another one, the first defence that
+        has it.
     direction: what the attack's steps follow beside the gradient, None for nothing.
     starts: names of attacked images (see crafted) that the attack climbs from as well.
     stages: of a row that chooses each image among those of other attacks (Strongest), the rows of
@@ -33,6 +35,7 @@ class Row:
     options: Mapping
     num_images: int
     num_draws: int
+    classifier_name: str = ""
     direction: Direction | None = None
     starts: tuple[str, ...] = ()
     stages: tuple["Row", ...] = ()
@@ -43,11 +46,13 @@ class Row:
 
     @property
     def crafted(self) -> str:
-        """The name of its attacked images: a blind attack is the same on every defence, and those
-        that transfer were crafted for another row."""
+        """The name of its attacked images: a blind attack is the same on every defence that has the
+        same classifier, and images that transfer were crafted for another row."""
         if self.options["gradient"] == "transfer":
             return self.options["source"]
-        return self.attack_name if self.options["gradient"] == "blind" else self.name
+        if self.options["gradient"] != "blind":
+            return self.name
+        return "-".join(filter(None, (self.classifier_name, self.attack_name)))
 
     @property
     def fixed_key(self) -> bool:
@@ -103,6 +108,64 @@ class Row:
     @property
     def _runs_per_query(self) -> int:
         return self.defense.num_runs if self.fixed_key else 1
+
+
+def strongest_of(
+    attack_name: str, stages: Sequence[Row], options: Mapping, *, survivors: bool
+) -> Row:
+    """The row that takes for each image the strongest of what these rows of one defence found.
+
+    Raises ValueError where they are not comparable: of several balls, or of fixed keys.
+    """
+    first = stages[0]
+    name, defense = f"{first.defense_name}-{attack_name}", first.defense
+    if len({(row.attack.norm, row.attack.eps) for row in stages}) > 1:
+        raise ValueError(f"{name}: its attacks are of several balls")
+    if any(row.fixed_key for row in stages):
+        raise ValueError(f"{name}: an attacker who knows the keys is no part of a choice")
+    attack = Strongest(
+        norm=first.attack.norm,
+        eps=first.attack.eps,
+        eot_samples=defense.num_runs,
+        average="softmax" if defense.average == "softmax" else "logits",
+        selection_draws=MIN_SELECTION_DRAWS if defense.purifier.stochastic else 1,
+        chunk=first.attack.chunk,
+        num_candidates=len(stages),
+        # Images that decide together are also attacked together.
+        survivors=survivors and not defense.couples_batch,
+    )
+    return Row(
+        first.defense_name,
+        attack_name,
+        defense,
+        attack,
+        attacked=defense,
+        options=options,
+        num_images=min(row.num_images for row in stages),
+        num_draws=first.num_draws,
+        classifier_name=first.classifier_name,
+        stages=tuple(stages),
+    )
+
+
+def strongest_rows(rows: list[Row]) -> list[Row]:
+    """For each defence and ball with several attacks, the row of the strongest one on each image,
+    on the images that all of them have."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row.attack and not row.fixed_key:
+            groups.setdefault((row.defense_name, row.attack.norm, row.attack.eps), []).append(row)
+    first_ball = next((ball for _, *ball in groups), None)
+    return [
+        strongest_of(
+            "strongest" if ball == first_ball else f"strongest_{ball[0]}_{ball[1]:.3g}",
+            stages,
+            {"attack": "strongest", "gradient": "chosen", "fixed_key": False},
+            survivors=False,
+        )
+        for (_, *ball), stages in groups.items()
+        if len(stages) > 1
+    ]
 
 
 def limited(rows: list[Row], max_images: int, batch_size: int) -> list[Row]:

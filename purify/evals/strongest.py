@@ -12,6 +12,9 @@ from attacks.types import Array, LogitsFn
 from purify.defense import Defense
 from purify.types import Key
 
+# Fresh draws on which an attacked image is chosen among candidates, at the least.
+MIN_SELECTION_DRAWS = 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Strongest(Expected):
