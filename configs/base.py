@@ -165,6 +165,89 @@ def attack(
     return options
 
 
+def add_attacks(
+    config, *, eps: float, purifiers: tuple, stepwise: tuple, cheaper: tuple, **budget
+) -> None:
+    """The attacks of a config, all in one Linf ball, and the lists of them that it can be asked
+    for: 'quick', 'paper' (its own adaptive attacks, too, weaker than the exact gradient) and
+    'strong'; and AutoAttack's three, with the budgets that they were published with.
+
+    purifiers: whose exact gradient is taken; stepwise: those with steps; cheaper: those whose
+    attacked images are tried on the headline defence. budget: num_steps, eot_samples, chunk.
+    """
+    headline = dict(defenses=(config.defense.purifier,))
+    ball = dict(eps=eps, **budget)
+    exact = dict(**ball, defenses=purifiers)
+    own = dict(**ball, defenses=stepwise)
+    several = {k: v for k, v in ball.items() if k != "num_steps"}
+    add = config.attacks.update
+
+    add(blind=attack("blind", eps=eps), bpda=attack("bpda", **ball), exact=attack("exact", **exact))
+    add(joint_score=attack("bpda", **own, direction="score"))
+    add(joint_full=attack("bpda", **own, direction="full"))
+    add(one_step_unrolling=attack("one_step_unrolling", **own))
+    add(approximate_input=attack("approximate_input", **own))
+    add(spsa=attack("none", **ball | headline, estimate="spsa", loss="margin"))
+
+    add(exact_margin=attack("exact", **exact, loss="margin"))
+    of_mean = dict(eot="loss_of_mean", eot_samples=0)
+    add(exact_loss_of_mean=attack("exact", **exact | of_mean))
+    add(selective=attack("exact", **exact, eot="selective", loss="margin"))
+    add(apgd=attack("exact", attack="apgd", **exact))
+    add(apgd_dlr=attack("exact", attack="apgd", **exact, loss="dlr"))
+    add(apgd_targeted=attack("exact", attack="apgd", **exact, loss="margin", targets=3))
+    add(fab=attack("exact", attack="fab", **several, defenses=purifiers))
+    add(square=attack("none", attack="square", **several | dict(num_steps=1000, eot_samples=5)))
+    points = [f"{name}-{gradient}" for name in cheaper for gradient in ("bpda", "exact")]
+    transfers = {f"from_{point.replace('-', '_')}": transfer(point, **headline) for point in points}
+    add(transfers)
+    starts = dict(starts=("blind", *points), loss="margin", **headline)
+    add(apgd_from_points=attack("exact", attack="apgd", **ball | starts))
+
+    quick = ("blind", "bpda", "exact")
+    paper = ("joint_score", "joint_full", "one_step_unrolling", "approximate_input", "spsa")
+    strong = ("exact_margin", "exact_loss_of_mean", "selective", "apgd", "apgd_dlr")
+    strong += ("apgd_targeted", "fab", "square", *transfers, "apgd_from_points")
+    lists = dict(quick=quick, paper=(*quick, *paper), strong=(*quick, *strong))
+    config.attack_lists = ConfigDict(lists)
+    _add_autoattack(config, eps=eps, chunk=budget.get("chunk", 0))
+
+
+def _add_autoattack(config, *, eps: float, chunk: int) -> None:
+    """AutoAttack (Croce and Hein, ICML 2020) as suites. Of 'plus' the untargeted FAB is left out:
+    the targeted one aims at every wrong class."""
+    ball = dict(eps=eps, chunk=chunk)
+    by_gradient = dict(attack="apgd", num_steps=100, **ball)
+    dlr, targeted = dict(loss="dlr"), dict(loss="dlr", targets=9)
+    stages = dict(
+        ce=attack("exact", **by_gradient),
+        ce_5=attack("exact", **by_gradient, restarts=5),
+        ce_20=attack("exact", **by_gradient, eot_samples=20),
+        dlr_5=attack("exact", **by_gradient, **dlr, restarts=5),
+        dlr_20=attack("exact", **by_gradient, **dlr, eot_samples=20),
+        targeted=attack("exact", **by_gradient, **targeted),
+        fab=attack("exact", attack="fab", **ball),
+        square=attack("none", attack="square", num_steps=5000, **ball),
+    )
+    config.attacks.update({f"autoattack_{name}": options for name, options in stages.items()})
+    suites = dict(
+        standard=("ce", "targeted", "fab", "square"),
+        plus=("ce_5", "dlr_5", "square", "targeted", "fab"),
+        rand=("ce_20", "dlr_20"),
+    )
+    for name, parts in suites.items():
+        config.attacks[f"autoattack_{name}"] = suite(*(f"autoattack_{part}" for part in parts))
+
+
+def set_eps(config, eps: float) -> None:
+    """Another radius for all attacks, and all adversarial training, under Linf."""
+    for options in (*config.attacks.values(), config.classifier.adversarial):
+        if options.get("norm") == "linf":
+            options.eps = eps
+            if "step_size" in options:
+                options.step_size = eps / 4
+
+
 def transfer(source: str, *, defenses: tuple, num_images: int = 0) -> ConfigDict:
     """The attacked images of another row, as 'schedule-exact', on other defences."""
     options = dict(attack="transfer", gradient="transfer", fixed_key=False, source=source)

@@ -8,7 +8,7 @@
                                   training images that its score model did not see (train[3500:]):
                                   what is chosen, is chosen here, never on test images
     configs/cifar10.py:pgd_at     the ResNet-20 of resnet20 by adversarial training (PGD-AT), short
-                                  enough for CPUs: not as good as one that learns to the end
+                                  enough for CPUs; not trained yet
 
 TFDS must have prepared the data set with array_record (the error says how where it is missing);
 --config.data.dir or TFDS_DATA_DIR point at a prepared copy.
@@ -28,7 +28,7 @@ attacking 500 images behind ADP takes 2.6e17 through BPDA and, as its steps are 
 this config yet: it wants GPUs or TPUs.
 """
 
-from configs.base import attack, base
+from configs.base import add_attacks, attack, base
 
 EPS = 8 / 255
 VARIANTS = ("", "reference", "resnet20", "tiny", "tuning", "pgd_at")
@@ -72,10 +72,8 @@ def get_config(variant: str = ""):
 
     config.eval.update(num_images=500, num_draws=4, batch_size=64)
     # chunk: 64 images x 4 draws at once; more where memory allows.
-    budget = dict(eps=EPS, num_steps=40, eot_samples=15, chunk=4)
-    config.attacks.blind = attack("blind", eps=EPS)
-    config.attacks.bpda = attack("bpda", **budget)
-    config.attacks.exact = attack("exact", **budget, defenses=PURIFIERS)
+    against = dict(purifiers=PURIFIERS, stepwise=PURIFIERS[2:], cheaper=PURIFIERS[1:3])
+    add_attacks(config, eps=EPS, num_steps=40, eot_samples=15, chunk=4, **against)
 
     if variant == "reference":
         _reference(config)
@@ -98,10 +96,14 @@ def _reference(config) -> None:
     config.defense.purifier = "adp_reference"
     config.eval.defenses = ("identity", "noise_only", "one_step", "adp_reference")
     published = dict(random_start=False, keep="last")
+    config.attacks = dict()
     config.attacks.blind = attack("blind", eps=8 / 256, step_size=2 / 255, **published)
+    budget = dict(eps=EPS, num_steps=40, eot_samples=15, chunk=4)
+    config.attacks.bpda, config.attacks.exact = (attack(g, **budget) for g in ("bpda", "exact"))
     votes = dict(eps=EPS, step_size=2 / 255, eot="sign_vote", eot_samples=15, chunk=4)
     config.attacks.bpda_votes = attack("bpda", **votes, **published)
     config.eval.attacks = ("blind", "bpda_votes", "bpda", "exact")
+    config.attack_lists = dict(paper=config.eval.attacks)
     for name in ("bpda_votes", "bpda", "exact"):
         config.attacks[name].defenses = ("noise_only", "one_step", "adp_reference")
 
@@ -146,12 +148,14 @@ def _small(config) -> None:
     config.eval.update(num_images=500, batch_size=8)
     config.defense.chunk = 1
     config.eval.attacks = ("blind", "bpda", "exact", "blind_l2", "bpda_l2")
+    against = dict(purifiers=exact, stepwise=exact[1:], cheaper=exact[:2])
     budget = dict(num_steps=20, eot_samples=8, chunk=4)
+    add_attacks(config, eps=EPS, **budget, **against)
     config.attacks.blind_l2 = attack("blind", norm="l2", eps=0.5)
-    config.attacks.bpda = attack("bpda", eps=EPS, **budget, num_images=200)
+    config.attacks.bpda.num_images = 200
     l2 = dict(norm="l2", eps=0.5, num_images=200, defenses=("schedule", "adp"))
     config.attacks.bpda_l2 = attack("bpda", **budget, **l2)
-    config.attacks.exact = attack("exact", eps=EPS, **budget, defenses=exact, num_images=100)
+    config.attacks.exact.num_images = 100
 
 
 def _at_both_sigmas(config, **purifiers: dict) -> list[str]:
@@ -213,3 +217,4 @@ def _tuning(config) -> None:
     defenses = dict.fromkeys(("identity", *PURIFIERS, *names))
     config.eval.update(defenses=tuple(defenses), attacks=("blind",), bpda_alone=())
     config.eval.num_draws = 1
+    config.attack_lists = dict(quick=("blind",))

@@ -5,6 +5,7 @@ reads them from elsewhere. No number was measured yet.
 """
 
 from configs import mnist
+from configs.base import set_eps
 
 EPS = 0.1
 
@@ -15,8 +16,5 @@ def get_config(variant: str = ""):
     config.classifier.network.update(mean=(0.2860,), std=(0.3530,))
     config.classifier.train.augment = "flip_crop"
     config.score.train.augment = "flip"
-    config.classifier.adversarial.update(eps=EPS, step_size=EPS / 4)
-    for options in config.attacks.values():
-        if options.norm == "linf":
-            options.update(eps=EPS, step_size=EPS / 4)
+    set_eps(config, EPS)
     return config

