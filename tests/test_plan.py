@@ -40,6 +40,8 @@ def make(name: str, variant: str = "", **changes):
 @pytest.mark.parametrize("name, variant", CONFIGS)
 def test_every_config_plans_the_baselines_and_exact_beside_bpda(name, variant):
     config, rows = make(name, variant)
+    if variant == "strong":
+        return  # it has a test of its own
     if variant == "tuning":
         assert config.eval.attacks == ("blind",) and config.data.test_split == "train[3500:4000]"
         assert config.data.train_split == "train[:3500]"
@@ -63,7 +65,7 @@ def test_every_config_plans_the_baselines_and_exact_beside_bpda(name, variant):
 @pytest.mark.parametrize("name", CIFAR_LIKE)
 def test_an_unknown_variant_lists_those_there_are(name):
     with pytest.raises(
-        ValueError, match="'huge' is unknown; known: reference, resnet20, tiny, tuning, pgd_at"
+        ValueError, match="'huge' is unknown; known: reference, resnet20, tiny, tuning, strong, pgd_at"
     ):
         make(name, "huge")
 
@@ -397,7 +399,7 @@ def test_every_defence_and_ball_with_several_attacks_has_a_row_of_the_strongest(
 
 @pytest.mark.parametrize("name", ["quick", "paper", "strong"])
 @pytest.mark.parametrize(
-    "config_name, variant", [c for c in CONFIGS if c[1] not in ("reference", "tuning")]
+    "config_name, variant", [c for c in CONFIGS if c[1] not in ("reference", "tuning", "strong")]
 )
 def test_every_config_has_its_lists_of_attacks(config_name, variant, name):
     config, rows = make(config_name, variant, **{"eval.attack_list": name})
@@ -499,3 +501,18 @@ def test_an_attack_takes_no_more_images_than_the_points_it_climbs_from():
     }
     _, rows = make("digits", "full", **changes)
     assert rows["adp-apgd"].num_images == 7 and rows["adp-blind"].num_images == 400
+
+
+def test_the_gradients_of_the_strong_variant_share_all_else():
+    config, rows = make("cifar10", "strong")
+    gradients = ("exact", "exact_detached_step", "exact_straight_through", "bpda")
+    for defense in ("adp", "adp_s10"):
+        row_of = [rows[f"{defense}-apgd_{gradient}"] for gradient in gradients]
+        assert len({row.attack for row in row_of}) == 1
+        assert [row.num_images for row in row_of] == [100] * 4
+        assert [row.options["gradient"] for row in row_of] == [*gradients]
+        assert (row_of[0].attack.num_steps, row_of[0].attack.eot_samples) == (10, 20)
+    square = rows["adp-square"].attack
+    assert square.selection_queries - square.choice_queries(1) == 500 * 5
+    assert rows["adp-clean"].num_draws == 10
+    assert rows["adp-strongest"].num_images == rows["adp-apgd_from_points"].num_images == 50
