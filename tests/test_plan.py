@@ -65,7 +65,8 @@ def test_every_config_plans_the_baselines_and_exact_beside_bpda(name, variant):
 @pytest.mark.parametrize("name", CIFAR_LIKE)
 def test_an_unknown_variant_lists_those_there_are(name):
     with pytest.raises(
-        ValueError, match="'huge' is unknown; known: reference, resnet20, tiny, tuning, strong, pgd_at"
+        ValueError,
+        match="'huge' is unknown; known: reference, resnet20, tiny, tuning, strong, pgd_at",
     ):
         make(name, "huge")
 

@@ -628,6 +628,24 @@ def test_two_processes_are_not_let_into_one_evaluation(trained, workdir):
     assert trained.main(*arguments).returncode == 0
 
 
+def test_records_are_enough_for_the_table_but_not_to_go_on(evaluated, trained, workdir):
+    """Where the attacked images were lost, or left out for their size."""
+    copy = workdir / "eval_robust" / evaluated.folder.name
+    shutil.copytree(evaluated.folder, copy)
+    for folder in ("arrays", "attacked"):
+        shutil.rmtree(copy / folder)
+    (copy / "results.json").unlink()
+    robust.run(whole(trained), workdir)
+    results = json.loads((copy / "results.json").read_text())
+    assert results["rows"] == evaluated.results["rows"]
+    assert not list(copy.glob("attacked/*"))
+    lines = (copy / "images.jsonl").read_text().splitlines(keepends=True)
+    scored = [line for line in lines if '"row": "adp-exact"' not in line]
+    (copy / "images.jsonl").write_text("".join(scored))
+    with pytest.raises(ValueError, match="arrays/adp-exact.npy lacks images that images.jsonl"):
+        robust.run(whole(trained), workdir)
+
+
 def test_a_damaged_record_is_reported_and_not_skipped(evaluated, trained, workdir):
     folder = evaluated.folder
     copy = workdir / "eval_robust" / folder.name

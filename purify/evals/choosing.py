@@ -53,6 +53,7 @@ def _measure(
     pending = [at for at in positions if evaluation.index(at) not in done]
     if not pending:
         return done
+    evaluation.check_there(images, pending, candidate)
     strongest, defense = cast(Strongest, row.attack), parallel.replicate(row.attacked)
     queries = strongest.queries_per_candidate
     program = evaluation.measurers.get(row.name)

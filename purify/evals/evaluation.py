@@ -154,6 +154,14 @@ class Evaluation:
         """The attacked images of a row, float32 [n, H, W, C], NaN where not attacked yet."""
         return self.store.array(row.crafted, self.images.shape)
 
+    def check_there(self, images: np.ndarray, positions: Sequence[int], name: str) -> None:
+        """ValueError unless the attacked images at these positions are there."""
+        if not np.isfinite(images[positions]).all():
+            raise ValueError(
+                f"{self.store.folder}/arrays/{name}.npy lacks images that images.jsonl has lines "
+                f"of; bring the file back, or remove the lines whose row is 'attack:{name}'"
+            )
+
     def attack(self, row: Row, among: Sequence[int] | None = None) -> None:
         """Attack the images of a row that were not attacked before, by it or by a row like it;
         among: only those positions."""
@@ -205,6 +213,7 @@ class Evaluation:
         pending = self.pending(row.name, row)
         if not pending:
             return
+        self.check_there(images, pending, row.crafted if row.attack else "")
         defense = parallel.replicate(row.defense)
         key = (row.defense_name, row.num_draws)
         if key not in self._scorers:
@@ -279,8 +288,11 @@ class Evaluation:
     def _attack_batch(self, row: Row, positions: Sequence[int]) -> tuple:
         """What `craft` takes of one batch."""
         at = np.resize(positions, self._batch_size)
-        points = [self.store.array(name, self.images.shape)[at] for name in row.starts]
-        starts = parallel.shard(np.stack(points, axis=1)) if points else None
+        points = {name: self.store.array(name, self.images.shape) for name in row.starts}
+        for name, images in points.items():
+            self.check_there(images, at, name)
+        given = [images[at] for images in points.values()]
+        starts = parallel.shard(np.stack(given, axis=1)) if given else None
         return *self.batch(positions, self.images, "attack", "defense"), starts
 
     def batch(self, positions: Sequence[int], images: np.ndarray, *streams: str) -> tuple:

@@ -113,7 +113,9 @@ def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str
     }
     write_json(store.folder / "results.json", results)
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
-    paths += [_save_attacked(evaluation, row) for row in crafting(rows)]
+    # Records may outlive the images, which are a hundred times as large.
+    kept = {row.crafted for row in crafting(rows) if _has_images(evaluation, row)}
+    paths += [_save_attacked(evaluation, row) for row in crafting(rows) if row.crafted in kept]
     paths += _figures(config, evaluation, done, entries, runs)
     print_table(results)
     print_comparisons(results)
@@ -163,6 +165,10 @@ def _indices(evaluation, row: Row) -> list[int]:
     return [int(i) for i in evaluation.indices[: row.num_images]]
 
 
+def _has_images(evaluation, row: Row) -> bool:
+    return bool(np.isfinite(evaluation.attacked_images(row)[: row.num_images]).all())
+
+
 def _save_attacked(evaluation, row: Row) -> Path:
     """<crafted>.npz with images, labels and index: what --mode=eval_robust --input reads."""
     path = evaluation.store.folder / "attacked" / f"{row.crafted}.npz"
@@ -194,7 +200,8 @@ def _figures(
         paths.append(folder / "training.png")
         plots.training_curves(paths[-1], {role: lines for role, lines in curves.items() if lines})
     for row, _ in done:
-        if row.attack and row.defense_name == config.defense.purifier:
+        headline = row.attack and row.defense_name == config.defense.purifier
+        if headline and _has_images(evaluation, row):
             paths.append(folder / f"{row.name}.png")
             _image_figure(paths[-1], evaluation, row)
     return paths
