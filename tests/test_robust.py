@@ -374,7 +374,7 @@ def test_directions_and_clean_images_reach_the_attack(trained, workdir):
     attack_lines = {
         (r["row"].removeprefix("attack:adp-"), r["index"]): r
         for r in read_lines(folder / "images.jsonl")
-        if r["row"].startswith("attack:")
+        if r["row"] in ("attack:adp-full", "attack:adp-approximate")
     }
     # 3 steps of 2 samples and 2 to rank, a choice of 3 on 32 draws; 6 evaluations a purification.
     bpda = (3 * (2 + 2) + 3 * 32) * 6
