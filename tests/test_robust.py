@@ -608,7 +608,8 @@ def test_an_evaluation_of_the_first_images_is_the_beginning_of_the_whole(
 def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, monkeypatch):
     folder, records = evaluated.folder, evaluated.records
     shutil.copytree(folder, workdir / "eval_robust" / folder.name)
-    monkeypatch.setattr(evaluation, "_timed", lambda *_: pytest.fail("computed something again"))
+    fail = staticmethod(lambda *_: pytest.fail("computed something again"))
+    monkeypatch.setattr(evaluation.Evaluation, "timed", fail)
     robust.run(whole(trained), workdir)
     assert read_lines(only_folder(workdir) / "images.jsonl") == records
 
