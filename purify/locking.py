@@ -42,3 +42,6 @@ class Lock:
         if self._file:
             self._file.close()
             self._file = None
+
+    def __del__(self):
+        self.release()  # where what held it broke off before it could

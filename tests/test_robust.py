@@ -665,7 +665,8 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
         classifiers = robust.load_classifiers(runs)
         rows = plan(config, classifiers, score, 10)
         settings = robust._settings(config, runs, classifiers, score, rows)
-        return Store(tmp_path, "eval_robust", settings).folder
+        with Store(tmp_path, "eval_robust", settings) as store:
+            return store.folder
 
     base = folder(trained.config())
     assert folder(trained.config(eval__batch_size=7)) == base
