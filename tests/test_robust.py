@@ -660,7 +660,7 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
     score = load_score(trained.workdir)
 
     def folder(config):
-        runs = robust.network_runs(config, trained.workdir)
+        runs = robust.network_runs(config, trained.workdir, config.eval.defenses)
         classifiers = robust.load_classifiers(runs)
         rows = plan(config, classifiers, score, 10)
         settings = robust._settings(config, runs, classifiers, score, rows)

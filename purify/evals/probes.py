@@ -1,6 +1,7 @@
 """What an attacker's gradient says, and what the defence then does: at single points, for keys that
 both know."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from purify.types import Array, Image, Key, PyTree, static
 NUM_DIRECTIONS = 100
 STEP = 0.1  # in units of eps
 NUM_KEYS = 4  # whose gradients are compared with each other
-# Of the largest logit: what float32 can tell of a loss, behind a chain of adaptive steps.
+# Of the largest logit: what float32 can tell of a margin, behind a chain of adaptive steps.
 RESOLUTION = 1e-5
 # Of the small copy: its images, how many, and the reach of a central difference.
 SMALL_SHAPE, NUM_SMALL, DIFFERENCE = (4, 4, 1), 16, 1e-6
@@ -28,13 +29,14 @@ SMALL_SHAPE, NUM_SMALL, DIFFERENCE = (4, 4, 1), 16, 1e-6
 class Local(NamedTuple):
     """Of one image, at the clean point and for the keys of one draw (S runs).
 
-    gain: of the defence's loss, by a step of length STEP eps along the attacker's gradient.
-    predicted: the same, by that gradient.
+    gain: of the defence's margin (wrong minus right), by a step of length STEP eps that is steepest
+        along the attacker's gradient of its loss.
+    predicted: the same, by the attacker's gradient of the margin.
     random_gain: the largest gain of as long a step in any of NUM_DIRECTIONS random directions.
-    resolution: of the loss; a smaller difference is rounding.
+    resolution: of the margin; a smaller difference is rounding.
     gap: the largest between the logits of the defence's runs and the attacked function's, over the
         largest logit.
-    cosine: between the gradients of single runs with NUM_KEYS keys, mean over the pairs.
+    cosine: between the gradients of the loss of single runs with NUM_KEYS keys, mean over pairs.
     """
 
     gain: Array
@@ -49,6 +51,9 @@ class Local(NamedTuple):
 class Probe:
     """`probe(defense_key, attack_key, image, label) -> Local`.
 
+    Gains are of the margin, whatever the loss: it cannot saturate, and is nearly linear where
+    cross-entropy grows by powers of e.
+
     defense, attacked: what is defended, and that as the attacker differentiates it. norm, eps,
     loss: the attack's.
     """
@@ -61,28 +66,29 @@ class Probe:
 
     def __call__(self, defense_key: Key, attack_key: Key, image: Image, label: Array) -> Local:
         key = jax.random.fold_in(defense_key, 0)  # of the first draw that is scored
-        norm, average = NORMS[self.norm], self.defense.average
+        steepest, average = NORMS[self.norm].steepest, self.defense.average
         average = "logits" if average == "vote" else average  # a vote has no gradient
 
-        def loss(defense, x):
-            logits = average_logits(defense.runs(key, x), average)
-            return LOSSES[self.loss](logits, label)
+        def drawn(defense, loss, x):
+            return LOSSES[loss](average_logits(defense.runs(key, x), average), label)
+
+        def gradient(loss):
+            return jax.grad(lambda x: drawn(self.attacked, loss, x))(image)
 
         def towards(direction):
-            return jnp.clip(image + STEP * self.eps * norm.steepest(direction), 0.0, 1.0)
+            return jnp.clip(image + STEP * self.eps * steepest(direction), 0.0, 1.0)
 
         def gain(x):
-            return loss(self.defense, x) - before
+            return drawn(self.defense, "margin", x) - before
 
-        before = loss(self.defense, image)
-        gradient = jax.grad(lambda x: loss(self.attacked, x))(image)
-        ahead = towards(gradient)
+        before = drawn(self.defense, "margin", image)
+        ahead = towards(gradient(self.loss))
         random = jax.random.normal(attack_key, (NUM_DIRECTIONS, *image.shape), image.dtype)
         ours, theirs = (defense.runs(key, image) for defense in (self.defense, self.attacked))
         largest = jnp.maximum(jnp.max(jnp.abs(ours)), 1e-30)
         return Local(
             gain=gain(ahead),
-            predicted=jnp.sum(gradient * (ahead - image)),
+            predicted=jnp.sum(gradient("margin") * (ahead - image)),
             random_gain=jnp.max(jax.lax.map(lambda direction: gain(towards(direction)), random)),
             resolution=RESOLUTION * largest,
             gap=jnp.max(jnp.abs(ours - theirs)) / largest,
@@ -137,8 +143,8 @@ class SmallScore:
 def derivative_errors(
     defense: Defense, attacked_fn: Callable[[Defense], Defense], *, seed: int
 ) -> np.ndarray:
-    """[NUM_SMALL], one for each random image: how far the attacker's derivative of a purification is
-    from the purifier's central difference, relative to the larger of the two.
+    """[NUM_SMALL], of random images: how far the attacker's derivative of a purification is from
+    the purifier's central difference, relative to the larger of the two.
 
     In double precision, along a random direction and a random cotangent, for a copy of the defence
     with the purifier's own options and SmallScore for its score model, wherever that is.
@@ -151,7 +157,7 @@ def derivative_errors(
             return small if _is_score(node) else node
 
         purifier = jax.tree.map(shrink, defense.purifier, is_leaf=_is_score)
-        copy = defense.replace(purifier=purifier)
+        copy = dataclasses.replace(defense, purifier=purifier)
         keys = jax.random.split(jax.random.key(seed), NUM_SMALL)
         return np.asarray(_errors(purifier, attacked_fn(copy).purifier, keys))
 
