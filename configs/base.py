@@ -89,8 +89,8 @@ def base() -> ConfigDict:
     config.check.surrogate = "one_step"  # attacked in the place of the purifier, '' for none
     config.check.num_images = 50
     config.check.num_draws = 4
-    config.check.num_steps = 10  # halved in one of the checks, as the next two are
-    config.check.restarts = 2
+    config.check.num_steps = 10  # halved in one of the checks, as eot_samples in another
+    config.check.restarts = 1  # doubled in one
     config.check.eot_samples = 4
     config.check.proposals = 50  # of each restart of Square
     config.check.directions = 8  # of each gradient that SPSA estimates
