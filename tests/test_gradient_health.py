@@ -327,7 +327,7 @@ def test_the_command_prints_and_writes_verdicts(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("check__attack", "fly", "config.check.attack 'fly' is unknown; known: blind"),
+        ("check__attack", "fly", "config.check.attack 'fly' is unknown"),
         ("check__attack", "autoattack_rand", "has no eps, loss, norm of its own"),
         ("check__surrogate", "wall", "config.check.surrogate 'wall' is unknown"),
         ("check__num_steps", 1, "config.check: num_steps=1 must be at least 2"),

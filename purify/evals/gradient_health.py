@@ -5,6 +5,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -152,10 +153,9 @@ def run(config, workdir: Path) -> None:
     num_classes = agreed_classes(runs, image_shape(workdir))
     purifier_options(config, name, field="config.defense.purifier")
     defense = build_defense(config, name, classifiers=classifiers, score=score_model)
-    surrogate = cfg.surrogate
-    if surrogate in ("", name):  # nothing, or what the exact gradient attacks anyway
-        surrogate = ""
-    else:
+    # Of itself the defence is no surrogate: that is the exact gradient.
+    surrogate = "" if cfg.surrogate == name else cfg.surrogate
+    if surrogate:
         purifier_options(config, surrogate, field="config.check.surrogate")
     budget = _budget(config)
     images, labels, indices = load_images(config, image_shape(workdir), num_classes, None)
@@ -250,7 +250,8 @@ def print_verdicts(title: str, verdicts: list[Verdict]) -> None:
         padding=(0, 1, 0, 0),
     )
     for column in ("check", "verdict", "p", "what decides"):
-        table.add_column(column, justify="right" if column == "p" else "left", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if column == "p" else "left"
+        table.add_column(column, justify=justify, no_wrap=column != "what decides")
     for verdict in verdicts:
         numbers = ", ".join(f"{name} {value:.3g}" for name, value in verdict.numbers.items())
         p = "" if verdict.p is None else f"{verdict.p:.2g}"
