@@ -1,13 +1,14 @@
 """Other people's attacks on classifiers of this project, for tests/test_peers.py.
 
 Every peer sees the very same compiled network, by way of a bridge into its own framework, and gives
-back images [n, H, W, C]. Peers are imported where they are used: none is needed for anything else.
+back images [n, H, W, C]. Peers are imported where they are used: nothing else needs them.
 """
 
 import contextlib
 import dataclasses
 import functools
 import warnings
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,10 @@ from purify.train import init_state, make_train_step
 from purify.train_classifier import make_loss_fn
 from purify.train_options import TrainOptions
 
-NETWORK = dict(arch="resnet", num_classes=10, widths=(8, 16), blocks=1)
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+NORM = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # as foolbox and pyautoattack write them
+SHAPE, CLASSES = (8, 8, 1), 10
+NETWORK = dict(arch="resnet", num_classes=CLASSES, widths=(8, 16), blocks=1)
 TRAINING = TrainOptions(
     num_steps=500,
     batch_size=64,
@@ -32,28 +36,27 @@ TRAINING = TrainOptions(
     clip_norm=10.0,
     ema_decay=0.99,
 )
+_ATTACKED = dict(norm="linf", eps=0.15, step_size=0.04, num_steps=5, beta=0.0)
 METHODS = {
-    "plain": AdversarialOptions("", "linf", eps=0.15, step_size=0.04, num_steps=1, beta=0.0),
-    "robust": AdversarialOptions("pgd_at", "linf", eps=0.15, step_size=0.04, num_steps=5, beta=0.0),
+    "plain": AdversarialOptions("", **_ATTACKED),
+    "robust": AdversarialOptions("pgd_at", **_ATTACKED),
 }
 
 
 def train(dataset: data.Dataset, method: AdversarialOptions) -> Classifier:
     """A small classifier, the same one every time."""
     network = models.build(**NETWORK)
-    variables = jax.jit(network.init)(stream_key(0, "init"), jnp.zeros((1, 8, 8, 1)))
+    variables = jax.jit(network.init)(stream_key(0, "init"), jnp.zeros((1, *SHAPE)))
     loss_fn = make_loss_fn(network, adversarial=method, label_smoothing=0.0, precision="float32")
     optimizer = TRAINING.optimizer()
-    step = make_train_step(loss_fn, optimizer, ema_decay=TRAINING.ema_decay, augment=_as_it_is)
+    step = make_train_step(
+        loss_fn, optimizer, ema_decay=TRAINING.ema_decay, augment=lambda key, image: image
+    )
     state, key = init_state(variables, optimizer), stream_key(0, "train")
     for number in range(TRAINING.num_steps):
         batch = data.batch_indices(0, number, TRAINING.batch_size, len(dataset))
         state, _ = step(state, key, batch, dataset.images[batch], dataset.labels[batch])
     return Classifier(state.ema, network)
-
-
-def _as_it_is(key, image):
-    return image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,18 +94,23 @@ def _pull_back(classifier, images, cotangents):
 
 @contextlib.contextmanager
 def as_a_guest():
-    """Lets other people's code do what this project's own may not: warn, and broadcast by rank."""
-    with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):
+    """Lets other people's code do what this project's own may not: warn, broadcast across ranks,
+    and draw with untyped keys."""
+    with (
+        warnings.catch_warnings(),
+        jax.numpy_rank_promotion("allow"),
+        jax.legacy_prng_key("allow"),
+    ):
         warnings.simplefilter("ignore")
-        with jax.legacy_prng_key("allow"):
-            yield
+        yield
 
 
-def with_foolbox(attack, network: Network, images, labels, eps: float | None = None):
-    """What an attack of foolbox found, and how many times it asked for the logits of all images.
+def with_foolbox(name: str, network: Network, images, labels, *, eps=None, **options):
+    """What an attack of foolbox found, and how many times it asked for every image's logits.
 
     eps: of attacks in a ball; those that look for the nearest image have none.
     """
+    import eagerpy
     import foolbox
 
     calls = []
@@ -112,17 +120,19 @@ def with_foolbox(attack, network: Network, images, labels, eps: float | None = N
         return _logits(network.classifier, x)
 
     with as_a_guest():
-        np.random.seed(0)
+        eagerpy.JAXTensor.key = None  # foolbox's draws: from its first key on
+        attack = getattr(foolbox.attacks, name)(**options)
         bounded = foolbox.JAXModel(model, bounds=(0, 1))
-        found, _, _ = attack(bounded, jnp.asarray(images), jnp.asarray(labels), epsilons=eps)
+        _, found, _ = attack(bounded, jnp.asarray(images), jnp.asarray(labels), epsilons=eps)
     return np.asarray(found), len(calls)
 
 
-def torch_model(network: Network):
-    """The network as PyTorch sees it: [n, C, H, W] -> logits [n, K], with its gradient."""
+def with_torch(make: Callable, network: Network, images, labels) -> np.ndarray:
+    """What an attack of PyTorch's found: make(model) -> a function of (images, labels), where the
+    model takes [n, C, H, W] and has a gradient."""
     import torch
 
-    class Call(torch.autograd.Function):
+    class Model(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
             ctx.save_for_backward(x)
@@ -133,7 +143,11 @@ def torch_model(network: Network):
             (x,) = ctx.saved_tensors
             return _to_torch(network.pull_back(_from_torch(x), cotangents.numpy()))
 
-    return Call.apply
+    with as_a_guest():
+        torch.manual_seed(0)
+        perturb = make(Model.apply)
+        found = perturb(_to_torch(images), torch.tensor(np.asarray(labels, np.int64)))
+    return _from_torch(found)
 
 
 def _from_torch(x) -> np.ndarray:
@@ -146,43 +160,64 @@ def _to_torch(images: np.ndarray):
     return torch.tensor(np.moveaxis(np.asarray(images), -1, 1).copy())
 
 
-def with_torch(perturb, images, labels) -> np.ndarray:
-    """What an attack `perturb(x, y)` of PyTorch's found."""
-    import torch
+def with_pyautoattack_apgd(network, images, labels, *, norm, eps, num_steps, loss, targets=0):
+    """AutoAttack's APGD. (Its schedule of larger radii under L1 is another algorithm: off.)"""
+    from pyautoattack import autopgd_base
 
-    with as_a_guest():
-        found = perturb(_to_torch(images), torch.tensor(np.asarray(labels, np.int64)))
-    return _from_torch(found)
+    options = dict(n_iter=num_steps, norm=NORM[norm], eps=eps, device="cpu")
+    if targets:
+        make = autopgd_base.APGDAttack_targeted
+        options["n_target_classes"] = targets
+    else:
+        make = autopgd_base.APGDAttack
+        options["loss"] = loss
+    return with_torch(lambda model: make(model, **options).perturb, network, images, labels)
 
 
-def nearest_by_fab(attack, images, labels) -> np.ndarray:
-    """The nearest wrong image over all target classes: `perturb` of pyautoattack's FAB leaves out
-    whatever is fooled by an earlier class."""
-    import torch
+def with_pyautoattack_square(network, images, labels, *, norm, eps, num_steps):
+    from pyautoattack.square import SquareAttack
 
-    norm = {"Linf": np.inf, "L2": 2, "L1": 1}[attack.norm]
+    options = dict(norm=NORM[norm], n_queries=num_steps, eps=eps, device="cpu")
+    return with_torch(lambda model: SquareAttack(model, **options).perturb, network, images, labels)
+
+
+def with_pyautoattack_fab(network, images, labels, *, norm, num_steps, targets) -> np.ndarray:
+    """The nearest wrong image over all target classes of AutoAttack's FAB: its own `perturb` leaves
+    out what an earlier class has fooled."""
+    from pyautoattack.fab_pt import FABAttack_PT
+
     nearest, shortest = np.array(images), np.full(len(images), np.inf)
-    for target in range(2, attack.n_target_classes + 2):
-        attack.target_class = target
-        torch.manual_seed(0)
-        single = functools.partial(attack.attack_single_run, is_targeted=True)
-        found = with_torch(single, images, labels)
-        moved = np.linalg.norm((found - images).reshape(len(images), -1), ord=norm, axis=1)
-        # An image for which nothing was found comes back as it was.
-        nearer = (moved > 0) & (moved < shortest)
+    for target in range(2, targets + 2):
+
+        def make(model, target=target):
+            attack = FABAttack_PT(model, norm=NORM[norm], n_iter=num_steps, device="cpu")
+            attack.target_class = target
+            return functools.partial(attack.attack_single_run, is_targeted=True)
+
+        found = with_torch(make, network, images, labels)
+        moved = distances(found, images, norm)
+        nearer = (moved > 0) & (moved < shortest)  # where nothing was found, nothing has moved
         nearest[nearer], shortest[nearer] = found[nearer], moved[nearer]
     return nearest
 
 
-def with_art_square(network: Network, images, labels, **options) -> np.ndarray:
-    """ART's Square Attack, which sees the network as a black box."""
+def with_art_square(network, images, labels, *, eps, num_steps) -> np.ndarray:
+    """ART's Square Attack under Linf, which sees the network as a black box."""
     with as_a_guest():
         from art.attacks.evasion import SquareAttack
         from art.estimators.classification import BlackBoxClassifierNeuralNetwork
 
         np.random.seed(0)
         estimator = BlackBoxClassifierNeuralNetwork(
-            network.logits, images.shape[1:], 10, channels_first=False, clip_values=(0.0, 1.0)
+            network.logits, SHAPE, CLASSES, channels_first=False, clip_values=(0.0, 1.0)
         )
-        attack = SquareAttack(estimator, batch_size=len(images), verbose=False, **options)
+        attack = SquareAttack(
+            estimator, eps=eps, max_iter=num_steps, batch_size=network.size, verbose=False
+        )
         return attack.generate(np.array(images), np.array(labels))
+
+
+def distances(found, images, norm: str) -> np.ndarray:
+    """Of each image from the clean one, in double precision."""
+    difference = np.asarray(found, np.float64) - np.asarray(images, np.float64)
+    return np.linalg.norm(difference.reshape(len(difference), -1), ord=ORDER[norm], axis=1)
