@@ -239,7 +239,7 @@ class Evaluation:
 
     def _record(self, row: Row, at: int, scored: Scored, seconds: float) -> dict:
         """The line of the image at a position; its costs are the attack's and the scoring's."""
-        index, label, nfe = int(self.indices[at]), int(self.labels[at]), int(scored.nfe)
+        index, label, nfe = self.index(at), int(self.labels[at]), int(scored.nfe)
         record = {
             "index": index,
             "label": label,
@@ -270,7 +270,7 @@ class Evaluation:
     def pending(self, name: str, row: Row) -> list[int]:
         """Positions of the images that are to be computed, for want of a record under that name."""
         done = self.store.records(name)
-        missing = [at for at in range(row.num_images) if int(self.indices[at]) not in done]
+        missing = [at for at in range(row.num_images) if self.index(at) not in done]
         if not row.defense.couples_batch:
             return missing
         blocks = {at // self._batch_size for at in missing}  # whole, even where a part is done
