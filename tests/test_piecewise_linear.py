@@ -56,10 +56,11 @@ def highest(norm: str, radii: np.ndarray | float) -> np.ndarray:
     )
 
 
+@functools.cache
 def nearest(norm: str) -> np.ndarray:
     """[IMAGES, PIECES], the radius at which each piece reaches 0, by bisection."""
     low, high = np.zeros((IMAGES, PIECES)), np.full((IMAGES, PIECES), 12.0)
-    for _ in range(40):
+    for _ in range(30):
         middle = (low + high) / 2
         reached = highest(norm, middle) >= 0
         low, high = np.where(reached, low, middle), np.where(reached, middle, high)
