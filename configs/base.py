@@ -208,7 +208,10 @@ def add_attacks(
     add(joint_full=attack("bpda", **own, direction="full"))
     add(one_step_unrolling=attack("one_step_unrolling", **own))
     add(approximate_input=attack("approximate_input", **own))
-    add(spsa=attack("none", **ball | headline, estimate="spsa", loss="margin"))
+    # 1,280 queries a step, as published; each direction has draws of its own.
+    by_values = dict(estimate="spsa", directions=640, eot_samples=1, loss="margin")
+    by_values["chunk"] = budget.get("chunk", 64)
+    add(spsa=attack("none", **ball | headline | by_values))
 
     add(exact_margin=attack("exact", **exact, loss="margin"))
     of_mean = dict(eot="loss_of_mean", eot_samples=0)

@@ -176,6 +176,8 @@ def test_the_full_variant_covers_modes_estimators_and_protocols():
     assert not rows["identity-square"].attack.remeasure  # deterministic
     assert black_box.attack_nge == rows["adp-spsa"].attack_nge == 0
     assert black_box.attack_queries == 2 * 1000 * 5 + 2 * 32
+    # 1,280 a step, one to rank the iterate, and the choice among the best, the last and the clean.
+    assert rows["adp-spsa"].attack_queries == 40 * (1280 + 1) + 3 * 32
     assert rows["adp-fab"].attack.budget == "9 targets x 1 x 100 steps, EOT 15"
     assert rows["adp-fab"].attack_nge == 9 * 100 * 15 * 20
     assert rows["adp-rays"].attack.budget == "1000 questions, each the majority of 5"
