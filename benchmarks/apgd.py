@@ -49,7 +49,7 @@ class Sides:
         self.images = images
 
     def ours(self):
-        attack = attacks.build("apgd", eps=EPS, num_steps=STEPS, selection_draws=1)
+        attack = attacks.build("apgd", eps=EPS, num_steps=STEPS, selection_draws=1, remeasure=False)
 
         def batched(classifier, keys, images, labels):
             logits_fn = jax.tree_util.Partial(lambda c, key, image: c(image), classifier)

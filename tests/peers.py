@@ -16,7 +16,6 @@ import numpy as np
 
 from purify import data, models
 from purify.adversarial import AdversarialOptions
-from purify.compilation import jit
 from purify.networks import Classifier
 from purify.random import stream_key
 from purify.train import init_state, make_train_step
@@ -82,12 +81,12 @@ class Network:
         return np.pad(np.asarray(rows, np.float32), padding)
 
 
-@jit
+@jax.jit  # foolbox has it inside another program, which purify.jit cannot be
 def _logits(classifier, images):
     return jax.vmap(classifier)(images)
 
 
-@jit
+@jax.jit
 def _pull_back(classifier, images, cotangents):
     return jax.vjp(lambda x: jax.vmap(classifier)(x), images)[1](cotangents)[0]
 
