@@ -87,9 +87,7 @@ def main():
     sides = Sides(read_weights(args.weights) if args.weights else None)
     functions = {"ours": sides.ours()} | {layout: sides.theirs(layout) for layout in LAYOUTS}
     fooled = {
-        name: sides.fooled(
-            np.asarray(f()) if name == "ours" else f().numpy().transpose(0, 2, 3, 1)
-        )
+        name: sides.fooled(np.asarray(f()) if name == "ours" else f().numpy().transpose(0, 2, 3, 1))
         for name, f in functions.items()
     }
     print(f"{BATCH} images, {STEPS} iterations; fooled: {fooled}")

@@ -104,7 +104,7 @@ def as_a_guest():
         yield
 
 
-def with_foolbox(name: str, network: Network, images, labels, *, eps=None, **options):
+def with_foolbox(name: str, network: Network, images, labels, *, eps=None, seed=0, **options):
     """What an attack of foolbox found, and how many times it asked for every image's logits.
 
     eps: of attacks in a ball; those that look for the nearest image have none.
@@ -112,6 +112,7 @@ def with_foolbox(name: str, network: Network, images, labels, *, eps=None, **opt
     import eagerpy
     import foolbox
 
+    attack = _repaired_l2_fmn() if name == "L2FMNAttack" else getattr(foolbox.attacks, name)
     calls = []
 
     def model(x):
@@ -119,11 +120,26 @@ def with_foolbox(name: str, network: Network, images, labels, *, eps=None, **opt
         return _logits(network.classifier, x)
 
     with as_a_guest():
-        eagerpy.JAXTensor.key = None  # foolbox's draws: from its first key on
-        attack = getattr(foolbox.attacks, name)(**options)
+        eagerpy.JAXTensor.key = jax.random.PRNGKey(seed)  # where foolbox's draws come from
         bounded = foolbox.JAXModel(model, bounds=(0, 1))
-        _, found, _ = attack(bounded, jnp.asarray(images), jnp.asarray(labels), epsilons=eps)
+        batch = jnp.asarray(images), jnp.asarray(labels)
+        _, found, _ = attack(**options)(bounded, *batch, epsilons=eps)
     return np.asarray(found), len(calls)
+
+
+def _repaired_l2_fmn():
+    """FMN under L2 with its projection: that of foolbox 3.3.4 multiplies by a norm over itself, so
+    that nothing is ever drawn nearer, and the attack would be beaten for a slip."""
+    from eagerpy import minimum, norms
+    from foolbox.attacks import L2FMNAttack
+    from foolbox.devutils import atleast_kd, flatten
+
+    class Repaired(L2FMNAttack):
+        def project(self, x, x0, epsilon):
+            size = norms.l2(flatten(x - x0), axis=-1)
+            return x0 + (x - x0) * atleast_kd(minimum(1, epsilon / (size + 1e-12)), x.ndim)
+
+    return Repaired
 
 
 def with_torch(make: Callable, network: Network, images, labels) -> np.ndarray:
@@ -159,11 +175,13 @@ def _to_torch(images: np.ndarray):
     return torch.tensor(np.moveaxis(np.asarray(images), -1, 1).copy())
 
 
-def with_pyautoattack_apgd(network, images, labels, *, norm, eps, num_steps, loss, targets=0):
+def with_pyautoattack_apgd(
+    network, images, labels, *, norm, eps, num_steps, loss, targets=0, seed=0
+):
     """AutoAttack's APGD. (Its schedule of larger radii under L1 is another algorithm: off.)"""
     from pyautoattack import autopgd_base
 
-    options = dict(n_iter=num_steps, norm=NORM[norm], eps=eps, device="cpu")
+    options = dict(n_iter=num_steps, norm=NORM[norm], eps=eps, seed=seed, device="cpu")
     if targets:
         make = autopgd_base.APGDAttack_targeted
         options["n_target_classes"] = targets
@@ -173,10 +191,11 @@ def with_pyautoattack_apgd(network, images, labels, *, norm, eps, num_steps, los
     return with_torch(lambda model: make(model, **options).perturb, network, images, labels)
 
 
-def with_pyautoattack_square(network, images, labels, *, norm, eps, num_steps):
+def with_pyautoattack_square(network, images, labels, *, norm, eps, num_steps, seed=0):
+    """AutoAttack's Square."""
     from pyautoattack.square import SquareAttack
 
-    options = dict(norm=NORM[norm], n_queries=num_steps, eps=eps, device="cpu")
+    options = dict(norm=NORM[norm], n_queries=num_steps, eps=eps, seed=seed, device="cpu")
     return with_torch(lambda model: SquareAttack(model, **options).perturb, network, images, labels)
 
 
@@ -200,13 +219,13 @@ def with_pyautoattack_fab(network, images, labels, *, norm, num_steps, targets) 
     return nearest
 
 
-def with_art_square(network, images, labels, *, eps, num_steps) -> np.ndarray:
+def with_art_square(network, images, labels, *, eps, num_steps, seed=0) -> np.ndarray:
     """ART's Square Attack under Linf, which sees the network as a black box."""
     with as_a_guest():
         from art.attacks.evasion import SquareAttack
         from art.estimators.classification import BlackBoxClassifierNeuralNetwork
 
-        np.random.seed(0)
+        np.random.seed(seed)
         estimator = BlackBoxClassifierNeuralNetwork(
             network.logits, SHAPE, CLASSES, channels_first=False, clip_values=(0.0, 1.0)
         )
