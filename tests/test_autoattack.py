@@ -5,27 +5,23 @@ import json
 
 import pytest
 
-from configs.base import attack, suite
+from configs.base import suite
 from purify.evals import robust
 from tests.command import main
 from tests.test_import_weights import WEIGHTS, needs_shared
 from tests.test_pretrained import SHIPPED, TFDS
 
-IMAGES = 64
+# A batch is computed in full, however few images are left: a small one for the few.
+IMAGES, BATCH = 64, 16
 BALLS = {"linf": 8 / 255, "l2": 0.5}
 
 
-def autoattack(norm: str) -> dict:
-    """name -> options: APGD on the cross-entropy, targeted APGD and FAB, Square, and all of them,
-    each on what those before it left; with the budgets of Croce and Hein (2020)."""
-    ball = dict(norm=norm, eps=BALLS[norm])
-    stages = {
-        "apgd_ce": attack("exact", attack="apgd", num_steps=100, **ball),
-        "apgd_t": attack("exact", attack="apgd", loss="dlr", num_steps=100, targets=9, **ball),
-        "fab_t": attack("exact", attack="fab", num_steps=100, targets=9, **ball),
-        "square": attack("none", attack="square", num_steps=5000, **ball),
-    }
-    stages = {f"{name}_{norm}": options for name, options in stages.items()}
+def in_ball(attacks, norm: str) -> dict:
+    """The suite autoattack_standard of a config, and its stages, in another ball."""
+    stages = {}
+    for name in attacks.autoattack_standard.stages:
+        stages[f"{name}_{norm}"] = attacks[name].copy_and_resolve_references()
+        stages[f"{name}_{norm}"].update(norm=norm, eps=BALLS[norm])
     return stages | {f"autoattack_{norm}": suite(*stages)}
 
 
@@ -38,9 +34,9 @@ def test_autoattack_leaves_nothing_of_an_undefended_classifier(tmp_path):
         assert result.returncode == 0, result.stderr
     config = importlib.import_module("configs.cifar10").get_config("resnet20")
     config.data.dir = str(TFDS)
-    config.eval.update(num_images=IMAGES, batch_size=IMAGES, defenses=("identity",))
+    config.eval.update(num_images=IMAGES, batch_size=BATCH, defenses=("identity",))
     for norm in BALLS:
-        config.attacks.update(autoattack(norm))
+        config.attacks.update(in_ball(config.attacks, norm))
     config.eval.attacks = tuple(f"autoattack_{norm}" for norm in BALLS)
     robust.run(config, tmp_path)
     (path,) = (tmp_path / "eval_robust").glob("*/results.json")
