@@ -10,6 +10,9 @@ Modes, in the order in which they are needed:
                     score given images (arrays images, labels) instead of attacking; with
                     --max_images=N stop after N images of each row, for a first look: the same
                     command with a larger N, or without it, goes on from there
+  check_gradients   whether attacks on the configured defence see its gradient: attacks that know
+                    less, or do less, must not beat the exact gradient's, and a step along it must
+                    gain what it says; a verdict for each check
   compare           pair the rows that two evaluations share, image by image:
                     --input=RUN_A,RUN_B, and --output=FILE.json to write it too
   purify            purify the images in --input (a folder of PNG or JPEG files, .npy, .npz) and
@@ -48,6 +51,7 @@ MODES = {
     "train_classifier": "purify.train_classifier",
     "train": "purify.train_score",
     "eval_robust": "purify.evals.robust",
+    "check_gradients": "purify.evals.gradient_health",
     "compare": "purify.evals.compare",
     "purify": "purify.evals.purify_files",
     "import_weights": "purify.import_weights",

@@ -31,7 +31,7 @@ MARGIN, MIN_IMAGES = 0.10, 100
 def programs(results: dict, folder: Path) -> dict:
     """Name of each defence -> one draw of it on the same images."""
     config, workdir = ConfigDict(results["config"]), folder.parent.parent
-    classifiers = load_classifiers(network_runs(config, workdir))
+    classifiers = load_classifiers(network_runs(config, workdir, config.eval.defenses))
     networks = dict(classifiers=classifiers, score=load_score(workdir))
     images = np.load(min((folder / "attacked").glob("*.npz")))["images"][:BATCH]
     keys = image_keys(config.seed, range(len(images)))

