@@ -159,6 +159,7 @@ def with_torch(make: Callable, network: Network, images, labels) -> np.ndarray:
             return _to_torch(network.pull_back(_from_torch(x), cotangents.numpy()))
 
     with as_a_guest():
+        torch.set_num_threads(1)  # on arrays this small, more wait for each other
         torch.manual_seed(0)
         perturb = make(Model.apply)
         found = perturb(_to_torch(images), torch.tensor(np.asarray(labels, np.int64)))
