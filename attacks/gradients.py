@@ -5,6 +5,7 @@ attacked and the function evaluated are then two values, named separately in eve
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -178,17 +179,31 @@ def _replace(mode: str, purifier, **fields):
     return dataclasses.replace(purifier, **fields)
 
 
+def through_parts(mode: Callable) -> Callable:
+    """The mode for purifiers made of others too: it then applies to each of their `parts`."""
+
+    def applied(purifier):
+        names = getattr(purifier, "parts", ())
+        parts = {name: applied(getattr(purifier, name)) for name in names}
+        return dataclasses.replace(purifier, **parts) if parts else mode(purifier)
+
+    return functools.wraps(mode)(applied)
+
+
+@through_parts
 def exact(purifier):
     """All T steps, step size and clip included, by backpropagation through a scan."""
     has_loop = any(field.name == "loop" for field in dataclasses.fields(purifier))
     return dataclasses.replace(purifier, loop="scan") if has_loop else purifier
 
 
+@through_parts
 def exact_detached_step(purifier):
     """As exact, with the step size and the stop decision held constant."""
     return _replace("exact_detached_step", exact(purifier), detach_step=True)
 
 
+@through_parts
 def exact_straight_through(purifier):
     """As exact_detached_step, plus identity through the clip of the initial noise (Croce et al.
     2022). A purifier with no adaptive step has nothing to detach."""
@@ -197,6 +212,7 @@ def exact_straight_through(purifier):
     return _replace("exact_straight_through", base, straight_through_noise=True)
 
 
+@through_parts
 def one_step_unrolling(purifier):
     """Exactly, but through one step only: a purifier of num_steps=1, instead of all T (Yoon, Hwang
     and Lee 2021)."""

@@ -71,6 +71,14 @@ def base() -> ConfigDict:
     config.one_step = ConfigDict(dict(sigma=sigma))
     config.noise_only = ConfigDict(dict(sigma=sigma))
     config.identity = ConfigDict()
+    # Its parts: a purifier, and what is different of the above.
+    config.detect_then_purify = ConfigDict(
+        dict(
+            threshold=0.0,  # of the score norm: 0 suspects every image; see purify/detection.py
+            natural=dict(purifier="schedule", sigma=0.1),
+            suspected=dict(purifier="adp"),
+        )
+    )
     # More defences, by name: {"purifier": one of the above, and what is different}.
     config.variants = ConfigDict()
 
@@ -135,6 +143,7 @@ _ASCENT = dict(
     targets=0,  # wrong classes to aim at one after the other, 0 for untargeted
     selectivity=1.0,  # of eot 'selective', and the rounds of its weights
     selection_steps=3,
+    penalty=0.0,  # on a score norm above the detector's threshold, of defences that have one
     starts=(),  # rows, as 'schedule-exact', or 'blind', whose images it climbs from as well
     estimate="",  # of the gradient by values of the loss: 'spsa' or 'nes'
     directions=64,  # of an estimate

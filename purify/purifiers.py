@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify.adp import ADP
+from purify.detection import DetectThenPurify
 from purify.networks import Score
 from purify.noise import add_noise
 from purify.reference import ReferenceADP
@@ -149,7 +150,13 @@ PURIFIERS = {
     "schedule": Schedule,
     "adp": ADP,
     "adp_reference": ReferenceADP,
+    "detect_then_purify": DetectThenPurify,
 }
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The options of the purifier of that name that are purifiers themselves."""
+    return getattr(choose("purifier", PURIFIERS, name), "parts", ())
 
 
 def needs_score(name: str) -> bool:
@@ -158,12 +165,18 @@ def needs_score(name: str) -> bool:
 
 
 def build(name: str, score: Score | None, **options) -> Purifier:
-    """The purifier `name`; `score` may be None where none is needed.
+    """The purifier `name`; `score` may be None where none is needed. Options that are purifiers
+    (parts_of) are given as {"purifier": its name, and its options}.
 
     Raises ValueError for an unknown name or option, listing what exists.
     """
     make = choose("purifier", PURIFIERS, name)
     check_options(name, make, options, reserved=frozenset({"score"}))
+    for part in parts_of(name):
+        if part not in options:
+            raise ValueError(f"{name} needs {part}=dict(purifier=..., its options)")
+        own = dict(options[part])
+        options[part] = build(own.pop("purifier"), score, **own)
     if not needs_score(name):
         return make(**options)
     if score is None:

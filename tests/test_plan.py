@@ -14,6 +14,7 @@ from configs import cifar10, digits
 from configs.base import suite
 from purify import models
 from purify.checkpoint import differing_fields
+from purify.detection import ScoreNormPenalty
 from purify.evals.defenses import classifier_run
 from purify.evals.plan import plan
 from purify.evals.rows import crafting, without_exact
@@ -343,6 +344,26 @@ def test_a_variant_has_the_classifier_that_it_names():
             dict(attacks__bpda__direction="full", attacks__bpda__fixed_key=True),
             "fixed_key=True does not fit direction='full'",
         ),
+        (dict(attacks__exact__penalty=-1.0), "config.attacks.exact.penalty=-1.0 must be at least"),
+        (dict(attacks__exact__penalty=1.0), "config.attacks.exact: penalty=1.0 does not apply to"),
+        (
+            dict(attacks__bpda__penalty=1.0, attacks__bpda__fixed_key=True),
+            "config.attacks.bpda.fixed_key=True does not fit penalty=1.0",
+        ),
+        (
+            dict(
+                eval__defenses=("detect_then_purify",),
+                detect_then_purify__natural__purifier="detect_then_purify",
+            ),
+            "natural.purifier='detect_then_purify' has parts itself",
+        ),
+        (
+            dict(
+                eval__defenses=("detect_then_purify",),
+                detect_then_purify__suspected__purifier="wall",
+            ),
+            "config.detect_then_purify.suspected.purifier 'wall' is unknown",
+        ),
         (dict(attacks__exact__eot="selective"), "margin or dlr, not loss='cross_entropy'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -350,6 +371,26 @@ def test_a_variant_has_the_classifier_that_it_names():
 def test_what_does_not_fit_is_refused_before_anything_runs(changes, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         make("digits", **changes)
+
+
+def test_attacks_that_know_of_a_detector_keep_below_its_threshold():
+    config, rows = make("digits", "detect")
+    defended, attacked = (
+        rows["detect_then_purify-penalised_30"],
+        rows["detect_then_purify-natural_30"],
+    )
+    purifier = defended.defense.purifier
+    assert purifier.natural == Schedule(purifier.score, sigma=0.1)
+    assert purifier.suspected.num_steps == config.adp.num_steps
+    for row in (defended, attacked):
+        assert row.beside == {"penalty_fn": ScoreNormPenalty(purifier.score, 0.42, 30.0)}
+    assert attacked.attacked.purifier == purifier.natural
+    queries = defended.attack.gradient_queries + defended.attack.selection_queries
+    assert (purifier.nfe, purifier.nge) == (1 + 5 + 20, 5 + 20)
+    assert defended.attack_nfe == queries * (purifier.nfe + 1)
+    assert attacked.attack_nfe == queries * (5 + 1)
+    assert attacked.attack_nge == attacked.attack.gradient_queries * (5 + 1)
+    assert not rows["detect_then_purify-exact"].beside
 
 
 def test_a_direction_is_for_pgd_alone():

@@ -27,10 +27,17 @@ NUM_IMAGES, NUM_STEPS = 128, 10
 ACROSS_SHAPES = 1e-4
 
 # id -> (name, head, options): every entry of the table, and what changes its program.
-ADAPTIVE = ("adp", "adp_reference")
+ADAPTIVE = ("adp", "adp_reference", "detect_then_purify")
+# Between the score norms of these images, 3e-6 apart there: 38 of them are taken for natural.
+DETECTING = dict(
+    threshold=0.9997718,
+    natural=dict(purifier="schedule", sigma=0.1, num_steps=3),
+    suspected=dict(purifier="adp", num_steps=NUM_STEPS, tau=2e-3),
+)
 CASES = {name: (name, "score", {}) for name in PURIFIERS if name not in ADAPTIVE}
 # Alone: what it does with a batch is not the contract, and is tested apart.
 CASES["adp_reference"] = ("adp_reference", "score", {"axis_name": None, "tau": 2e-3})
+CASES["detect_then_purify"] = ("detect_then_purify", "score", DETECTING)
 CASES["schedule-energy"] = ("schedule", "energy", {})
 CASES |= {f"{name}-denoiser": (name, "denoiser", {}) for name in ("one_step", "schedule")}
 CASES |= {

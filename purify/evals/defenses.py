@@ -15,15 +15,30 @@ def purifier_options(config, name: str, *, field: str = "defence") -> tuple[str,
     the purifier that it names, with what it changes."""
     variants = config.variants.to_dict()
     choose(field, dict.fromkeys([*purifiers.PURIFIERS, *variants]), name)
-    changes = variants.get(name, {"purifier": name})
-    if name in variants and (name in purifiers.PURIFIERS or not re.fullmatch(r"\w+", name)):
+    if name in purifiers.PURIFIERS and name not in variants:
+        return _with_parts(config, f"config.{name}", {"purifier": name})
+    if name in purifiers.PURIFIERS or not re.fullmatch(r"\w+", name):
         raise ValueError(
             f"config.variants.{name}: the name must be of letters, digits and _, and no purifier's"
         )
+    return _with_parts(config, f"config.variants.{name}", variants[name])
+
+
+def _with_parts(config, field: str, changes: Mapping) -> tuple[str, dict]:
+    """The same, of {"purifier": entry, and what is different}; a purifier's parts are described and
+    completed likewise."""
     kind = changes.get("purifier")
-    choose(f"config.variants.{name}.purifier", purifiers.PURIFIERS, kind)
-    own = {field: changes[field] for field in changes if field not in ("purifier", "classifier")}
-    return kind, config[kind].to_dict() | own
+    choose(f"{field}.purifier", purifiers.PURIFIERS, kind)
+    options = config[kind].to_dict() | {
+        option: changes[option] for option in changes if option not in ("purifier", "classifier")
+    }
+    for part in purifiers.parts_of(kind):
+        where, name = f"{field}.{part}", options[part].get("purifier")
+        if name in purifiers.PURIFIERS and purifiers.parts_of(name):
+            raise ValueError(f"{where}.purifier={name!r} has parts itself, so it cannot be one")
+        name, own = _with_parts(config, where, options[part])
+        options[part] = {"purifier": name, **own}
+    return kind, options
 
 
 def classifier_run(config, name: str) -> str:

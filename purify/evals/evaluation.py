@@ -2,14 +2,13 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from attacks.directions import Direction
 from attacks.gradients import average_logits, bind, draws
 from attacks.types import Attack, Attacked
 from purify import parallel
@@ -19,7 +18,7 @@ from purify.evals.choosing import choose
 from purify.evals.rows import Row, crafting, with_stages
 from purify.evals.store import Store
 from purify.random import image_keys
-from purify.types import Array, Key
+from purify.types import Array, Key, PyTree
 
 # What an image's attack key is folded with to purify the clean image, for attacks that know the
 # result; attacks themselves fold it with numbers below.
@@ -41,7 +40,7 @@ class Scored(NamedTuple):
 def craft(
     attack: Attack,
     attacked: Defense,
-    direction: Direction | None,
+    beside: Mapping[str, PyTree],
     attack_keys: Key,
     defense_keys: Key,
     images: Array,
@@ -52,13 +51,11 @@ def craft(
 ) -> Attacked:
     """Attack a batch: keys [B], images [B, H, W, C], labels [B] -> Attacked, stacked.
 
-    direction: what the attack's steps follow beside the gradient, see Row.
+    beside: more callables of the attack, by its keywords, see Row.beside.
     starts: [B, m, H, W, C], points that the attack climbs from as well, of an attack that takes m.
     fixed_key: the attacker knows all S keys of the defence's first draw and attacks that one
     deterministic function; otherwise it never sees the defence's keys.
     """
-
-    along = {} if direction is None else {"direction_fn": direction}
 
     def one(key, defense_key, image, label, starts):
         given = {} if starts is None else {"starts": starts}
@@ -69,7 +66,7 @@ def craft(
             runs = bound.runs(jax.random.fold_in(defense_key, 0), x)
             return average_logits(runs, attack.average)
 
-        return attack(key, known_draw if fixed_key else bound.run, image, label, **along, **given)
+        return attack(key, known_draw if fixed_key else bound.run, image, label, **beside, **given)
 
     batch = (attack_keys, defense_keys, images, labels, starts)
     return jax.vmap(one, axis_name="batch")(*batch)
@@ -174,14 +171,14 @@ class Evaluation:
         if row.stages:
             return choose(self, row, pending)
         self.progress.set_description(f"{row.name}: compiling the attack")
-        attacked, direction = parallel.replicate((row.attacked, row.direction))
-        arguments, static = (row.attack, attacked, direction), {"fixed_key": row.fixed_key}
+        attacked, beside = parallel.replicate((row.attacked, row.beside))
+        arguments, static = (row.attack, attacked, beside), {"fixed_key": row.fixed_key}
         lowered = craft.lower(*arguments, *self._attack_batch(row, pending), **static)
         program = lowered.compile(compiler_options())
         adversarial = self.attacked_images(row)
         for at in self.batches(pending, f"{row.name}: attacking"):
             batch = self._attack_batch(row, at)
-            result, seconds = self.timed(program, attacked, direction, *batch)
+            result, seconds = self.timed(program, attacked, beside, *batch)
             result = Attacked(*(array[: len(at)] for array in result))
             distance = check_in_ball(result.image, self.images[at], row.attack.norm, row.attack.eps)
             adversarial[at] = result.image

@@ -9,6 +9,7 @@ from attacks.directions import Direction, build_direction
 from attacks.gradients import AVERAGES, attacked_purifier
 from attacks.types import Attack
 from purify.defense import Defense
+from purify.detection import ScoreNormPenalty
 from purify.evals.defenses import build_defense, build_purifier, classifier_run, purifier_options
 from purify.evals.rows import Row, strongest_of, strongest_rows, without_exact
 from purify.evals.strongest import MIN_SELECTION_DRAWS
@@ -19,8 +20,8 @@ from purify.tables import choose
 RESERVED = ("clean", "given", "strongest")
 # The fields of config.attacks.<name> that say against what it runs; all others build the attack.
 RUNNING = (
-    *("attack", "gradient", "surrogate", "direction", "starts", "fixed_key", "defenses"),
-    "num_images",
+    *("attack", "gradient", "surrogate", "direction", "penalty", "starts", "fixed_key"),
+    *("defenses", "num_images"),
 )
 
 
@@ -168,6 +169,7 @@ def _rows(
                 attack=source.attack,
                 attacked=source.attacked,
                 direction=source.direction,
+                penalty=source.penalty,
                 starts=source.starts,
                 options=options | {"source": source.crafted},
                 num_images=min(count, source.num_images),
@@ -187,6 +189,7 @@ def _rows(
         num_images=min([count, *(start.num_images for start in starts)]),
         num_draws=1 if options["fixed_key"] else clean.num_draws,
         starts=tuple(start.crafted for start in starts),
+        penalty=_penalty(field, options, defense),
     )
     known = surrogate if gradient == "surrogate" else defense.purifier
     return [
@@ -229,6 +232,19 @@ def attack_direction(name: str, options: Mapping, attack: Attack, purifier) -> D
             f"{field}.direction={direction!r} does not fit: a blind attacker knows no purifier"
         )
     return build_direction(direction, purifier, num_samples=attack.eot_samples, chunk=attack.chunk)
+
+
+def _penalty(field: str, options: Mapping, defense: Defense) -> ScoreNormPenalty | None:
+    """What an attack subtracts from its loss to look natural to the defence; None for nothing."""
+    weight = options.get("penalty", 0.0)
+    if weight < 0:
+        raise ValueError(f"{field}.penalty={weight} must be at least 0")
+    if weight and options["fixed_key"]:
+        raise ValueError(f"{field}.fixed_key=True does not fit penalty={weight}")
+    try:
+        return ScoreNormPenalty.of(defense.purifier, weight) if weight else None
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
 
 
 def _check_exact_beside_bpda(rows: list[Row], alone_allowed: Sequence[str]) -> None:

@@ -144,6 +144,8 @@ def _title(config, rows: list[Row]) -> str:
         attack, gradient = row.attack, row.options["gradient"]
         if direction := row.options.get("direction"):
             gradient += f" and direction {direction}"
+        if penalty := row.options.get("penalty"):
+            gradient += f" less {penalty:g} x (score norm above its threshold)"
         budgets.append(
             f"{name}: {row.options['attack']}, {gradient}, {attack.norm} {attack.eps:.3g}, "
             f"{attack.budget}"

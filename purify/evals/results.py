@@ -70,7 +70,9 @@ def result_rows(
     records, clean: of the same images, attacked and clean (the clean ones empty where images were
     given). exact_beside: of a row of BPDA, whether one of the exact gradient in its ball is there.
     """
-    purifier, attack = row.defense.purifier, row.attack
+    attack = row.attack
+    # Of one that detects first, what it does where it suspects.
+    purifier = getattr(row.defense.purifier, "suspected", row.defense.purifier)
     defense = {
         "name": row.defense_name,
         "sigma": getattr(purifier, "sigma", 0.0),
@@ -85,6 +87,7 @@ def result_rows(
         "gradient": row.options.get("gradient"),
         "surrogate": row.options.get("surrogate") or None,
         "direction": row.options.get("direction") or None,
+        "penalty": row.options.get("penalty") or None,
         "attack_steps": getattr(attack, "num_steps", None),
         **{name: getattr(attack, name, None) for name in ATTACK_FIELDS},
         "num_images": len(records),
@@ -146,7 +149,9 @@ def comparisons(config, done: list[tuple[Row, list[dict]]], *, seed: int) -> lis
                 for other, _ in done
                 if other.defense_name == headline
                 and other.attack == row.attack
-                and other.options.get("direction") == row.options.get("direction")
+                and all(
+                    other.options.get(k) == row.options.get(k) for k in ("direction", "penalty")
+                )
                 and other.options["gradient"] == "bpda"
                 and other.fixed_key == row.fixed_key
             ]

@@ -8,6 +8,7 @@ from attacks.gradients import OTHER_FUNCTIONS, binding_nfe
 from attacks.types import Attack
 from purify import purifiers
 from purify.defense import Defense
+from purify.detection import ScoreNormPenalty
 from purify.evals.strongest import MIN_SELECTION_DRAWS, Strongest
 
 
@@ -22,6 +23,7 @@ class Row:
     classifier_name: '' for the evaluation's own classifier; for another one, the first defence that
         has it.
     direction: what the attack's steps follow beside the gradient, None for nothing.
+    penalty: what the attack subtracts from its loss to look natural, None for nothing.
     starts: names of attacked images (see crafted) that the attack climbs from as well.
     stages: of a row that chooses each image among those of other attacks (Strongest), the rows of
         these attacks, in the order in which they are tried.
@@ -37,6 +39,7 @@ class Row:
     num_draws: int
     classifier_name: str = ""
     direction: Direction | None = None
+    penalty: ScoreNormPenalty | None = None
     starts: tuple[str, ...] = ()
     stages: tuple["Row", ...] = ()
 
@@ -67,6 +70,12 @@ class Row:
         return self.attack is not None and (undefended or not other)
 
     @property
+    def beside(self) -> dict:
+        """The callables that the attack takes besides logits_fn, by keyword."""
+        callables = {"direction_fn": self.direction, "penalty_fn": self.penalty}
+        return {name: fn for name, fn in callables.items() if fn is not None}
+
+    @property
     def attack_nfe(self) -> int:
         """Score-network forwards that the attack takes per image."""
         if not self.attack:
@@ -74,6 +83,8 @@ class Row:
         nfe = self.attack_queries * self.attacked.purifier.nfe + binding_nfe(self.attacked.purifier)
         if self.direction is not None:
             nfe += self.attack.direction_queries * self.direction.nfe
+        if self.penalty is not None:
+            nfe += self.attack_queries * self.penalty.nfe
         return nfe
 
     @property
@@ -81,7 +92,8 @@ class Row:
         """Score-network gradients that the attack takes per image."""
         if not self.attack:
             return 0
-        return self.attack.gradient_queries * self._runs_per_query * self.attacked.purifier.nge
+        nge = self.attacked.purifier.nge + (self.penalty.nfe if self.penalty else 0)
+        return self.attack.gradient_queries * self._runs_per_query * nge
 
     @property
     def attack_queries(self) -> int:
