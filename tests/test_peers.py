@@ -34,8 +34,8 @@ RADII = {
     ("plain", "l1"): (0.8, 1.1),
     ("robust", "l1"): (1.2, 1.6),
 }
-# What one attack leaves from single random starts has a standard deviation of 0.1 to 0.9 points here
-# (six starts of ours): too much beside the one point that is allowed.
+# What one attack leaves from single random starts has a standard deviation of 0.1 to 0.9 points
+# here (six starts of ours): too much beside the one point that is allowed.
 STARTS = 3
 MORE_LEFT = 0.01  # of robust accuracy
 FURTHER = 0.01  # of the mean distance
