@@ -87,6 +87,8 @@ class Ascent(Expected):
         Every run, also of the given_starts from points that are given, ranks its iterates on
         eot_samples draws, one fixed set of keys for all that serves no gradient, and offers the
         best and the last of them for selection.
+    remeasure: whether iterates are ranked on draws of their own, which no gradient serves. Only a
+        deterministic logits_fn does without: its gradient's forward pass has the loss already.
     keep: 'best', or 'last' for the last iterates only, as published attacks have it.
     estimate, directions, delta: '' differentiates; 'spsa' and 'nes' see values of the loss only,
         at distance delta along random directions; see estimated_gradient.
@@ -97,6 +99,7 @@ class Ascent(Expected):
     restarts: int = 1
     given_starts: int = 0
     random_start: bool = True
+    remeasure: bool = True
     keep: str = "best"
     estimate: str = ""
     directions: int = 64
@@ -173,7 +176,8 @@ class Ascent(Expected):
         the candidates and the clean image; and what an estimated gradient takes."""
         classes = self.eot_samples if self.targets else 0
         estimates = 2 * self.directions * self._step_queries if self.estimate else 0
-        return classes + estimates + self._step_queries + self.choice_queries(self._candidates)
+        ranking = 0 if self._ranks_by_gradient else self._step_queries
+        return classes + estimates + ranking + self.choice_queries(self._candidates)
 
     def __call__(
         self,
@@ -205,14 +209,18 @@ class Ascent(Expected):
             start = self._start(jax.random.fold_in(start_key, index), image, starts, index)
             keys = jax.random.fold_in(gradient_key, index)
 
+            def rank(x):
+                ranked = runs_fn(ranking_key, x)
+                return self.value(ranked, label, target), ranked.any_wrong(label)
+
             def evaluate(t, x):
-                step_key, ranked = jax.random.fold_in(keys, t), runs_fn(ranking_key, x)
-                return View(
-                    self.value(ranked, label, target),
-                    gradient_fn(step_key, x),
-                    ranked.any_wrong(label),
-                    direction_fn(step_key, x) if direction_fn is not None else None,
-                )
+                step_key = jax.random.fold_in(keys, t)
+                if self._ranks_by_gradient:
+                    (loss, wrong), gradient = jax.value_and_grad(rank, has_aux=True)(x)
+                else:
+                    (loss, wrong), gradient = rank(x), gradient_fn(step_key, x)
+                direction = direction_fn(step_key, x) if direction_fn is not None else None
+                return View(loss, gradient, wrong, direction)
 
             best, last, interim = self.ascend(evaluate, start, image)
             return last[None] if self.keep == "last" else jnp.stack([best, last]), interim
@@ -246,6 +254,11 @@ class Ascent(Expected):
     @property
     def _candidates(self) -> int:
         return self._runs * (1 if self.keep == "last" else 2)
+
+    @property
+    def _ranks_by_gradient(self) -> bool:
+        """Whether one pass gives an iterate's gradient and the loss that it is ranked by."""
+        return not self.remeasure and not self.estimate and self.eot in objective.EOTS
 
     @property
     def _step_queries(self) -> int:

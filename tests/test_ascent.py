@@ -446,6 +446,23 @@ def test_queries_are_counted_and_choices_share_no_key_with_gradients(eot):
     assert (attack.gradient_queries, attack.selection_queries) == (12, 12 + scored * draws)
 
 
+@pytest.mark.parametrize("name", ["pgd", "apgd"])
+@pytest.mark.parametrize("eot", EOTS)
+def test_of_a_deterministic_classifier_one_run_a_step_is_gradient_and_ranking(name, eot):
+    options = dict(eps=0.1, num_steps=6, loss="margin", eot=eot, restarts=2, selection_draws=1)
+    twice = attacks.build(name, **options)
+    once = dataclasses.replace(twice, remeasure=False)
+    _, *_, expected = recorded(twice, noisy(sigma=0.0))
+    recorder, *_, result = recorded(once, noisy(sigma=0.0))
+    runs = sum(map(len, recorder.runs.values()))
+    assert runs == once.gradient_queries + once.selection_queries
+    if eot in objective.EOTS:
+        assert runs == 2 * 6 + 2 * 2 + 1
+    # The same but for rounding, which a sign step can make as large as its length: not here.
+    np.testing.assert_allclose(result.image, expected.image, rtol=0, atol=1e-6)
+    assert result.interim == expected.interim
+
+
 def test_the_image_returned_is_the_candidate_of_highest_selection_loss():
     """Candidates: of every restart the last iterate, and of those before it the one of highest
     loss on the ranking keys, fold_in(key, 3), which are the same for all."""

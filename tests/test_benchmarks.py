@@ -13,8 +13,10 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
 def test_every_benchmark_imports(name):
-    if name == "pytorch":
+    if name in ("apgd", "pytorch"):
         pytest.importorskip("torch", reason="needs requirements-torch.txt")
+    if name == "apgd":
+        pytest.importorskip("pyautoattack", reason="needs requirements-peers.txt")
     importlib.import_module(f"benchmarks.{name}")
 
 

@@ -151,9 +151,9 @@ def test_costs_by_hand():
     assert row.score_nfe == 4 * 5 * 20
     assert rows["adp-bpda"].attack_nge == 0 and rows["adp-bpda"].attack_nfe == row.attack_nfe
     assert rows["adp-blind"].attack_nfe == 0
-    assert (
-        rows["adp-blind"].attack_queries == 40 + 40 + 3
-    )  # deterministic: one draw is all there are
+    # Deterministic: one draw is all there are, and one run a step ranks as well.
+    assert rows["adp-blind"].attack_queries == 40 + 3
+    assert not rows["adp-blind"].attack.remeasure and row.attack.remeasure
     assert rows["schedule-exact"].attack_nge == 15 * 4 * 5
     _, energy = make("digits", score__head="energy")
     assert energy["adp-exact"].attack_nfe == 2 * row.attack_nfe
@@ -168,7 +168,7 @@ def test_the_full_variant_covers_modes_estimators_and_protocols():
     assert isinstance(rows["adp-surrogate"].attacked.purifier, Schedule)
     fixed = rows["adp-fixed_key"]
     assert fixed.fixed_key and fixed.num_draws == fixed.attack.eot_samples == 1
-    assert fixed.attack_queries == (40 + 40 + 3) * 10  # each takes all S runs of the known draw
+    assert fixed.attack_queries == (40 + 3) * 10  # each takes all S runs of the known draw
     assert rows["adp-l2"].attack.norm == "l2" and rows["adp-mim"].attack.momentum == 1
     assert isinstance(rows["adp-l1"].attack, APGD) and rows["adp-l1"].attack.norm == "l1"
     black_box = rows["adp-square"]
@@ -205,7 +205,7 @@ def test_the_papers_own_adaptive_attacks_and_their_costs():
     approximate = rows["adp-approximate_input"]
     assert isinstance(approximate.attacked.purifier, ApproximateInput)
     # One purification, after which there is nothing random: one run a step, a choice of three.
-    assert (approximate.attack_queries, approximate.attack_nge) == (40 + 40 + 3, 0)
+    assert (approximate.attack_queries, approximate.attack_nge) == (40 + 3, 0)
     assert approximate.attack_nfe == 20 and approximate.num_draws == 10
     selective = rows["adp-selective"].attack
     assert (selective.eot, selective.eot_samples, selective.loss) == ("selective", 15, "margin")

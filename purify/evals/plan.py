@@ -42,7 +42,8 @@ def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, A
         own["given_starts"] = len(options["starts"])
     if not attacked.purifier.stochastic or options["fixed_key"]:
         own |= {"eot_samples": 1, "selection_draws": 1}  # every draw would be the same
-        own |= {"remeasure": False} if "remeasure" in own else {}
+        measures_twice = hasattr(attacks.ATTACKS.get(options["attack"]), "remeasure")
+        own |= {"remeasure": False} if measures_twice else {}
     elif own["selection_draws"] < MIN_SELECTION_DRAWS:
         raise ValueError(
             f"config.attacks.{name}.selection_draws={own['selection_draws']} must be at least "
