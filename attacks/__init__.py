@@ -5,6 +5,7 @@ import dataclasses
 from attacks.apgd import APGD
 from attacks.carlini_wagner import CarliniWagner
 from attacks.fab import FAB
+from attacks.fmn import FMN
 from attacks.pgd import PGD
 from attacks.rays import RayS
 from attacks.square import Square
@@ -14,6 +15,7 @@ ATTACKS = {
     "pgd": PGD,
     "apgd": APGD,
     "fab": FAB,
+    "fmn": FMN,
     "carlini_wagner": CarliniWagner,
     "square": Square,
     "rays": RayS,

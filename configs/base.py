@@ -155,6 +155,7 @@ _OWN = {
     "apgd": _ASCENT,
     "square": dict(num_steps=500, restarts=1, share=0.8, remeasure=True),
     "fab": dict(num_steps=100, targets=9, restarts=1),
+    "fmn": dict(num_steps=100),
     "carlini_wagner": dict(num_steps=200, learning_rate=0.01, searches=9, first_c=0.1),
     "rays": dict(num_steps=1000, tolerance=1e-3),
 }

@@ -96,6 +96,7 @@ SMALL = {
     "apgd": dict(num_steps=6, restarts=2, selection_draws=4, eot_samples=2),
     "square": dict(num_steps=16, restarts=2, selection_draws=4, eot_samples=2),
     "fab": dict(num_steps=8, targets=2, restarts=2, selection_draws=4, eot_samples=2),
+    "fmn": dict(num_steps=10, selection_draws=4, eot_samples=2),
     "carlini_wagner": dict(
         num_steps=10, searches=2, learning_rate=0.1, first_c=10.0, selection_draws=4, eot_samples=2
     ),
@@ -105,6 +106,7 @@ NORMS_OF = {
     "pgd": ("linf", "l2"),
     "apgd": NORMS,
     "fab": NORMS,
+    "fmn": NORMS,
     "carlini_wagner": ("l2",),
     "square": ("linf", "l2"),
     "rays": ("linf",),

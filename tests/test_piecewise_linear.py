@@ -110,13 +110,14 @@ def test_the_highest_piece_is_found(name, norm):
     check(loss >= best.max(1) - 1e-4, best.argmax(1), of_seen=1, of_hidden=0.5)
 
 
-# name, norm: options, and the shares to be found. Carlini and Wagner's search follows one gradient
-# from the clean image; FAB starts at most half as far away as what it has found already; RayS sees
-# answers alone.
+# name, norm: options, and the shares to be found. FMN, and Carlini and Wagner's search, follow one
+# gradient from the clean image; FAB starts at most half as far away as what it has found already;
+# RayS sees answers alone.
 SEARCHES = {
     ("fab", "linf"): (dict(num_steps=40, targets=1, restarts=5), 1, 0.1),
     ("fab", "l2"): (dict(num_steps=40, targets=1, restarts=5), 1, 0.1),
     ("fab", "l1"): (dict(num_steps=40, targets=1, restarts=5), 1, 0.1),
+    **{("fmn", norm): (dict(num_steps=100), 1, 0) for norm in EPS},
     ("carlini_wagner", "l2"): (
         dict(num_steps=200, searches=8, learning_rate=0.1, first_c=1.0), 1, 0
     ),
