@@ -31,7 +31,7 @@ cifar10-data: $(VENV)/ready  ## download and prepare the full CIFAR-10 into TFDS
 	  tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
 
 test: $(VENV)/ready-test  ## every test not marked slow
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/ready-test
 	$(BIN)/python -m pytest -m slow

@@ -19,6 +19,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file comes first: of two processes, neither is left alone with it."""
+    items.sort(key=lambda item: item.path.stem != "test_robust")
+
+
 @pytest.fixture
 def x64():
     """Double precision inside the test, so that rounding does not hide (or fake) an error."""
