@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from attacks import objective
 from attacks.gradients import draws, estimated_gradient
+from attacks.losses import others
 from attacks.norms import NORMS
 from attacks.objective import Expected, single_run
 from attacks.selective import selected
@@ -304,5 +305,4 @@ def likeliest_wrong(logits: Array, label: Array, count: int) -> Array:
     """The `count` classes of largest logit but for the label; ValueError where there are fewer."""
     if count >= logits.size:
         raise ValueError(f"targets={count} must be less than the {logits.size} classes there are")
-    wrong = jnp.where(jnp.arange(logits.size) == label, -jnp.inf, logits)
-    return jax.lax.top_k(wrong, count)[1]
+    return jax.lax.top_k(others(logits, label), count)[1]

@@ -8,16 +8,15 @@ import optax
 
 from attacks.gradients import average_logits
 from attacks.losses import margin
-from attacks.norms import NORMS
-from attacks.objective import Expected
-from attacks.types import Array, Attacked, LogitsFn, Nearest
+from attacks.objective import NearestWrong
+from attacks.types import Array, LogitsFn, Nearest
 
 # How close to 0 and 1 pixels begin, which tanh reaches at infinity only.
 INSIDE = 1 - 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class CarliniWagner(Expected):
+class CarliniWagner(NearestWrong):
     """`attack(key, logits_fn, image, label) -> Attacked`, for one image in [0, 1], under L2.
 
     Minimises |x - image|^2 + c max(-margin(x), 0) over x = (1 + tanh w) / 2 by Adam; c is the least
@@ -66,14 +65,6 @@ class CarliniWagner(Expected):
     def selection_queries(self) -> int:
         """Runs of logits_fn that are not."""
         return self.choice_queries(1)
-
-    def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
-        search_key, selection_key = jax.random.split(key)
-        nearest = self.nearest(search_key, logits_fn, image, label)
-        candidate = NORMS["l2"].project(nearest.image, image, self.eps)
-        return self.choose(
-            selection_key, logits_fn, image, label, candidate[None], interim=nearest.interim
-        )
 
     def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
         """The nearest wrong image found, in any ball."""

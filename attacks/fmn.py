@@ -7,19 +7,19 @@ import jax.numpy as jnp
 
 from attacks.fab import reach
 from attacks.gradients import average_logits
-from attacks.losses import margin
+from attacks.losses import margin, others
 from attacks.norms import NORMS
-from attacks.objective import Expected
-from attacks.types import Array, Attacked, LogitsFn, Nearest
+from attacks.objective import NearestWrong
+from attacks.types import Array, LogitsFn, Nearest
 
 # Of the first and the last step, in between by a cosine: how long it is (L2), and the share by
 # which the radius changes.
 LENGTHS, SHARES = (1.0, 0.01), (0.05, 0.001)
-REACH = 2.0
+REACH = 2.0  # of the radius before anything is wrong, in units of the linear model's
 
 
 @dataclasses.dataclass(frozen=True)
-class FMN(Expected):
+class FMN(NearestWrong):
     """`attack(key, logits_fn, image, label) -> Attacked`, for one image in [0, 1].
 
     Climbs the log odds of a wrong answer in a ball whose radius is found on the way: REACH times as
@@ -58,14 +58,6 @@ class FMN(Expected):
         """Runs of logits_fn that are not."""
         return self.choice_queries(1)
 
-    def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
-        search_key, selection_key = jax.random.split(key)
-        nearest = self.nearest(search_key, logits_fn, image, label)
-        candidate = NORMS[self.norm].project(nearest.image, image, self.eps)
-        return self.choose(
-            selection_key, logits_fn, image, label, candidate[None], interim=nearest.interim
-        )
-
     def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
         """The nearest wrong image found, in any ball; where none was, the last one looked at."""
         runs_fn, norm = self.runs(logits_fn), NORMS[self.norm]
@@ -73,8 +65,7 @@ class FMN(Expected):
         def climbed(x, key):
             runs = runs_fn(key, x)
             logits = average_logits(runs.logits, self.average)
-            wrong = jnp.where(jnp.arange(logits.size) == label, -jnp.inf, logits)
-            odds = jax.nn.logsumexp(wrong) - logits[label]
+            odds = jax.nn.logsumexp(others(logits, label)) - logits[label]
             return odds, (margin(logits, label), runs.any_wrong(label))
 
         def step(carry, t):

@@ -15,7 +15,7 @@ def cross_entropy(logits: Array, label: Array) -> Array:
 def margin(logits: Array, label: Array) -> Array:
     """Largest other logit minus the label's: positive exactly where the label is not the answer
     (Carlini and Wagner 2017)."""
-    return _largest_other(logits, label) - logits[label]
+    return jnp.max(others(logits, label)) - logits[label]
 
 
 def dlr(logits: Array, label: Array) -> Array:
@@ -53,9 +53,9 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
     return targeted_margin(logits, label, target) / (spread + 1e-12)
 
 
-def _largest_other(logits: Array, label: Array) -> Array:
-    is_label = jnp.arange(logits.shape[-1]) == label
-    return jnp.max(jnp.where(is_label, -jnp.inf, logits))
+def others(logits: Array, label: Array) -> Array:
+    """The logits [K] of the other classes, -inf in the place of the label's."""
+    return jnp.where(jnp.arange(logits.shape[-1]) == label, -jnp.inf, logits)
 
 
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

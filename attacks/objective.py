@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from attacks.gradients import AVERAGES, average_logits, draws, expectation
 from attacks.losses import LOSSES, TARGETED
 from attacks.norms import NORMS
-from attacks.types import Array, Attacked, LogitsFn, PenaltyFn
+from attacks.types import Array, Attacked, LogitsFn, Nearest, PenaltyFn
 
 EOTS = ("mean_of_loss", "loss_of_mean")
 
@@ -142,6 +142,24 @@ class Expected:
     @property
     def _selection_groups(self) -> int:
         return -(-self.selection_draws // self._group)
+
+
+@dataclasses.dataclass(frozen=True)
+class NearestWrong(Expected):
+    """An attack that looks for the nearest wrong image, whatever its distance, by `nearest`; called
+    as an attack, it offers that image's nearest point of the ball."""
+
+    def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
+        """The nearest wrong image found, in any ball."""
+        raise NotImplementedError
+
+    def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
+        search_key, selection_key = jax.random.split(key)
+        found = self.nearest(search_key, logits_fn, image, label)
+        candidate = NORMS[self.norm].project(found.image, image, self.eps)
+        return self.choose(
+            selection_key, logits_fn, image, label, candidate[None], interim=found.interim
+        )
 
 
 def single_run(logits_fn: LogitsFn, penalty_fn: PenaltyFn | None) -> Callable:

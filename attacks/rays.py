@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from attacks.norms import NORMS
-from attacks.objective import Expected
-from attacks.types import Array, Attacked, LogitsFn, Nearest
+from attacks.objective import NearestWrong
+from attacks.types import Array, LogitsFn, Nearest
 
 
 @dataclasses.dataclass(frozen=True)
-class RayS(Expected):
+class RayS(NearestWrong):
     """`attack(key, logits_fn, image, label) -> Attacked`, for one image in [0, 1], under Linf.
 
     Sees which class is the answer, and nothing else. It searches a direction of signs along which
@@ -55,14 +55,6 @@ class RayS(Expected):
     def selection_queries(self) -> int:
         """Runs of logits_fn that are not."""
         return self.num_steps * self.eot_samples + self.choice_queries(1)
-
-    def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
-        search_key, selection_key = jax.random.split(key)
-        nearest = self.nearest(search_key, logits_fn, image, label)
-        candidate = NORMS["linf"].project(nearest.image, image, self.eps)
-        return self.choose(
-            selection_key, logits_fn, image, label, candidate[None], interim=nearest.interim
-        )
 
     def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
         """The nearest wrong image found, in any ball; its distance is the radius along its ray."""

@@ -28,7 +28,7 @@ from purify.networks import Classifier
 from tests.torch_twins import CifarResNet
 
 BATCH, SHAPE, EPS, STEPS, ROUNDS = 128, (32, 32, 3), 8 / 255, 20, 5
-AT_ONCE = (128, 32)  # images: all, or as many as a CPU's caches hold
+AT_ONCE = (128, 16)  # images: all, or as many as a CPU's caches hold
 
 
 class Sides:

@@ -53,8 +53,7 @@ class DetectThenPurify:
         return self.natural.nge + self.suspected.nge
 
     def __call__(self, key: Key, image: Image) -> Image:
-        purified = self.suspected(key, image), self.natural(key, image)
-        return jnp.where(self.is_suspected(image), *purified)
+        return self.trace(key, image)[0]
 
     def is_suspected(self, image: Image) -> Array:
         return score_norm(self.score, image) > self.threshold

@@ -78,7 +78,7 @@ def attack_rows(
     # Of a purifier that draws nothing every sample is the same.
     eot = dict(eot_samples=budget.eot_samples, selection_draws=MIN_SELECTION_DRAWS)
     eot = eot if stochastic else dict(eot_samples=1, selection_draws=1)
-    eot |= dict(chunk=defense.chunk)
+    eot |= dict(chunk=defense.chunk, remeasure=stochastic)
 
     def pgd(**changes) -> Attack:
         options = ball | climb | eot | changes
@@ -108,7 +108,7 @@ def attack_rows(
     estimate = dict(estimate="spsa", directions=budget.directions)
     by_values = {"spsa": pgd(**estimate, loss="margin", eot_samples=1)}
     if budget.norm != "l1":
-        square = ball | eot | dict(num_steps=budget.proposals, remeasure=stochastic)
+        square = ball | eot | dict(num_steps=budget.proposals)
         by_values["square"] = attacks.build("square", **square)
 
     num_draws = budget.num_draws if stochastic else 1
