@@ -36,7 +36,7 @@ def proportion(outcomes: ArrayLike, *, confidence: float = 0.95) -> Estimate:
     """
     outcomes = _binary("outcomes", outcomes)
     n = len(outcomes)
-    low, high = _clopper_pearson(outcomes.sum(), n, _tail(confidence))
+    low, high = clopper_pearson(outcomes.sum(), n, _tail(confidence))
     return Estimate(float(outcomes.mean()), low, high, n)
 
 
@@ -84,7 +84,7 @@ def bootstrap_mean(
     levels, counts = np.unique(values.round(12), return_counts=True)
     n, mean = len(values), float(values.mean())
     if len(levels) == 1:
-        _, unseen = _clopper_pearson(0, n, tail)
+        _, unseen = clopper_pearson(0, n, tail)
         return Estimate(mean, mean - unseen * (mean - floor), mean + unseen * (ceiling - mean), n)
 
     deviations = levels - counts @ levels / n
@@ -143,9 +143,9 @@ def paired_difference(
     n, wins, losses = len(a), np.sum(a > b), np.sum(a < b)
     tail = _tail(confidence)
     disagree = wins + losses
-    rate = (disagree / n, *_clopper_pearson(disagree, n, tail))
+    rate = (disagree / n, *clopper_pearson(disagree, n, tail))
     lean = (wins - losses) / max(disagree, 1)
-    lean_low, lean_high = (2 * share - 1 for share in _clopper_pearson(wins, disagree, tail))
+    lean_low, lean_high = (2 * share - 1 for share in clopper_pearson(wins, disagree, tail))
     low, high = _product_low(lean, lean_low, *rate), -_product_low(-lean, -lean_high, *rate)
     return Estimate(float((wins - losses) / n), low, high, n)
 
@@ -215,6 +215,14 @@ def beats(a: ArrayLike, b: ArrayLike, **options) -> bool:
     return paired_difference(a, b, **options).low > 0
 
 
+def clopper_pearson(successes: int, n: int, tail: float) -> tuple[float, float]:
+    """Ends (low, high) with probability at most `tail` beyond each; (0, 1) when n is 0. Either end
+    alone is a one-sided bound of confidence 1 - tail."""
+    low = beta.ppf(tail, successes, n - successes + 1) if successes > 0 else 0.0
+    high = beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
+    return float(low), float(high)
+
+
 def _resample(
     levels: np.ndarray, counts: np.ndarray, num_resamples: int, rng: np.random.Generator
 ) -> np.ndarray:
@@ -243,13 +251,6 @@ def _product_low(
         (lean - lean_low) * (rate - worst_rate(lean_low)),
     )
     return float(max(lean * rate - np.linalg.norm(steps), lean_low * worst_rate(lean_low)))
-
-
-def _clopper_pearson(successes: int, n: int, tail: float) -> tuple[float, float]:
-    """Ends (low, high) with probability at most `tail` beyond each; (0, 1) when n is 0."""
-    low = beta.ppf(tail, successes, n - successes + 1) if successes > 0 else 0.0
-    high = beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
-    return float(low), float(high)
 
 
 def _tail(confidence: float) -> float:
