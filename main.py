@@ -13,6 +13,8 @@ Modes, in the order in which they are needed:
   check_gradients   whether attacks on the configured defence see its gradient: attacks that know
                     less, or do less, must not beat the exact gradient's, and a step along it must
                     gain what it says; a verdict for each check
+  certify           L2 radii within which the answer of the smoothed defence does not change, by
+                    randomised smoothing; --max_images as above
   compare           pair the rows that two evaluations share, image by image:
                     --input=RUN_A,RUN_B, and --output=FILE.json to write it too
   purify            purify the images in --input (a folder of PNG or JPEG files, .npy, .npz) and
@@ -52,6 +54,7 @@ MODES = {
     "train": "purify.train_score",
     "eval_robust": "purify.evals.robust",
     "check_gradients": "purify.evals.gradient_health",
+    "certify": "purify.evals.certify",
     "compare": "purify.evals.compare",
     "purify": "purify.evals.purify_files",
     "import_weights": "purify.import_weights",
@@ -63,6 +66,7 @@ CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem != "
 # mode -> the flags below that it takes
 OPTIONS = {
     "eval_robust": ("input", "max_images"),
+    "certify": ("max_images",),
     "compare": ("input", "output"),
     "purify": ("input", "output"),
     "import_weights": ("input", "output", "arch"),

@@ -103,6 +103,18 @@ def base() -> ConfigDict:
     config.check.proposals = 50  # of each restart of Square
     config.check.directions = 8  # of each gradient that SPSA estimates
 
+    # Of --mode=certify; see purify/evals/smoothing.py.
+    config.certify = ConfigDict()
+    config.certify.defenses = ("noise_only", "one_step")  # plain, and denoised smoothing
+    config.certify.sigmas = (0.25,)  # of the certificates' noise, the only one that is injected
+    config.certify.num_selection = 100  # samples that select the class
+    config.certify.num_samples = 10_000  # that certify it
+    config.certify.alpha = 1e-3
+    config.certify.num_images = 100
+    config.certify.budgets = ConfigDict()  # by defence: other num_images, num_samples
+    config.certify.chunk = 1000  # samples computed at once
+    config.certify.radii = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the table
+
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
     config.eval.attacks = ("blind", "bpda", "exact")

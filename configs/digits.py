@@ -54,6 +54,8 @@ def get_config(variant: str = ""):
         config.attacks.exact.num_images = 100
     # 95 % of the score norms of validation images are below.
     config.detect_then_purify.threshold = 0.42
+    config.certify.defenses = ("noise_only", "one_step", "adp")
+    config.certify.budgets.adp = dict(num_images=20, num_samples=1000)
     if variant == "detect":
         _detect(config)
     return config

@@ -1,80 +1,22 @@
 """--mode=certify: L2 certificates of "purify, then classify", by randomised smoothing."""
 
 import dataclasses
-import functools
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from tqdm import tqdm
 
-from purify import parallel
 from purify.checkpoint import image_shape, load_score, read_settings, weight_hash
-from purify.compilation import jit
-from purify.defense import Defense
 from purify.evals import plots, smoothing
+from purify.evals.certification import Certification, SmoothedRow, smoothed
 from purify.evals.defenses import build_defense, purifier_options
-from purify.evals.evaluation import BAR
 from purify.evals.report import print_wide
 from purify.evals.robust import agreed_classes, load_classifiers, load_images, network_runs
 from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store
 from purify.jsonl import write_json
-from purify.random import image_keys, index_keys
-from purify.types import Array, Key
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SmoothedRow:
-    """One smoothed defence: its first noise, sigma, is the certificate's."""
-
-    defense_name: str
-    defense: Defense
-    sigma: float
-    num_images: int
-    num_samples: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.defense_name}-{self.sigma:g}"
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations of one sample."""
-        return self.defense.purifier.nfe
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def sample_keys(key: Key, first: int, number: int) -> Key:
-    """Keys [number] of an image's samples from `first` on."""
-    return index_keys(key, first + jnp.arange(number))
-
-
-@jit
-def predict(defense: Defense, keys: Key, image: Array) -> Array:
-    """The class [n] that one run of the defence gives to image [H, W, C] with each of keys [n]."""
-    return jax.vmap(lambda key: defense.run(key, image).argmax())(keys)
-
-
-def smoothed(defense: Defense, sigma: float, name: str) -> Defense:
-    """The defence with its injected noise at sigma: the certificate's noise, and the only one.
-
-    Raises ValueError where its first act is not to add that noise to the image, or where its draws
-    are not independent.
-    """
-    purifier = defense.purifier
-    if defense.couples_batch:
-        raise ValueError(f"{name} decides a batch together: its draws are not independent")
-    if "sigma" not in {field.name for field in dataclasses.fields(purifier)}:
-        raise ValueError(
-            f"{name} cannot be certified: {type(purifier).__name__} does not begin with noise of "
-            "its own; choose one that does, as noise_only for smoothing the classifier alone"
-        )
-    return dataclasses.replace(defense, purifier=dataclasses.replace(purifier, sigma=sigma))
 
 
 def run(config, workdir: Path, max_images: int | None = None) -> None:
@@ -113,114 +55,12 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         figure.parent.mkdir(exist_ok=True)
         write_json(path, results)
         plots.certified_curves(figure, results["rows"])
-        print_table(results, cfg.radii)
+        print_wide(results_table(results, cfg.radii))
         written = "\n".join(f"  {p}" for p in (path, store.folder / "images.jsonl", figure))
         print(f"\nwritten:\n{written}")
     if max_images and max_images < needed:
         print(f"stopped after {max_images} of {needed} images (--max_images); the same command "
               "with more of them, or without it, goes on from here")  # fmt: skip
-
-
-class Certification:
-    """The rows of one certification, image by image, into a Store.
-
-    images: float32 [n, H, W, C] in [0, 1]; labels: int [n]; indices: int [n], of the dataset.
-    num_selection, alpha, chunk: see smoothing.certify; a chunk is computed at once.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        images: np.ndarray,
-        labels: np.ndarray,
-        indices: np.ndarray,
-        *,
-        seed: int,
-        num_classes: int,
-        num_selection: int,
-        alpha: float,
-        chunk: int,
-    ):
-        self.store, self.images, self.labels, self.indices = store, images, labels, indices
-        self._seed, self._chunk, self._num_selection = seed, chunk, num_selection
-        self._options = dict(num_classes=num_classes, num_selection=num_selection, alpha=alpha)
-
-    def run(self, rows: list[SmoothedRow]) -> None:
-        """Do whatever is not done yet, with a progress bar in units of work."""
-        pending = [self._pending(row) for row in rows]
-        samples = [row.num_samples + self._num_selection for row in rows]
-        total, nfe, work = (
-            sum(len(at) * n * cost for at, n, cost in zip(pending, samples, costs, strict=True))
-            for costs in ([1] * len(rows), [r.nfe for r in rows], [1 + r.nfe for r in rows])
-        )
-        print(
-            f"{len(rows)} rows: at most {total:,} samples and {nfe:,} network evaluations; into "
-            f"{self.store.folder}"
-        )
-        if total:
-            self.store.sign(chunk=self._chunk, devices=jax.device_count())
-        with tqdm(total=work, bar_format=BAR, smoothing=0, mininterval=1.0) as progress:
-            for row, positions, number in zip(rows, pending, samples, strict=True):
-                if positions:
-                    progress.set_description(f"{row.name}: compiling")
-                    self._compile(row, positions[0])
-                    progress.set_description(row.name)
-                for count, at in enumerate(positions):
-                    record = self._certify(row, at)
-                    self.store.append(row.name, [record])
-                    progress.update(number * (1 + row.nfe))
-                    if not count:
-                        progress.write(
-                            f"first image of {row.name}: {record['samples']:,} samples, "
-                            f"{record['nfe']:,} network evaluations, {record['seconds']:.2f} s"
-                        )
-            progress.set_description("all rows done")
-
-    def _pending(self, row: SmoothedRow) -> list[int]:
-        done = self.store.records(row.name)
-        return [at for at in range(row.num_images) if int(self.indices[at]) not in done]
-
-    def _compile(self, row: SmoothedRow, at: int) -> None:
-        """For all sizes that will be asked for, so that no image's seconds hold that."""
-        whole, rest = min(self._chunk, row.num_samples), row.num_samples % self._chunk
-        for number in {self._num_selection, whole, rest} - {0}:
-            self._sample(row, at, "selection", 0, number)
-
-    def _certify(self, row: SmoothedRow, at: int) -> dict:
-        """The line of the image at a position."""
-        start, drawn = time.perf_counter(), 0
-
-        def sample(stream: str, first: int, number: int) -> np.ndarray:
-            nonlocal drawn
-            drawn += number
-            return self._sample(row, at, stream, first, number)
-
-        found = smoothing.certify(
-            sample,
-            sigma=row.sigma,
-            num_samples=row.num_samples,
-            chunk=self._chunk,
-            **self._options,
-        )
-        return {
-            "index": int(self.indices[at]),
-            "label": int(self.labels[at]),
-            **found._asdict(),
-            "counts": found.counts.tolist(),
-            "samples": drawn,
-            "nfe": drawn * row.nfe,
-            "seconds": time.perf_counter() - start,
-        }
-
-    def _sample(
-        self, row: SmoothedRow, at: int, stream: str, first: int, number: int
-    ) -> np.ndarray:
-        """The classes of `number` samples of a stream from `first` on. The key of a sample does not
-        depend on how many are computed at once."""
-        padded = -(-number // jax.device_count()) * jax.device_count()
-        key = image_keys(self._seed, self.indices[at : at + 1], stream=stream)[0]
-        keys = parallel.shard(sample_keys(key, first, padded))
-        return parallel.fetch(predict(row.defense, keys, self.images[at]))[:number]
 
 
 def _plan(config, classifiers, score_model, num_images: int) -> list[SmoothedRow]:
@@ -241,7 +81,9 @@ def _plan(config, classifiers, score_model, num_images: int) -> list[SmoothedRow
             )
         budget |= fewer
         if budget["num_images"] < 1:
-            raise ValueError(f"config.certify: num_images={budget['num_images']} must be at least 1")
+            raise ValueError(
+                f"config.certify: num_images={budget['num_images']} must be at least 1"
+            )
         budget["num_images"] = min(budget["num_images"], num_images)
         defense = build_defense(config, name, classifiers=classifiers, score=score_model)
         for sigma in cfg.sigmas:
@@ -256,8 +98,7 @@ def _plan(config, classifiers, score_model, num_images: int) -> list[SmoothedRow
 
 
 def _settings(config, runs, classifiers, score_model) -> dict:
-    """Everything that decides the certificates, but for the images; not the number of the latter,
-    nor the chunk, which decides when to look, not what is certified."""
+    """Everything that decides the certificates, but for the images."""
     cfg = config.certify.to_dict()
     networks = {**classifiers, "score": score_model}
     return {
@@ -303,10 +144,57 @@ def _result(row: SmoothedRow, store: Store, cfg, *, seed: int) -> dict:
         "accuracy": float(np.mean([r["answer"] == r["label"] for r in records])),
         "no_answer": float(np.mean(answers == smoothing.ABSTAIN)),
         "certified_radii": [float(max(r, 0.0)) for r in radii],
-        "certified": [
-            {"radius": float(r), **proportion(radii > r)._asdict()} for r in cfg.radii
-        ],
+        "certified": [{"radius": float(r), **proportion(radii > r)._asdict()} for r in cfg.radii],
         "nfe_per_image": float(np.mean([r["nfe"] for r in records])),
         "seconds_per_image": float(np.median([r["seconds"] for r in records])),
         "seed": seed,
     }
+
+
+def _title(config) -> str:
+    cfg = config.certify
+    return (
+        f"{config.data.name} {config.data.test_split}: certified L2 radii, alpha {cfg.alpha:g}, "
+        f"{cfg.num_selection} samples to select the class"
+    )
+
+
+def results_table(results: dict, radii: Sequence[float]) -> Table:
+    """The rows of results.json."""
+    table = Table(
+        title=results["title"],
+        title_justify="left",
+        caption=CAPTION,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    names = ("defence", "sigma", "n", "samples", "ACR [95 %]", "abstains", "answers right")
+    for column in (*names, *(f"r {radius:g}" for radius in radii), "nfe", "s/image"):
+        table.add_column(column, justify="left" if column == "defence" else "right", no_wrap=True)
+    for row in results["rows"]:
+        average, low, high = (row[k] for k in ("average_certified_radius", "low", "high"))
+        table.add_row(
+            row["defense"]["name"],
+            f"{row['defense']['sigma']:g}",
+            str(row["num_images"]),
+            f"{row['num_samples']:,}",
+            f"{average:.3f} [{low:.3f}, {high:.3f}]",
+            *(f"{100 * row[share]:.0f}" for share in ("abstained", "accuracy")),
+            *(f"{100 * at['value']:.0f}" for at in row["certified"]),
+            f"{row['nfe_per_image']:,.0f}",
+            f"{row['seconds_per_image']:.2f}",
+        )
+    return table
+
+
+MEANING = (
+    "Each radius holds for the smoothed classifier, the majority over noise of the given sigma, "
+    "under L2, with confidence 1 - alpha for each image; not for one run of the defence, for "
+    "another sigma, or in another norm."
+)
+CAPTION = """\
+ACR: average certified radius, L2 in pixel units of [0, 1], 0 where wrong or abstained (bootstrap)
+abstains: no radius is certified; answers right: of the smoothed classifier, if it answers; in %
+r: certified accuracy there, right with a larger radius than that, %
+a certificate is of the smoothed majority classifier, under L2, at its sigma, of nothing else"""

@@ -21,6 +21,7 @@ from scipy.stats import binom, norm
 from purify.evals.stats import clopper_pearson
 
 ABSTAIN = -1
+LOOK = 1000
 
 
 class Certificate(NamedTuple):
@@ -49,7 +50,6 @@ def certify(
     num_selection: int = 100,
     num_samples: int = 10_000,
     alpha: float = 1e-3,
-    chunk: int = 1000,
 ) -> Certificate:
     """CERTIFY and PREDICT of Cohen et al. for one image.
 
@@ -57,9 +57,10 @@ def certify(
         fresh noise; stream is 'selection' or 'defense', and draws with other numbers or of another
         stream are independent.
     sigma: of the noise, in pixel units.
-    chunk: samples between two looks. A look may only abstain: where the bound cannot exceed 1/2
-        any more, or where the chance of `top` is at most 1/2 with confidence 1 - alpha. So what is
-        certified is certified by all num_samples, as if nobody had looked.
+
+    Every LOOK samples it may abstain early: where the bound cannot exceed 1/2 any more, or where
+    the chance of `top` is at most 1/2 with confidence 1 - alpha. What is certified is certified by
+    all num_samples, as if nobody had looked.
 
     Raises ValueError for counts below 1, a sigma that is not positive, or an alpha outside (0, 1).
     """
@@ -68,7 +69,7 @@ def certify(
     top = int(selected.argmax())
     counts, drawn = np.zeros(num_classes, int), 0
     while drawn < num_samples:
-        size = min(chunk, num_samples - drawn)
+        size = min(LOOK, num_samples - drawn)
         counts += np.bincount(sample("defense", drawn, size), minlength=num_classes)
         drawn += size
         if drawn < num_samples and _hopeless(int(counts[top]), drawn, num_samples, alpha):
