@@ -65,6 +65,7 @@ class APGD(Ascent):
     ) -> "_StateL1":
         period = max(int(L1_PERIOD * self.num_steps), 1)
         at_end = (t > 0) & (t % period == 0)
+        # Pixels that the box has stopped stay changed: with them the count would hardly ever fall.
         inside = (best.x > 0) & (best.x < 1)
         moved = jnp.sum((best.x != image) & inside).astype(image.dtype)
         fewer = moved < 0.95 * state.moved

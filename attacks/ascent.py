@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from attacks import objective
-from attacks.gradients import draws, estimated_gradient
-from attacks.losses import others
+from attacks.gradients import ESTIMATES
+from attacks.losses import likeliest_wrong
 from attacks.norms import NORMS
-from attacks.objective import Expected, single_run
-from attacks.selective import selected
+from attacks.objective import Expected
+from attacks.step_gradient import both, step_gradient
 from attacks.types import Array, Attacked, DirectionFn, LogitsFn, PenaltyFn
 
 EOTS = (*objective.EOTS, "sign_vote", "selective")
 KEEPS = ("best", "last")
-ESTIMATES = ("", "spsa", "nes")
 # Losses that are positive exactly where a run's answer is wrong.
 SIGNED_LOSSES = ("margin", "dlr")
 
@@ -25,8 +24,9 @@ SIGNED_LOSSES = ("margin", "dlr")
 class View(NamedTuple):
     """What an ascent sees at an iterate.
 
-    loss, interim: of the ranking draws, what is maximised, and whether an answer was wrong.
+    loss: what is maximised, on the ranking draws.
     gradient: on the draws of the step.
+    interim: whether an answer was wrong, on either.
     direction: what direction_fn says, with the key of those draws; None without one.
     """
 
@@ -53,7 +53,7 @@ class Best(NamedTuple):
 
 
 class Climbed(NamedTuple):
-    """The iterate of highest loss, the last one, and whether an answer was wrong at any but it."""
+    """The iterate of highest loss, the last one, and whether an answer was wrong before it."""
 
     best: Array
     last: Array
@@ -85,11 +85,12 @@ class Ascent(Expected):
     targets: 0, or how many of the likeliest wrong classes are aimed at, one after the other, by
         the targeted form of the loss; each has its own restarts.
     restarts, random_start: independent runs; a random start in the ball, or the clean image.
-        Every run, also of the given_starts from points that are given, ranks its iterates on
-        eot_samples draws, one fixed set of keys for all that serves no gradient, and offers the
-        best and the last of them for selection.
-    remeasure: whether iterates are ranked on draws of their own, which no gradient serves. Only a
-        deterministic logits_fn does without: its gradient's forward pass has the loss already.
+        Every run, also of the given_starts from points that are given, ranks its iterates and
+        offers the best and the last of them for selection.
+    ranking_draws: on how many draws iterates are ranked, or eot_samples where that is more; on one
+        alone luck would rank them. One fixed set of keys for all, that serves no gradient.
+    remeasure: whether there are such draws. Only a deterministic logits_fn does without: its
+        gradient's forward pass has the loss already.
     keep: 'best', or 'last' for the last iterates only, as published attacks have it.
     estimate, directions, delta: '' differentiates; 'spsa' and 'nes' see values of the loss only,
         at distance delta along random directions; see estimated_gradient.
@@ -100,6 +101,7 @@ class Ascent(Expected):
     restarts: int = 1
     given_starts: int = 0
     random_start: bool = True
+    ranking_draws: int = 4
     remeasure: bool = True
     keep: str = "best"
     estimate: str = ""
@@ -129,11 +131,14 @@ class Ascent(Expected):
 
     @classmethod
     def choices(cls) -> dict:
-        return super().choices() | {"eot": EOTS, "keep": KEEPS, "estimate": ESTIMATES}
+        return super().choices() | {"eot": EOTS, "keep": KEEPS, "estimate": ("", *ESTIMATES)}
 
     @classmethod
     def counts(cls) -> tuple[str, ...]:
-        return (*super().counts(), "num_steps", "restarts", "directions", "selection_steps")
+        return (
+            *super().counts(),
+            *("num_steps", "restarts", "ranking_draws", "directions", "selection_steps"),
+        )
 
     def begin(self, start: Array):
         """The state before the first step: a NamedTuple with a field x, the iterate."""
@@ -177,7 +182,7 @@ class Ascent(Expected):
         the candidates and the clean image; and what an estimated gradient takes."""
         classes = self.eot_samples if self.targets else 0
         estimates = 2 * self.directions * self._step_queries if self.estimate else 0
-        ranking = 0 if self._ranks_by_gradient else self._step_queries
+        ranking = 0 if self._ranks_by_gradient else self._runs * self.num_steps * self._ranking_runs
         return classes + estimates + ranking + self.choice_queries(self._candidates)
 
     def __call__(
@@ -206,20 +211,25 @@ class Ascent(Expected):
 
         def run(index):
             target = classes[index % self.targets] if self.targets else None
-            gradient_fn = self._gradient(logits_fn, penalty_fn, image, label, target)
+            gradient_fn = step_gradient(self, logits_fn, penalty_fn, image, label, target)
             start = self._start(jax.random.fold_in(start_key, index), image, starts, index)
             keys = jax.random.fold_in(gradient_key, index)
 
-            def rank(x):
-                ranked = runs_fn(ranking_key, x)
-                return self.value(ranked, label, target), ranked.any_wrong(label)
+            rank = self.measured(
+                logits_fn,
+                label,
+                num_runs=self._ranking_runs,
+                target=target,
+                penalty_fn=penalty_fn,
+            )
 
             def evaluate(t, x):
                 step_key = jax.random.fold_in(keys, t)
                 if self._ranks_by_gradient:
-                    (loss, wrong), gradient = jax.value_and_grad(rank, has_aux=True)(x)
+                    (loss, wrong), gradient = both(rank)(ranking_key, x)
                 else:
-                    (loss, wrong), gradient = rank(x), gradient_fn(step_key, x)
+                    (loss, wrong), (gradient, seen) = rank(ranking_key, x), gradient_fn(step_key, x)
+                    wrong |= seen
                 direction = direction_fn(step_key, x) if direction_fn is not None else None
                 return View(loss, gradient, wrong, direction)
 
@@ -249,6 +259,10 @@ class Ascent(Expected):
         return jnp.where(number < 0, own, given)
 
     @property
+    def takes_penalty(self) -> bool:
+        return True
+
+    @property
     def _runs(self) -> int:
         return (self.restarts + self.given_starts) * max(self.targets, 1)
 
@@ -265,44 +279,6 @@ class Ascent(Expected):
     def _step_queries(self) -> int:
         return self._runs * self.num_steps * self.eot_samples
 
-    def _gradient(
-        self,
-        logits_fn: LogitsFn,
-        penalty_fn: PenaltyFn | None,
-        image: Array,
-        label: Array,
-        target: Array | None,
-    ) -> Callable:
-        """(key, x) -> what the step goes along, over eot_samples runs."""
-        runs_fn = self.runs(logits_fn, penalty_fn)
-
-        def value(key, x):
-            return self.value(runs_fn(key, x), label, target)
-
-        if self.estimate:
-            at_once = self.chunk and max(self.chunk // (2 * self.eot_samples), 1)
-            return estimated_gradient(value, self.estimate, self.directions, self.delta, at_once)
-        if self.eot in objective.EOTS:
-            return jax.grad(value, argnums=1)
-        run = single_run(logits_fn, penalty_fn)
-
-        def value_of_one(key, x):
-            return self.value(jax.tree.map(lambda a: a[None], run(key, x)), label, target)
-
-        singles = draws(jax.value_and_grad(value_of_one, argnums=1), self.eot_samples, self.chunk)
-
-        def combined(key, x):
-            values, gradients = singles(key, x)
-            if self.eot == "sign_vote":
-                return jnp.sign(gradients).mean(0)
-            options = dict(lam=self.selectivity, num_steps=self.selection_steps)
-            return selected(values, gradients, x, image, norm=self.norm, eps=self.eps, **options)
-
-        return combined
-
-
-def likeliest_wrong(logits: Array, label: Array, count: int) -> Array:
-    """The `count` classes of largest logit but for the label; ValueError where there are fewer."""
-    if count >= logits.size:
-        raise ValueError(f"targets={count} must be less than the {logits.size} classes there are")
-    return jax.lax.top_k(others(logits, label), count)[1]
+    @property
+    def _ranking_runs(self) -> int:
+        return self.whole_groups(max(self.eot_samples, self.ranking_draws if self.remeasure else 1))

@@ -8,7 +8,7 @@ import optax
 
 from attacks.gradients import average_logits
 from attacks.losses import margin
-from attacks.objective import NearestWrong
+from attacks.objective import NearestWrong, one_search
 from attacks.types import Array, LogitsFn, Nearest
 
 # How close to 0 and 1 pixels begin, which tanh reaches at infinity only.
@@ -20,9 +20,8 @@ class CarliniWagner(NearestWrong):
     """`attack(key, logits_fn, image, label) -> Attacked`, for one image in [0, 1], under L2.
 
     Minimises |x - image|^2 + c max(-margin(x), 0) over x = (1 + tanh w) / 2 by Adam; c is the least
-    that leads to a wrong answer, by bisection. `nearest` returns the nearest wrong image whatever
-    its distance; called as an attack, its nearest point of the ball. See Expected for the ball and
-    the choice at the end.
+    that leads to a wrong answer, by bisection. See NearestWrong for what is offered of what was
+    found, and Expected for the ball and the choice at the end.
 
     num_steps, learning_rate: of Adam, for each c.
     searches, first_c: values of c: tenfold until an answer is wrong, then bisected.
@@ -64,9 +63,9 @@ class CarliniWagner(NearestWrong):
     @property
     def selection_queries(self) -> int:
         """Runs of logits_fn that are not."""
-        return self.choice_queries(1)
+        return self.choice_queries(self.num_candidates)
 
-    def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
+    def search(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
         """The nearest wrong image found, in any ball."""
         runs_fn = self.runs(logits_fn)
         optimizer = optax.adam(self.learning_rate)
@@ -92,10 +91,10 @@ class CarliniWagner(NearestWrong):
 
             w = jnp.arctanh(INSIDE * (2 * image - 1))
             carry = (w, optimizer.init(w), nearest, jnp.array(False))
-            (_, _, nearest, wrong), _ = jax.lax.scan(step, carry, jnp.arange(self.num_steps))
-            return nearest, wrong
+            (w, _, nearest, wrong), _ = jax.lax.scan(step, carry, jnp.arange(self.num_steps))
+            return nearest.ended(0.5 * (1 + jnp.tanh(w))), wrong
 
-        def search(carry, i):
+        def search_c(carry, i):
             nearest, c, low, high = carry
             nearest, wrong = minimise(nearest, c, jax.random.fold_in(key, i))
             low, high = jnp.where(wrong, low, c), jnp.where(wrong, c, high)
@@ -104,5 +103,5 @@ class CarliniWagner(NearestWrong):
 
         zero = jnp.zeros((), image.dtype)
         start = (Nearest.none(image), zero + self.first_c, zero, zero + jnp.inf)
-        (nearest, *_), _ = jax.lax.scan(search, start, jnp.arange(self.searches))
-        return nearest
+        (nearest, *_), _ = jax.lax.scan(search_c, start, jnp.arange(self.searches))
+        return one_search(nearest)

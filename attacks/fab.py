@@ -1,15 +1,16 @@
 """Fast Adaptive Boundary attack, targeted (Croce and Hein, ICML 2020): the nearest boundary."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from attacks.ascent import likeliest_wrong
 from attacks.gradients import average_logits
+from attacks.losses import likeliest_wrong
 from attacks.norms import NORMS
-from attacks.objective import Expected
-from attacks.types import Array, Attacked, LogitsFn, Nearest
+from attacks.objective import NearestWrong
+from attacks.types import Array, LogitsFn, Nearest
 
 # Section 3 of the paper: the largest share of the step that goes back to the clean image, how far
 # beyond a linearised boundary steps go, and how far back from an image that is wrong already.
@@ -18,16 +19,16 @@ HALVINGS = 3  # of the last segment, between the clean and the nearest wrong ima
 
 
 @dataclasses.dataclass(frozen=True)
-class FAB(Expected):
+class FAB(NearestWrong):
     """`attack(key, logits_fn, image, label) -> Attacked`, for one image in [0, 1].
 
     Looks for the nearest image that is wrong: towards each of the likeliest wrong classes it goes
     to the boundary of the linearised logits, drawn back to the clean image, and nearer whenever
-    it is beyond. `nearest` returns that image whatever its distance; called as an attack, its
-    nearest point of the ball. See Expected for the ball and the choice at the end, for which alone
-    there is a loss (the margin).
+    it is beyond. See NearestWrong for what is offered of what was found, and Expected for the ball
+    and the choice at the end, for which alone there is a loss (the margin).
 
-    num_steps, restarts: of each class; the first starts from the clean image, others at random.
+    num_steps, restarts: of each class; the first starts from the clean image, others at random in
+        the ball of half the radius.
     targets: how many classes are aimed at.
     eot_samples: runs whose averaged logits (see average) are linearised, and as many fresh ones
         whose averaged logits say whether an image is wrong.
@@ -51,45 +52,34 @@ class FAB(Expected):
     @property
     def gradient_queries(self) -> int:
         """Runs of logits_fn that are differentiated, per image."""
-        return self._runs * self.num_steps * self.eot_samples
+        return self.num_searches * self.num_steps * self.eot_samples
 
     @property
     def selection_queries(self) -> int:
         """Runs of logits_fn that are not."""
-        answers = self._runs * (self.num_steps + HALVINGS) + 1
-        return answers * self.eot_samples + self.choice_queries(self._runs)
+        answers = self.num_searches * (self.num_steps + HALVINGS) + 1
+        return answers * self.eot_samples + self.choice_queries(self.num_candidates)
 
     @property
-    def _runs(self) -> int:
+    def num_searches(self) -> int:
         return self.targets * self.restarts
 
-    def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
-        search_key, selection_key = jax.random.split(key)
-        found = self._all(search_key, logits_fn, image, label)
-        project = jax.vmap(NORMS[self.norm].project, (0, None, None))
-        candidates, interim = project(found.image, image, self.eps), found.interim.any()
-        return self.choose(selection_key, logits_fn, image, label, candidates, interim=interim)
-
-    def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
-        """The nearest wrong image found, in any ball."""
-        found = self._all(key, logits_fn, image, label)
-        nearest = jnp.argmin(found.distance)
-        return Nearest(found.image[nearest], found.distance[nearest], found.interim.any())
-
-    def _all(self, key, logits_fn, image, label) -> Nearest:
-        """What each run found, stacked."""
+    def search(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
+        """The nearest wrong image that each run found, stacked."""
         class_key, runs_key = jax.random.split(key)
         look = self._look(logits_fn, image, label)
-        classes = likeliest_wrong(look(class_key, image)[0], label, self.targets)
+        logits, interim = look(class_key, image)
+        classes = likeliest_wrong(logits, label, self.targets)
+        begun = Nearest.none(image)._replace(interim=interim)
 
         def run(index):
             own = jax.random.fold_in(runs_key, index)
-            first = index < self.targets
-            return self._search(own, look, image, label, classes[index % self.targets], first)
+            target, first = classes[index % self.targets], index < self.targets
+            return self._towards(target, own, look, image, label, begun, first)
 
-        return jax.lax.map(run, jnp.arange(self._runs))
+        return jax.lax.map(run, jnp.arange(self.num_searches))
 
-    def _look(self, logits_fn: LogitsFn, image: Array, label: Array):
+    def _look(self, logits_fn: LogitsFn, image: Array, label: Array) -> Callable:
         """(key, x) -> averaged logits [K]; whether x is in the ball and a run there was wrong."""
         runs_fn, norm = self.runs(logits_fn), NORMS[self.norm]
 
@@ -100,7 +90,17 @@ class FAB(Expected):
 
         return look
 
-    def _search(self, key, look, image, label, target, from_clean) -> Nearest:
+    def _towards(
+        self,
+        target: Array,
+        key: Array,
+        look: Callable,
+        image: Array,
+        label: Array,
+        nearest: Nearest,
+        from_clean: Array,
+    ) -> Nearest:
+        """The nearest wrong image that the search towards one class found; nearest: of before."""
         norm = NORMS[self.norm]
         start_key, steps_key, halvings_key = jax.random.split(key, 3)
 
@@ -129,7 +129,8 @@ class FAB(Expected):
             return (x, nearest), None
 
         x = jnp.where(from_clean, image, norm.random(start_key, image, self.eps / 2))
-        (_, nearest), _ = jax.lax.scan(step, (x, Nearest.none(x)), jnp.arange(self.num_steps))
+        (x, nearest), _ = jax.lax.scan(step, (x, nearest), jnp.arange(self.num_steps))
+        nearest = nearest.ended(x)
 
         def halve(bounds, t):
             right, wrong, interim = bounds
@@ -142,12 +143,13 @@ class FAB(Expected):
         (_, found, interim), _ = jax.lax.scan(halve, bounds, jnp.arange(HALVINGS))
         distance = norm.size(found - image)
         distance = jnp.where(jnp.isinf(nearest.distance), nearest.distance, distance)
-        return Nearest(found, distance, interim)
+        return Nearest(found, distance, interim, nearest.last)
 
 
 def reach(norm: str, x: Array, weights: Array, gain: Array) -> Array:
-    """The shortest difference d with <weights, d> = gain and x + d in [0, 1]; where the box allows
-    no such gain, the one of largest gain. A negative gain goes the other way.
+    """The shortest difference d [H, W, C] with <weights, d> = gain and x + d in [0, 1], x and
+    weights [H, W, C]; where the box allows no such gain, the one of largest gain. A negative gain
+    goes the other way.
 
     Every pixel moves along its weight, under Linf all at one speed and under L2 at that of their
     weights, until it meets the box; under L1 one after the other, the heaviest first (section 3.1

@@ -9,7 +9,7 @@ from attacks.fab import reach
 from attacks.gradients import average_logits
 from attacks.losses import margin, others
 from attacks.norms import NORMS
-from attacks.objective import NearestWrong
+from attacks.objective import NearestWrong, one_search
 from attacks.types import Array, LogitsFn, Nearest
 
 # Of the first and the last step, in between by a cosine: how long it is (L2), and the share by
@@ -28,9 +28,8 @@ class FMN(NearestWrong):
     the direction of the cross-entropy's gradient, which its forerunner DDN climbs (Rony et al.,
     CVPR 2019), and do not saturate. The paper climbs the margin, from where its own linear model is
     0 without the box: on digits that led to images 2 to 3 % further away, and where the box binds
-    to none. `nearest` returns the nearest wrong image whatever its distance; called as an attack,
-    its nearest point of the ball. See Expected for the ball and the choice at the end, for which
-    alone the loss (the margin) is measured.
+    to none. See NearestWrong for what is offered of what was found, and Expected for the ball and
+    the choice at the end, for which alone the loss (the margin) is measured.
 
     num_steps: each with one gradient of the averaged logits' odds (see average) over eot_samples
         runs, which also say whether the image is wrong.
@@ -56,9 +55,9 @@ class FMN(NearestWrong):
     @property
     def selection_queries(self) -> int:
         """Runs of logits_fn that are not."""
-        return self.choice_queries(1)
+        return self.choice_queries(self.num_candidates)
 
-    def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
+    def search(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
         """The nearest wrong image found, in any ball; where none was, the last one looked at."""
         runs_fn, norm = self.runs(logits_fn), NORMS[self.norm]
 
@@ -88,5 +87,4 @@ class FMN(NearestWrong):
 
         start = (image, jnp.full((), jnp.inf, image.dtype), Nearest.none(image))
         (x, _, nearest), _ = jax.lax.scan(step, start, jnp.arange(self.num_steps))
-        found = jnp.isfinite(nearest.distance)
-        return nearest._replace(image=jnp.where(found, nearest.image, x))
+        return one_search(nearest.ended(x))

@@ -49,7 +49,7 @@ def expectation(fn: Callable, num_samples: int, chunk: int | None = None) -> Cal
     return lambda key, *args: jax.tree.map(lambda a: a.mean(0), drawn(key, *args))
 
 
-DIRECTIONS = {"spsa": jax.random.rademacher, "nes": jax.random.normal}
+ESTIMATES = {"spsa": jax.random.rademacher, "nes": jax.random.normal}
 
 
 def estimated_gradient(
@@ -58,7 +58,7 @@ def estimated_gradient(
     """`estimate(key, image)`: the mean over random directions v of
     (fn(key_1, x + delta v) - fn(key_2, x - delta v)) / (2 delta) * v, for who sees values only.
 
-    distribution: of v, a name of DIRECTIONS: 'spsa' (signs; Spall 1992, Uesato et al. 2018) or
+    distribution: of v, a name of ESTIMATES: 'spsa' (signs; Spall 1992, Uesato et al. 2018) or
         'nes' (normal; Ilyas et al. 2018). chunk: as in draws.
 
     Points outside [0, 1] are no images: they are clipped. The two sides have keys of their own, for
@@ -67,7 +67,7 @@ def estimated_gradient(
 
     def single(key, image):
         direction_key, *keys = jax.random.split(key, 3)
-        v = DIRECTIONS[distribution](direction_key, image.shape, image.dtype)
+        v = ESTIMATES[distribution](direction_key, image.shape, image.dtype)
         up, down = (
             fn(k, jnp.clip(image + d * v, 0.0, 1.0))
             for k, d in zip(keys, (delta, -delta), strict=True)

@@ -58,6 +58,13 @@ def others(logits: Array, label: Array) -> Array:
     return jnp.where(jnp.arange(logits.shape[-1]) == label, -jnp.inf, logits)
 
 
+def likeliest_wrong(logits: Array, label: Array, count: int) -> Array:
+    """The `count` classes of largest logit but for the label; ValueError where there are fewer."""
+    if count >= logits.size:
+        raise ValueError(f"targets={count} must be less than the {logits.size} classes there are")
+    return jax.lax.top_k(others(logits, label), count)[1]
+
+
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
 # The same towards one class: (logits [K], label, target) -> scalar.
 TARGETED = {

@@ -44,8 +44,14 @@ def _l2_steepest(gradient: Array) -> Array:
 
 def _l2_project(point: Array, center: Array, eps: float) -> Array:
     """The nearest point of ball and box is clip(center + t (point - center)) for some t in [0, 1]
-    (from the optimality conditions), whose distance grows with t: bisection. Shrinking first and
-    clipping after would leave budget unused wherever a pixel is clipped."""
+    (from the optimality conditions). Shrinking first and clipping after would leave budget unused
+    wherever a pixel is clipped."""
+    return _last_inside(_l2_size, point, center, eps)
+
+
+def _last_inside(size: Callable, point: Array, center: Array, eps: float) -> Array:
+    """clip(center + t (point - center), 0, 1) for the largest t in [0, 1] that is in the ball: its
+    distance grows with t, hence bisection."""
 
     def at(t):
         return jnp.clip(center + t * (point - center), 0.0, 1.0)
@@ -53,12 +59,12 @@ def _l2_project(point: Array, center: Array, eps: float) -> Array:
     def halve(_, bounds):
         low, high = bounds
         middle = 0.5 * (low + high)
-        inside = _l2_size(at(middle) - center) <= eps
+        inside = size(at(middle) - center) <= eps
         return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
 
     one = jnp.ones((), point.dtype)
     low, _ = jax.lax.fori_loop(0, 40, halve, (0.0 * one, one))
-    return at(jnp.where(_l2_size(at(one) - center) <= eps, one, low))
+    return at(jnp.where(size(at(one) - center) <= eps, one, low))
 
 
 def _l2_random(key: Array, center: Array, eps: float) -> Array:
@@ -84,7 +90,8 @@ def sparse_sign(gradient: Array, share: Array | float, stuck: Array | bool = Fal
     count = jnp.clip(jnp.round(share * gradient.size), 1, gradient.size).astype(int)
     free = jnp.where(stuck, 0.0, magnitudes)
     threshold = jnp.sort(free.ravel())[gradient.size - count]
-    return jnp.where(magnitudes >= threshold, jnp.sign(gradient), 0.0) / count
+    # Asked this way round a NaN stays one.
+    return jnp.where(magnitudes < threshold, 0.0, jnp.sign(gradient)) / count
 
 
 def _l1_steepest(gradient: Array) -> Array:
@@ -129,3 +136,15 @@ NORMS = {
     "l2": Norm(_l2_steepest, _l2_project, _l2_random, _l2_size),
     "l1": Norm(_l1_steepest, _l1_project, _l1_random, _l1_size),
 }
+
+
+def farthest(norm: str, point: Array, center: Array, eps: float) -> Array:
+    """Where the ray from `center` through `point`, cut off at the box, leaves the ball of that norm
+    and radius; `center` where the two are the same. Where the box ends all of it before, its end.
+    """
+    difference = point - center
+    largest = jnp.max(jnp.abs(difference))
+    # So far that all pixels that move by a hundredth of the largest or more meet the box. A NaN
+    # stays one.
+    ahead = 100.0 * difference / jnp.where(largest == 0, 1.0, largest)
+    return _last_inside(NORMS[norm].size, center + ahead, center, eps)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from attacks.gradients import AVERAGES, average_logits, draws, expectation
+from attacks.gradients import AVERAGES, average_logits, draws
 from attacks.losses import LOSSES, TARGETED
-from attacks.norms import NORMS
+from attacks.norms import NORMS, farthest
 from attacks.types import Array, Attacked, LogitsFn, Nearest, PenaltyFn
 
 EOTS = ("mean_of_loss", "loss_of_mean")
@@ -39,7 +39,8 @@ class Expected:
     selection_draws: the image returned has, of all candidates and the clean image, the highest
         (untargeted) loss on selection_draws draws, one fixed set of keys that nothing else uses. A
         deterministic logits_fn needs only one.
-    chunk: how many draws are computed at once, all by default.
+    chunk: how many draws are computed at once, all by default: of every candidate, and of every
+        restart, since these are.
     """
 
     norm: str = "linf"
@@ -79,6 +80,11 @@ class Expected:
         """Calls of direction_fn, per image, where there is one; 0 of an attack that takes none."""
         return 0
 
+    @property
+    def takes_penalty(self) -> bool:
+        """Whether there can be a penalty_fn."""
+        return False
+
     def choose(
         self,
         key: Array,
@@ -92,21 +98,18 @@ class Expected:
         penalty_fn: PenaltyFn | None = None,
     ) -> Attacked:
         """The best of the candidates [n, H, W, C] (and the clean image) on selection draws."""
-        runs_fn = self.runs(logits_fn, penalty_fn, num_samples=self._group)
-        selection = expectation(
-            lambda key, x: self.value(runs_fn(key, x), label),
-            self._selection_groups,
-            self.chunk and max(self.chunk // self._group, 1),
+        measure = self.measured(
+            logits_fn, label, num_runs=self.selection_draws, penalty_fn=penalty_fn
         )
         scored = jnp.concatenate([image[None], candidates])
-        losses = jax.vmap(selection, in_axes=(None, 0))(key, scored)
+        losses, _ = jax.vmap(measure, in_axes=(None, 0))(key, scored)
         # argmax takes a NaN for the largest: one that arose is seen, not passed over.
         chosen = jnp.argmax(losses if or_clean else losses.at[0].set(-jnp.inf))
         return Attacked(scored[chosen], losses[chosen], losses[0], interim)
 
     def choice_queries(self, num_candidates: int) -> int:
         """Runs of logits_fn that `choose` takes."""
-        return (num_candidates + 1) * self._selection_groups * self._group
+        return (num_candidates + 1) * self.whole_groups(self.selection_draws)
 
     def loss_fn(self, label: Array, target: Array | None = None) -> Callable:
         """logits [K] -> what is maximised; by the targeted form where there is a target."""
@@ -134,32 +137,96 @@ class Expected:
             loss = jax.vmap(loss_fn)(runs.logits).mean()
         return loss - runs.penalties.mean()
 
-    @property
-    def _group(self) -> int:
-        """Runs that one value of the objective takes during selection."""
-        return self.eot_samples if self.eot == "loss_of_mean" else 1
+    def measured(
+        self,
+        logits_fn: LogitsFn,
+        label: Array,
+        *,
+        num_runs: int,
+        target: Array | None = None,
+        penalty_fn: PenaltyFn | None = None,
+    ) -> Callable:
+        """(key, image) -> (what is maximised, by its mean over `whole_groups(num_runs)` runs;
+        whether any of them was wrong)."""
+        runs_fn = self.runs(logits_fn, penalty_fn, num_samples=self._group)
+
+        def one(key, x):
+            runs = runs_fn(key, x)
+            return self.value(runs, label, target), runs.any_wrong(label)
+
+        groups = self.whole_groups(num_runs) // self._group
+        drawn = draws(one, groups, self.chunk and max(self.chunk // self._group, 1))
+
+        def measure(key, x):
+            values, wrong = drawn(key, x)
+            return values.mean(), wrong.any()
+
+        return measure
+
+    def whole_groups(self, num_runs: int) -> int:
+        """num_runs, or a few more: the loss of a mean is one of whole groups of eot_samples."""
+        return -(-num_runs // self._group) * self._group
 
     @property
-    def _selection_groups(self) -> int:
-        return -(-self.selection_draws // self._group)
+    def _group(self) -> int:
+        """Runs that one value of the objective takes."""
+        return self.eot_samples if self.eot == "loss_of_mean" else 1
 
 
 @dataclasses.dataclass(frozen=True)
 class NearestWrong(Expected):
-    """An attack that looks for the nearest wrong image, whatever its distance, by `nearest`; called
-    as an attack, it offers that image's nearest point of the ball."""
+    """An attack that looks for the nearest wrong image, whatever its distance, by `nearest`.
+
+    Called as an attack, it offers that image's nearest point of the ball, and the points in which
+    the rays through it and through the last image leave the ball: where answers are random, an
+    image at the boundary is wrong half of the time or, if one answer too many was luck, less;
+    beyond it more often.
+    """
+
+    def search(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
+        """The nearest wrong images found, in any ball, one of each of `num_searches`, stacked."""
+        raise NotImplementedError
+
+    @property
+    def num_searches(self) -> int:
+        return 1
+
+    @property
+    def num_candidates(self) -> int:
+        """Images that are chosen among, besides the clean one."""
+        return 3 * self.num_searches
 
     def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
-        """The nearest wrong image found, in any ball."""
-        raise NotImplementedError
+        """The nearest wrong image found, in any ball: the clean one, if its averaged answer is."""
+        search_key, clean_key = jax.random.split(key)
+        found = self.search(search_key, logits_fn, image, label)
+        chosen = jax.tree.map(lambda field: field[jnp.argmin(found.distance)], found)
+        runs = self.runs(logits_fn)(clean_key, image)
+        wrong = average_logits(runs.logits, self.average).argmax() != label
+        return Nearest(
+            jnp.where(wrong, image, chosen.image),
+            jnp.where(wrong, 0.0, chosen.distance),
+            found.interim.any() | runs.any_wrong(label),
+            chosen.last,
+        )
 
     def __call__(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Attacked:
         search_key, selection_key = jax.random.split(key)
-        found = self.nearest(search_key, logits_fn, image, label)
-        candidate = NORMS[self.norm].project(found.image, image, self.eps)
-        return self.choose(
-            selection_key, logits_fn, image, label, candidate[None], interim=found.interim
-        )
+        found = self.search(search_key, logits_fn, image, label)
+
+        def in_ball(point, last):
+            inner = NORMS[self.norm].project(point, image, self.eps)
+            outer = (farthest(self.norm, x, image, self.eps) for x in (point, last))
+            return jnp.stack([inner, *outer])
+
+        candidates = jax.vmap(in_ball)(found.image, found.last).reshape(-1, *image.shape)
+        interim = found.interim.any()
+        return self.choose(selection_key, logits_fn, image, label, candidates, interim=interim)
+
+
+def one_search(found: Nearest) -> Nearest:
+    """What NearestWrong.search returns where there is one."""
+    return Nearest(*(jnp.expand_dims(field, 0) for field in found))
 
 
 def single_run(logits_fn: LogitsFn, penalty_fn: PenaltyFn | None) -> Callable:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from attacks.norms import NORMS
-from attacks.objective import NearestWrong
+from attacks.objective import NearestWrong, one_search
 from attacks.types import Array, LogitsFn, Nearest
 
 
@@ -54,9 +54,9 @@ class RayS(NearestWrong):
     @property
     def selection_queries(self) -> int:
         """Runs of logits_fn that are not."""
-        return self.num_steps * self.eot_samples + self.choice_queries(1)
+        return self.num_steps * self.eot_samples + self.choice_queries(self.num_candidates)
 
-    def nearest(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
+    def search(self, key: Array, logits_fn: LogitsFn, image: Array, label: Array) -> Nearest:
         """The nearest wrong image found, in any ball; its distance is the radius along its ray."""
         runs_fn = self.runs(logits_fn)
         last_level = math.ceil(math.log2(image.size))
@@ -104,7 +104,8 @@ class RayS(NearestWrong):
         no = jnp.array(False)
         start = _Search(ones, ones, zero + jnp.inf, no, zero, zero, none, none, no)
         end, _ = jax.lax.scan(step, start, jnp.arange(self.num_steps))
-        return Nearest(at(end.direction, jnp.minimum(end.radius, 1.0)), end.radius, end.interim)
+        found = at(end.direction, jnp.minimum(end.radius, 1.0))
+        return one_search(Nearest(found, end.radius, end.interim, found))
 
 
 class _Search(NamedTuple):

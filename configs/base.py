@@ -152,6 +152,7 @@ _ASCENT = dict(
     restarts=1,
     random_start=True,
     keep="best",  # or 'last': the last iterate, as published attacks do
+    ranking_draws=4,  # by which iterates are ranked, at least
     targets=0,  # wrong classes to aim at one after the other, 0 for untargeted
     selectivity=1.0,  # of eot 'selective', and the rounds of its weights
     selection_steps=3,
@@ -234,6 +235,7 @@ def add_attacks(
     add(apgd_dlr=attack("exact", attack="apgd", **exact, loss="dlr"))
     add(apgd_targeted=attack("exact", attack="apgd", **exact, loss="margin", targets=3))
     add(fab=attack("exact", attack="fab", **several, defenses=purifiers))
+    add(fmn=attack("exact", attack="fmn", **several, defenses=purifiers))
     add(square=attack("none", attack="square", **several | dict(num_steps=1000, eot_samples=5)))
     points = [f"{name}-{gradient}" for name in cheaper for gradient in ("bpda", "exact")]
     transfers = {f"from_{point.replace('-', '_')}": transfer(point, **headline) for point in points}
@@ -244,7 +246,7 @@ def add_attacks(
     quick = ("blind", "bpda", "exact")
     paper = ("joint_score", "joint_full", "one_step_unrolling", "approximate_input", "spsa")
     strong = ("exact_margin", "exact_loss_of_mean", "selective", "apgd", "apgd_dlr")
-    strong += ("apgd_targeted", "fab", "square", *transfers, "apgd_from_points")
+    strong += ("apgd_targeted", "fab", "fmn", "square", *transfers, "apgd_from_points")
     lists = dict(quick=quick, paper=(*quick, *paper), strong=(*quick, *strong))
     config.attack_lists = ConfigDict(lists)
     _add_autoattack(config, eps=eps, chunk=budget.get("chunk", 0))

@@ -142,6 +142,8 @@ def _small(config) -> None:
         adp_secant=dict(purifier="adp", curvature="secant", lam=0.05, num_steps=6),
     )
     config.variants.adp_paper = dict(purifier="adp", lam=0.05, num_steps=10)
+    # The baseline to beat, trained by the variant `pgd_at`; a defence where it is named.
+    config.variants.pgd_at = dict(purifier="identity", classifier="runs/cifar10_pgd_at")
     exact = ("one_step", "schedule", "adp", "adp_secant", "adp_paper")
     config.eval.defenses = ("identity", *names, "adp_paper")
     config.eval.bpda_alone = (
@@ -193,19 +195,19 @@ def _strong(config) -> None:
     """What ADP's two noise levels withstand, --workdir=runs/cifar10_resnet20; hours on two cores.
 
     The four gradients of APGD share all else. Square's 250 proposals are measured twice each, on 5
-    runs: 500 queries of 5 runs.
+    runs: 500 queries of 5 runs. The baseline pgd_at is the classifier of the variant `pgd_at`.
     """
     both, cheaper = ("adp", "adp_s10"), ("one_step", "schedule")
-    config.eval.update(defenses=("identity", "noise_only", *cheaper, *both), num_images=100)
+    baselines = ("pgd_at", "noise_only", "noise_only_s10", "one_step_s10")
+    config.eval.update(defenses=("identity", *baselines, *cheaper, *both), num_images=100)
     config.eval.update(num_draws=10, bpda_alone=())
     config.attacks = dict(blind=attack("blind", eps=EPS))
     margin = dict(attack="apgd", loss="margin", eps=EPS, chunk=4, num_steps=10, eot_samples=20)
     for gradient in ("exact", "exact_detached_step", "exact_straight_through", "bpda"):
         config.attacks[f"apgd_{gradient}"] = attack(gradient, **margin, defenses=both)
-    config.attacks.apgd_exact.defenses = ("noise_only", *cheaper, *both)
-    config.attacks.square = attack(
-        "none", attack="square", eps=EPS, num_steps=250, eot_samples=5, chunk=4, defenses=both
-    )
+    config.attacks.apgd_exact.defenses = (*baselines, *cheaper, *both)
+    square = dict(attack="square", eps=EPS, num_steps=250, eot_samples=5, chunk=4)
+    config.attacks.square = attack("none", **square, defenses=("pgd_at", *both))
     fewer = dict(attack="apgd", eps=EPS, chunk=4, num_steps=20, eot_samples=8, num_images=50)
     for loss in ("cross_entropy", "dlr"):
         config.attacks[f"apgd_{loss}"] = attack("exact", **fewer, loss=loss, defenses=both)

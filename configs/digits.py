@@ -9,7 +9,7 @@ Expected: 97 to 99 % clean accuracy undefended. eps was chosen so that PGD-40 le
 classifier under 25 %; the purifiers' constants are the paper's.
 """
 
-from configs.base import add_attacks, attack, base
+from configs.base import add_attacks, attack, base, transfer
 
 EPS = 0.15
 VARIANTS = ("", "full", "detect", "pgd_at", "trades")
@@ -52,6 +52,9 @@ def get_config(variant: str = ""):
     else:
         add_attacks(config, eps=EPS, num_steps=15, eot_samples=4, **against)
         config.attacks.exact.num_images = 100
+    if trained_robust:  # what fools another classifier
+        config.attacks.from_pgd_at_exact = transfer("pgd_at-exact", defenses=PURIFIERS)
+        config.attack_lists.strong += ("from_pgd_at_exact",)
     # 95 % of the score norms of validation images are below.
     config.detect_then_purify.threshold = 0.42
     config.certify.defenses = ("noise_only", "one_step", "adp")

@@ -14,8 +14,9 @@ from purify.types import Array, Image, Key, Purifier, Trace, static
 
 
 def score_norm(score: Score, image: Image) -> Array:
-    """The root-mean-square of h(x), a scalar."""
-    return jnp.sqrt(jnp.mean(score(image) ** 2))
+    """The root-mean-square of h(x), a scalar, whose gradient is 0 where h is."""
+    squared = jnp.mean(score(image) ** 2)
+    return jnp.sqrt(jnp.maximum(squared, jnp.finfo(squared.dtype).tiny))
 
 
 @flax.struct.dataclass

@@ -444,8 +444,8 @@ def test_queries_are_counted_and_choices_share_no_key_with_gradients(eot):
     # Each gradient run has a key of its own; a ranking key serves every iterate of every restart,
     # and a selection key every candidate.
     iterates = attack.restarts * attack.num_steps
-    assert uses == {1: attack.gradient_queries, iterates: 2, scored: draws}
-    assert (attack.gradient_queries, attack.selection_queries) == (12, 12 + scored * draws)
+    assert uses == {1: attack.gradient_queries, iterates: 4, scored: draws}
+    assert (attack.gradient_queries, attack.selection_queries) == (12, 24 + scored * draws)
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd"])
@@ -469,14 +469,14 @@ def test_the_image_returned_is_the_candidate_of_highest_selection_loss():
     """Candidates: of every restart the last iterate, and of those before it the one of highest
     loss on the ranking keys, fold_in(key, 3), which are the same for all."""
     attack = PGD(eps=0.2, num_steps=5, step_size=0.1, eot_samples=2, restarts=3,
-                 loss="margin", selection_draws=6)  # fmt: skip
+                 loss="margin", selection_draws=6, ranking_draws=3)  # fmt: skip
     recorder, key, image, label, result = recorded(attack)
     fold = jax.random.fold_in
     rankings = collections.defaultdict(list)  # iterate -> its losses on the ranking keys
-    for draw in run_keys(fold(key, 3), attack.eot_samples):
-        for x, logits in recorder.at(draw):
+    for draw in run_keys(fold(key, 3), attack.ranking_draws):
+        for x, logits in recorder.at(fold(draw, 0)):
             rankings[x.tobytes()].append(float(margin(jnp.asarray(logits), label)))
-    assert {len(losses) for losses in rankings.values()} == {attack.eot_samples}
+    assert {len(losses) for losses in rankings.values()} == {attack.ranking_draws}
     candidates, starts = [], []
     for restart in range(attack.restarts):
         iterates = []
@@ -557,15 +557,20 @@ def test_from_the_clean_image_a_deterministic_classifier_never_gets_less_fooled(
     assert (result.loss >= result.start_loss).all()
 
 
-def test_a_nan_is_returned_and_not_hidden():
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [(n, norm) for n in ATTACKS for norm in NORMS_OF[n] if n not in ("square", "rays")],
+)
+def test_a_nan_is_returned_and_not_hidden(name, norm):
     """Where the gradient breaks down the attack would be weak without a sign of it."""
 
     def logits_fn(key, image):
-        return jnp.stack([jnp.float32(0), jnp.sqrt(image - image).sum()])
+        nothing = jnp.float32(0)
+        return jnp.stack([nothing, *3 * [jnp.sqrt(image - image).sum() - 1]])
 
-    attack = PGD(eps=0.1, num_steps=3, selection_draws=1)
-    result = compiled_alone(attack)(jax.random.key(0), logits_fn, jnp.full((1, 2, 1), 0.5), 0)
-    assert np.isnan(result.image).all() and np.isnan(result.loss)
+    attack = small(name, norm, "margin", "mean_of_loss")
+    result = compiled_alone(attack)(jax.random.key(0), logits_fn, jnp.full((2, 2, 1), 0.5), 0)
+    assert np.isnan(result.image).any() and np.isnan(result.loss)
 
 
 def test_more_restarts_never_lower_the_loss_on_the_same_selection_keys(x64):
@@ -596,7 +601,7 @@ def test_ascents_climb_without_gradients_and_count_what_they_ask(estimate):
     recorder, *_ = recorded(attack, lambda key, x: noisy()(key, no_gradient(x)))
     uses = collections.Counter(len(runs) for runs in recorder.runs.values())
     # Either side of every direction has keys of its own; ranking and selection keys are shared.
-    assert uses == {1: 4 * 16 * 2 * 2, 4: 2, 3: 5}
+    assert uses == {1: 4 * 16 * 2 * 2, 4: 4, 3: 5}
     assert attack.gradient_queries == 0
     assert attack.selection_queries == sum(map(len, recorder.runs.values()))
 

@@ -13,6 +13,7 @@ SETTINGS = {
     "seed": 0,
     "data": {"name": "digits8x8", "path": "", "test_split": "test"},
     "adp": {"sigma": 0.25},
+    "images": "same",
 }
 
 
@@ -76,6 +77,9 @@ def test_what_cannot_be_paired_is_refused(two, tmp_path):
     other = read_run(make_run(tmp_path / "c", rows, data=SETTINGS["data"] | {"name": "svhn"}))
     with pytest.raises(ValueError, match="data.name 'digits8x8' and 'svhn'"):
         compare(a, other)
+    replaced = read_run(make_run(tmp_path / "g", rows, images="other"))
+    with pytest.raises(ValueError, match="the files of data.name 'digits8x8' held others"):
+        compare(a, replaced)
     relabelled = read_run(make_run(tmp_path / "d", rows, labels={5: 2}))
     with pytest.raises(ValueError, match="other labels"):
         compare(a, relabelled)

@@ -33,6 +33,12 @@ def test_the_score_norm_is_the_root_mean_square():
     assert score_norm(SCORE, at_norm(0.17)) == pytest.approx(0.17, rel=1e-5)
 
 
+def test_the_score_norm_has_a_gradient_where_h_is_zero():
+    """That of the square root there would be infinite, times 0."""
+    gradient = jax.grad(lambda x: score_norm(SCORE, x))(MEAN)
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
 @pytest.mark.parametrize(("norm", "branch"), [(0.199, "natural"), (0.201, "suspected")])
 def test_the_score_norm_decides_which_part_purifies(norm, branch):
     purifier, image = detector(), at_norm(norm)

@@ -98,7 +98,7 @@ def test_of_a_linear_classifier_the_nearest_image_is_at_the_nearest_boundary(nor
     search = quick(jax.vmap(lambda k, i, y: attack.nearest(k, logits_fn, i, y)))
     keys = jax.random.split(jax.random.key(0), n)
     shaped = jnp.asarray(images.reshape(n, 2, 2, 3), jnp.float32)
-    found, radii, _ = search(keys, shaped, jnp.asarray(labels))
+    found, radii, *_ = search(keys, shaped, jnp.asarray(labels))
     flat = np.asarray(found, np.float64).reshape(n, size)
     assert ((flat @ weights.T + bias).argmax(1) != labels).all()
     # Steps go 5 % beyond a boundary, and the last segment is halved three times: 0.7 %.
@@ -125,7 +125,7 @@ def test_what_it_asks_is_counted():
     compiled_alone(attack)(keys[0], recorder, images[0], labels[0])
     jax.effects_barrier()
     assert attack.gradient_queries == 4 * 3 * 2
-    assert attack.selection_queries == (4 * (3 + HALVINGS) + 1) * 2 + 5 * 5
+    assert attack.selection_queries == (4 * (3 + HALVINGS) + 1) * 2 + (3 * 4 + 1) * 5
     assert sum(map(len, recorder.runs.values())) == (
         attack.gradient_queries + attack.selection_queries
     )
@@ -135,3 +135,14 @@ def test_more_targets_than_wrong_classes_are_refused():
     keys, images, labels = inputs(1)
     with pytest.raises(ValueError, match="targets=9 must be less than the 4 classes there are"):
         FAB()(keys[0], noisy(), images[0], labels[0])
+
+
+def test_a_wrong_clean_image_is_the_nearest_one_itself():
+    keys, images, _ = inputs(4)
+    logits_fn = noisy(sigma=0.0)
+    labels = jax.vmap(lambda k, x: logits_fn(k, x).argmin())(keys, images)
+    attack = FAB(eps=0.2, num_steps=3, targets=2)
+    search = quick(jax.vmap(lambda k, i, y: attack.nearest(k, logits_fn, i, y)))
+    found = search(keys, images, labels)
+    np.testing.assert_array_equal(found.distance, 0.0)
+    np.testing.assert_array_equal(found.image, images)

@@ -35,7 +35,7 @@ from purify.evals.gradient_checks import (
     doubled,
     judge,
 )
-from purify.evals.gradient_health import STILL_FAIL, check, exact
+from purify.evals.gradient_health import CURED, STILL_FAIL, check, exact
 from purify.evals.probes import Local
 from purify.evals.store import Store
 from purify.purifiers import Identity, NoiseOnly, Schedule
@@ -287,13 +287,13 @@ def test_sound_defences_fail_once_in_20_seeds_at_most():
 # The report
 
 
-def test_a_failure_that_twice_the_budget_cures_is_none(tmp_path):
+def test_a_failure_that_twice_the_budget_cures_says_so(tmp_path):
     """Two steps of eps / 4 do not reach the edge of the ball, four do."""
     budget = dataclasses.replace(BUDGET, num_steps=2)
     with Store(tmp_path, "check_gradients", {}) as store:
         verdicts = check(SOUND["undefended"](), *held_out(), budget, store=store)
         assert len(store.records("defense-square_doubled")) == NUM_CHECKED
-    assert {v.check: v.verdict for v in verdicts}[SQUARE] == PASS
+    assert {v.check: v.verdict for v in verdicts}[SQUARE] == CURED
 
 
 def test_an_interrupted_report_goes_on(tmp_path):

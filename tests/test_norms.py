@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from attacks.norms import NORMS
+from attacks.norms import NORMS, farthest
 from tests.oracles import QUICK
 
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -180,3 +180,26 @@ def test_steepest_ascent_is_a_unit_step_for_tiny_gradients_too():
     steepest = NORMS["l2"].steepest(gradient)
     np.testing.assert_allclose(steepest, [0.6, -0.8, 0.0], rtol=1e-5)
     assert (NORMS["l2"].steepest(jnp.zeros(3)) == 0).all()
+
+
+@both_norms
+def test_the_farthest_point_of_a_ray_is_on_the_sphere_and_on_the_ray(name, x64):
+    """Or, where the box ends the ray before, at its end; a NaN stays one."""
+    eps, dim = EPS[name], 6
+    centers, points = cases(200, dim)
+    rays = np.clip(points, 0, 1)
+    ends = np.asarray(jax.jit(jax.vmap(lambda p, c: farthest(name, p, c, eps)))(rays, centers))
+    moved, along = ends - centers, rays - centers
+    sizes = size(name, moved)
+    stopped = np.where(along > 0, ends == 1, ends == 0)
+    stopped |= np.abs(along) <= 0.01 * np.abs(along).max(1, keepdims=True)  # too slow to get there
+    on_sphere = np.isclose(sizes, eps, rtol=1e-8)  # 40 halvings of a ray of up to 100
+    assert (sizes <= eps + 1e-12).all() and (on_sphere | stopped.all(1)).all()
+    assert on_sphere.mean() > 0.9
+    for ray, step, end in zip(along, moved, stopped, strict=True):
+        scale = step[~end] / ray[~end]  # of pixels that the box has not stopped
+        np.testing.assert_allclose(scale[1:], np.full_like(scale[1:], scale[:1]), rtol=1e-9)
+    same = farthest(name, jnp.asarray(centers[0]), jnp.asarray(centers[0]), eps)
+    np.testing.assert_array_equal(same, centers[0])
+    broken = farthest(name, jnp.full(dim, jnp.nan), jnp.asarray(centers[0]), eps)
+    assert np.isnan(broken).all()

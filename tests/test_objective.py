@@ -10,6 +10,8 @@ import pytest
 import attacks
 from attacks import ATTACKS
 from attacks.ascent import EOTS
+from attacks.gradients import draws
+from attacks.norms import NORMS
 from attacks.pgd import PGD
 from tests.test_ascent import (
     EPS,
@@ -64,15 +66,12 @@ def test_a_penalty_moves_the_optimum_of_a_linear_classifier(name, eot):
 
 
 def searched(attack, recorder, key) -> list:
-    """(image, logits) of the runs by which the search compares points: of an ascent on the ranking
-    keys; of others all but those that choose at the end, or which classes to aim at."""
-    fold, draws = jax.random.fold_in, attack.eot_samples
-    if hasattr(attack, "random_start"):
-        return [run for k in run_keys(fold(key, 3), draws) for run in recorder.at(k)]
-    search_key, selection_key = jax.random.split(key)
-    others = [fold(k, 0) for k in run_keys(selection_key, attack.selection_draws)]
-    others += run_keys(jax.random.split(search_key)[0], draws) if hasattr(attack, "targets") else []
-    apart = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in others}
+    """(image, logits) of all runs but those that choose at the end."""
+    fold, ascends = jax.random.fold_in, hasattr(attack, "random_start")
+    selection_key = fold(key, 2) if ascends else jax.random.split(key)[1]
+    choosing = [fold(k, 0) for k in run_keys(selection_key, attack.selection_draws)]
+    apart = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in choosing}
+    assert apart < recorder.runs.keys()
     return [run for k, runs in recorder.runs.items() if k not in apart for run in runs]
 
 
@@ -117,3 +116,32 @@ def test_interim_success_counts_luck():
     assert np.mean(result.interim) > 0.9  # 1 - 0.9^32 = 0.966
     answers = jax.vmap(lambda key, x: logits_fn(key, x).argmax())(keys, result.image)
     assert np.mean(answers == 1) > 0.8
+
+
+# What searches for the nearest boundary offer
+
+
+@pytest.mark.parametrize("name", ["fab", "fmn", "carlini_wagner", "rays"])
+def test_behind_noise_an_attack_goes_beyond_the_boundary_that_it_found(name):
+    """There every second answer is right; further along the same ray, in the same ball, fewer."""
+    norm = "linf" if name == "rays" else "l2"
+    keys, images, _ = inputs(32)
+    images = 0.4 + 0.2 * images
+    logits_fn = noisy(sigma=0.3)
+    labels = jax.vmap(lambda k, x: noisy(sigma=0.0)(k, x).argmax())(keys, images)
+    options = dict(eps=3 * EPS[norm], eot_samples=4, selection_draws=32)
+    attack = dataclasses.replace(small(name, norm, "margin", "mean_of_loss"), **options)
+
+    @quick
+    def share_right(images):
+        def right(key, image, label):
+            answers = draws(logits_fn, 200)(key, image).argmax(-1)
+            return jnp.mean(answers == label)
+
+        return jax.vmap(right)(jax.random.split(jax.random.key(9), len(images)), images, labels)
+
+    search = quick(jax.vmap(lambda k, i, y: attack.nearest(k, logits_fn, i, y)))
+    found = search(keys, images, labels).image
+    boundary = jax.vmap(lambda x, i: NORMS[norm].project(x, i, attack.eps))(found, images)
+    result = quick(jax.vmap(lambda k, i, y: attack(k, logits_fn, i, y)))(keys, images, labels)
+    assert share_right(result.image).mean() < share_right(boundary).mean() - 0.1

@@ -17,7 +17,7 @@ from purify.checkpoint import differing_fields
 from purify.detection import ScoreNormPenalty
 from purify.evals.defenses import classifier_run
 from purify.evals.plan import plan
-from purify.evals.rows import crafting, without_exact
+from purify.evals.rows import crafting, limited, main_ball, with_stages, without_exact
 from purify.networks import Classifier, Score
 from purify.purifiers import ADP, PURIFIERS, Schedule
 
@@ -136,9 +136,25 @@ def test_variants_that_do_not_fit_are_refused(name, variant, said):
 def test_bpda_alone_must_be_asked_for_by_name():
     changes = dict(eval__attacks=("blind", "bpda"), eval__defenses=("identity", "adp"))
     config, rows = make("digits", eval__bpda_alone=("adp-bpda",), **changes)
-    assert [row.name for row in without_exact(list(rows.values()))] == ["adp-bpda"]
+    alone = [row.name for row in without_exact(list(rows.values()))]
+    assert alone == ["adp-bpda", "adp-strongest"]
     with pytest.raises(ValueError, match="BPDA on 'adp'"):
         make("digits", eval__bpda_alone=("adp-other",), **changes)
+
+
+@pytest.mark.parametrize("beside", ["exact_detached_step", "fixed_key", "suite"])
+def test_what_only_looks_like_an_exact_gradient_is_none(beside):
+    """Step sizes held constant, an attacker who knows the keys, and BPDA hidden in a suite."""
+    changes = {"eval.defenses": ("adp",), "eval.attacks": ("bpda", "exact")}
+    if beside == "suite":
+        changes |= {"attacks.both": suite("blind", "bpda"), "eval.attacks": ("both",)}
+    elif beside == "fixed_key":
+        changes["attacks.exact.fixed_key"] = True
+    else:
+        changes["attacks.exact.gradient"] = beside
+    with pytest.raises(ValueError, match="BPDA on 'adp' .* but no attack with the exact gradient"):
+        make("digits", **changes)
+    make("digits", **changes | {"eval.attacks": (*changes["eval.attacks"], "exact_margin")})
 
 
 def test_costs_by_hand():
@@ -176,8 +192,8 @@ def test_the_full_variant_covers_modes_estimators_and_protocols():
     assert not rows["identity-square"].attack.remeasure  # deterministic
     assert black_box.attack_nge == rows["adp-spsa"].attack_nge == 0
     assert black_box.attack_queries == 2 * 1000 * 5 + 2 * 32
-    # 1,280 a step, one to rank the iterate, and the choice among the best, the last and the clean.
-    assert rows["adp-spsa"].attack_queries == 40 * (1280 + 1) + 3 * 32
+    # 1,280 a step, 4 to rank the iterate, and the choice among the best, the last and the clean.
+    assert rows["adp-spsa"].attack_queries == 40 * (1280 + 4) + 3 * 32
     assert rows["adp-fab"].attack.budget == "9 targets x 1 x 100 steps, EOT 15"
     assert rows["adp-fab"].attack_nge == 9 * 100 * 15 * 20
     assert rows["adp-rays"].attack.budget == "1000 questions, each the majority of 5"
@@ -241,7 +257,8 @@ def test_a_vote_is_attacked_through_both_of_its_smooth_averages():
     attacks = [row.attack for name, row in rows.items() if name.startswith("adp-exact")]
     assert [a.average for a in attacks] == ["logits", "softmax"]
     assert rows["adp-exact_softmax"].crafted == "adp-exact_softmax"
-    _, rows = make("digits", attacks__exact__fixed_key=True, **vote)
+    known = dict(attacks__exact__fixed_key=True, eval__attacks=("blind", "exact"))
+    _, rows = make("digits", **known, **vote)
     assert "adp-exact_softmax" in rows
     _, rows = make("digits", **vote)
     assert "adp-exact_softmax" not in rows
@@ -406,6 +423,16 @@ def test_a_direction_is_for_pgd_alone():
         plan(config, {"classifier": Classifier({}, network)}, score, 400)
 
 
+def test_a_penalty_is_for_attacks_that_maximise_a_loss():
+    config = importlib.import_module("configs.digits").get_config("detect")
+    config.attacks.fab.unlock()
+    config.attacks.fab.penalty = 3.0
+    changes = {"attacks": config.attacks, "eval.attacks": ("fab",)}
+    changes |= {"attacks.fab.defenses": (), "eval.defenses": ("detect_then_purify",)}
+    with pytest.raises(ValueError, match="config.attacks.fab.penalty=3.0 does not fit: fab takes"):
+        make("digits", "detect", **changes)
+
+
 def test_the_headline_defence_and_the_attacks_names_are_checked():
     with pytest.raises(ValueError, match="config.defense.purifier 'one' is unknown; known: ident"):
         make("digits", defense__purifier="one")
@@ -421,6 +448,25 @@ def test_the_headline_defence_and_the_attacks_names_are_checked():
 # The strongest of several attacks
 
 
+def test_the_main_ball_is_that_of_most_attacks():
+    """Of the published code's blind attack, which comes first, it is not: its radius is 8/256."""
+    _, rows = make("cifar10", "reference")
+    assert main_ball(rows.values()) == ("linf", cifar10.EPS) != rows["adp_reference-blind"].ball
+    names = [row.attack_name for row in rows["adp_reference-strongest"].stages]
+    assert names == ["bpda_votes", "bpda", "exact"]
+    assert main_ball([rows["identity-clean"]]) is None
+
+
+def test_a_limit_holds_for_stages_too():
+    _, rows = make("digits")
+    few = limited(list(rows.values()), 5, 50)
+    assert {row.num_images for row in with_stages(few)} == {5}
+    _, rows = make("cifar10", "reference", eval__num_images=7)
+    with pytest.raises(ValueError, match="max_images=5 must be a multiple of"):
+        limited(list(rows.values()), 5, 50)
+    limited(list(rows.values()), 9, 50)  # cuts nothing
+
+
 def test_every_defence_and_ball_with_several_attacks_has_a_row_of_the_strongest():
     _, rows = make("digits", "full")
     strongest = rows["adp-strongest"]
@@ -428,7 +474,7 @@ def test_every_defence_and_ball_with_several_attacks_has_a_row_of_the_strongest(
     assert {"blind", "bpda", "exact", "apgd", "square"} <= names
     assert not names & {"fixed_key", "l2", "carlini_wagner", "strongest"}
     assert {row.attack.norm for row in strongest.stages} == {"linf"} == {strongest.attack.norm}
-    assert strongest.attack.selection_queries == (len(names) + 1) * 40  # 4 draws of S = 10
+    assert strongest.attack.selection_queries == (len(names) + 1) * 80  # 8 draws of S = 10
     assert {row.attack_name for row in rows["adp-strongest_l2_1"].stages} == {
         "l2",
         "carlini_wagner",

@@ -40,8 +40,8 @@ from purify.evals.results import (
     result_rows,
 )
 from purify.evals.stats import bootstrap_mean, proportion
-from purify.evals.store import Store
-from purify.jsonl import read_lines
+from purify.evals.store import Store, read_records
+from purify.jsonl import read_lines, write_lines
 from purify.locking import Lock
 from purify.random import image_keys
 
@@ -168,10 +168,10 @@ def test_every_image_has_one_line_for_each_row(evaluated):
         assert len(record["correct"]) == 3 and np.shape(record["predictions"]) == (3, 2)
         assert record["distance"] <= 0.15 + 1e-6 and record["seconds"] > 0
         assert isinstance(record["interim_success"], bool)
-        # 3 steps of 2 samples and 2 to rank; (best, last, clean) on 32 selection draws each.
-        assert record["queries"] == 3 * (2 + 2) + 3 * 32
+        # 3 steps of 2 samples and 4 to rank; (best, last, clean) on 32 selection draws each.
+        assert record["queries"] == 3 * (2 + 4) + 3 * 32
         # T 3 with 2 evaluations a step; 3 draws of 2 runs are scored.
-        assert 108 * 6 < record["nfe"] <= 108 * 6 + 36 and record["nge"] == 6 * 6
+        assert 114 * 6 < record["nfe"] <= 114 * 6 + 36 and record["nge"] == 6 * 6
 
 
 def test_logits_of_all_runs_are_stored(evaluated):
@@ -376,8 +376,8 @@ def test_directions_and_clean_images_reach_the_attack(trained, workdir):
         for r in read_lines(folder / "images.jsonl")
         if r["row"] in ("attack:adp-full", "attack:adp-approximate")
     }
-    # 3 steps of 2 samples and 2 to rank, a choice of 3 on 32 draws; 6 evaluations a purification.
-    bpda = (3 * (2 + 2) + 3 * 32) * 6
+    # 3 steps of 2 samples and 4 to rank, a choice of 3 on 32 draws; 6 evaluations a purification.
+    bpda = (3 * (2 + 4) + 3 * 32) * 6
     nfe = {"full": bpda + 3 * 2 * 6, "approximate": 6}
     for (name, _), line in attack_lines.items():
         assert (line["nfe"], line["nge"]) == (nfe[name], 0)
@@ -555,8 +555,8 @@ def test_what_fools_one_defence_is_scored_on_another_and_climbed_from(trained, w
         moved, attack = records["adp-moved", i], records["attack:noise_only-exact", i]
         assert moved["correct"] == expected["adp-given", i]["correct"]
         assert moved["distance"] == attack["distance"] and moved["queries"] == attack["queries"]
-        # A run from each of three starts: 3 steps of 2 + 2; six candidates and the clean image.
-        assert records["attack:adp-on", i]["queries"] == 3 * 3 * (2 + 2) + 7 * 32
+        # A run from each of three starts: 3 steps of 2 + 4; six candidates and the clean image.
+        assert records["attack:adp-on", i]["queries"] == 3 * 3 * (2 + 4) + 7 * 32
     lines = (folder / "images.jsonl").read_text().splitlines(keepends=True)
     (folder / "images.jsonl").write_text("".join(lines[: len(lines) // 2]))
     robust.run(config, workdir)
@@ -591,18 +591,40 @@ def test_an_interrupted_evaluation_goes_on_exactly(evaluated, trained, workdir):
 def test_an_evaluation_of_the_first_images_is_the_beginning_of_the_whole(
     evaluated, trained, workdir, capsys
 ):
-    """In the same folder, and without the limit it goes on to the same records."""
+    """In the same folder, and without the limit it goes on to the same records. What it says that
+    it takes at most is what its records took, but for images that stopped early."""
     robust.run(whole(trained), workdir, max_images=5)
     folder = only_folder(workdir)
+    check_costs(capsys, read_lines(folder / "images.jsonl"))
+    signatures = (folder / "provenance.jsonl").read_bytes()
+    robust.run(whole(trained), workdir, max_images=5)  # has nothing to do, and does not sign
+    assert (folder / "provenance.jsonl").read_bytes() == signatures
     assert folder.name == evaluated.folder.name
     assert "stopped after 5 of 10 images" in capsys.readouterr().out
     results = json.loads((folder / "results.json").read_text())
     assert {row["num_images"] for row in results["rows"]} == {5}
     before = (folder / "images.jsonl").read_bytes()
+    capsys.readouterr()
     robust.run(whole(trained), workdir)
     assert (folder / "images.jsonl").read_bytes().startswith(before)
     assert untimed(read_lines(folder / "images.jsonl")) == untimed(evaluated.records)
-    assert "stopped" not in capsys.readouterr().out
+    check_costs(capsys, evaluated.records)
+
+
+def check_costs(capsys, records: list[dict]) -> None:
+    """What was printed up front against the records: an upper bound, and not a loose one."""
+    out = capsys.readouterr().out
+    said = re.search(r"at most ([\d,]+) network evaluations and ([\d,]+) network gradients", out)
+    nfe, nge = (int(number.replace(",", "")) for number in said.groups())
+    attacks = [r for r in records if r["row"].startswith("attack:")]
+    # Of a row the attack's costs are in its own records.
+    chosen = [r for r in attacks if "chosen" in r]
+    choices = [r for r in records if r["row"].startswith("choice:")]
+    scored = sum(r["defense_nfe"] * len(r["correct"]) for r in records if "correct" in r)
+    spent = scored + sum(r["nfe"] for r in [*attacks, *choices]) - sum(r["nfe"] for r in chosen)
+    assert 0.9 * nfe < spent <= nfe
+    assert nge == sum(r["nge"] for r in attacks) - sum(r["nge"] for r in chosen)
+    assert "estimate from the first batch of" in out and "min of computing left in all" in out
 
 
 def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, monkeypatch):
@@ -645,6 +667,22 @@ def test_records_are_enough_for_the_table_but_not_to_go_on(evaluated, trained, w
     (copy / "images.jsonl").write_text("".join(scored))
     with pytest.raises(ValueError, match="arrays/adp-exact.npy lacks images that images.jsonl"):
         robust.run(whole(trained), workdir)
+
+
+def test_a_record_that_is_none_or_contradicts_another_is_reported(tmp_path):
+    file = tmp_path / "images.jsonl"
+    record = {"row": "adp-clean", "index": 3, "correct": [True], "seconds": 1.0}
+    write_lines(file, [record, record | {"seconds": 2.0}])  # the same, computed twice
+    assert read_records(file) == {"adp-clean": {3: record}}
+    for line in ({"row": "adp-clean"}, 3, record | {"correct": [False]}):
+        write_lines(file, [record, line])
+        with pytest.raises(ValueError, match=r"images.jsonl: line 2 (is no record|has other val)"):
+            read_records(file)
+
+
+def test_an_evaluation_whose_signatures_were_lost_says_that_it_does_not_know(tmp_path):
+    with Store(tmp_path, "eval_robust", {}) as store:
+        assert [signature["commit"] for signature in store.signatures()] == ["unknown"]
 
 
 def test_a_damaged_record_is_reported_and_not_skipped(evaluated, trained, workdir):
@@ -770,7 +808,8 @@ def test_where_a_batch_decides_together_a_resumed_one_is_computed_whole(trained,
     left = [r for r in records if r["index"] not in (1, 5)]
     (folder / "images.jsonl").write_text("".join(json.dumps(record) + "\n" for record in left))
     robust.run(config, workdir)
-    assert untimed(read_lines(only_folder(workdir) / "images.jsonl")) == untimed(records)
+    again = read_lines(only_folder(workdir) / "images.jsonl")
+    assert untimed(again) == untimed(records) and len(again) == len(records)
     steps = {r["defense_nfe"] for r in records if r["row"] == "adp_reference-clean"}
     assert len(steps) > 1, steps  # images stop at different steps
 
@@ -787,18 +826,16 @@ def test_a_result_depends_on_no_neighbour(evaluated, trained, workdir):
 
 
 def test_devices_and_batch_size_change_rounding_only(evaluated, trained, workdir):
-    """On four devices in batches of 8 against one in batches of 4. An attacked pixel may differ
-    where its gradient is 0 but for rounding, and the sign with it; few do."""
-    folder = evaluated.folder
-    result = trained.main(
-        "--mode=eval_robust",
-        f"--workdir={workdir}",
-        "--config.eval.batch_size=8",
-        "--config.eval.attacks=('blind',)",
-        devices=4,
-    )
+    """Four devices in batches of 8 go on where one in batches of 4 stopped: no image is lost or
+    doubled. An attacked pixel may differ where its gradient is 0 but for rounding, and the sign
+    with it; few do."""
+    robust.run(trained.config(eval__attacks=("blind",)), workdir, max_images=2)
+    arguments = ("--mode=eval_robust", "--config.eval.attacks=('blind',)", f"--workdir={workdir}")
+    result = trained.main(*arguments, "--config.eval.batch_size=8", devices=4)
     assert result.returncode == 0, result.stderr
-    arrays = only_folder(workdir) / "arrays"
+    lines = [(r["row"], r["index"]) for r in read_lines(only_folder(workdir) / "images.jsonl")]
+    assert len(lines) == len(set(lines)) == 5 * 10 * 2 + 10
+    folder, arrays = evaluated.folder, only_folder(workdir) / "arrays"
     for name in ("identity-clean", "adp-clean", "schedule-clean"):
         one = np.load(folder / "arrays" / f"{name}.logits.npy")
         four = np.load(arrays / f"{name}.logits.npy")

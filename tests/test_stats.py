@@ -15,6 +15,7 @@ from purify.evals.stats import (
     holm,
     mcnemar,
     paired_difference,
+    paired_share,
     proportion,
 )
 
@@ -223,6 +224,23 @@ def test_holm_by_hand():
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
+def test_a_share_is_of_sums_and_its_interval_covers_the_truth():
+    """Of 400 simulated tables of 60 images, 4 draws each, in which b withstands half of what a does
+    on average; a 95 % interval of that many covers 92 to 98 % of the time, but for 1 in 100."""
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(400):
+        chances = rng.beta(0.8, 0.8, 60)
+        a = rng.binomial(4, chances) / 4
+        b = rng.binomial(4, chances * rng.beta(1, 1, 60)) / 4
+        covered.append(covers(paired_share(a, b, num_resamples=1000), 0.5))
+    assert 0.90 <= np.mean(covered) <= 0.98
+    share = paired_share([1.0, 0.5, 0.5, 0.0], [0.5, 0.5, 0.0, 0.0])
+    assert share.value == 0.5 and share.n == 4 and 0 <= share.low < 0.5 < share.high <= 1
+    assert paired_share([0.0, 0.0], [0.0, 0.5]) is None  # of nothing
+    assert paired_share([0.5, 1.0], [0.0, 0.0]) is None  # no resample differs
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -239,6 +257,8 @@ def test_holm_by_hand():
         (lambda: mcnemar([0, 0.5], [0, 1]), "a: must be"),
         (lambda: beats([], []), "n at least 1"),
         (lambda: flip_test([0.5, 1], [0, 1]), "whole numbers"),
+        (lambda: paired_share([0.5, 1], [0.5]), "lengths 2 and 1"),
+        (lambda: paired_share([0.5, 1], [0.5, -1]), "at least 0"),
     ],
 )
 def test_bad_input_is_named(call, message):

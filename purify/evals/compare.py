@@ -9,7 +9,8 @@ from rich.table import Table
 from purify.checkpoint import differing_fields, read_settings
 from purify.evals.report import print_wide
 from purify.evals.results import pair
-from purify.jsonl import read_lines, write_json
+from purify.evals.store import read_records
+from purify.jsonl import write_json
 
 
 class Run(NamedTuple):
@@ -47,10 +48,11 @@ def read_run(folder: Path) -> Run:
     if len(found) != 1:
         some = f"has {len(found)} of them: {', '.join(map(str, found))}" if found else "is none"
         raise ValueError(f"'{folder}' must be the folder of an evaluation, but {some}")
-    rows: dict[str, list[dict]] = {}
-    for record in read_lines(found[0] / "images.jsonl"):
-        if "correct" in record:  # a row; the others say what an attack did
-            rows.setdefault(record["row"], []).append(record)
+    rows = {
+        name: list(records.values())
+        for name, records in read_records(found[0] / "images.jsonl").items()
+        if all("correct" in record for record in records.values())  # others: what an attack did
+    }
     return Run(found[0], read_settings(found[0]), rows)
 
 
@@ -63,6 +65,12 @@ def compare(a: Run, b: Run) -> dict:
                 f"{a.folder} and {b.folder} are of different images: data.{field} {ours!r} and "
                 f"{theirs!r}"
             )
+    given = any(run.settings.get("given") for run in (a, b))  # attacked elsewhere: never the same
+    if not given and len({run.settings.get("images") for run in (a, b)}) > 1:
+        raise ValueError(
+            f"{a.folder} and {b.folder} are of different images: the files of data.name "
+            f"{a.settings['data']['name']!r} held others"
+        )
     shared = [name for name in a.rows if name in b.rows]
     if not shared:
         raise ValueError(

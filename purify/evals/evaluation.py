@@ -133,9 +133,12 @@ class Evaluation:
 
     def run(self, rows: list[Row]) -> None:
         """Do whatever is not done yet, with a progress bar in units of work (see Row)."""
+        # Where the choice is made the stages of it, some of them spared, are not there.
+        choosing = [r for r in rows if r.stages and self.pending(f"attack:{r.crafted}", r)]
+        attacking = [*(row for row in rows if not row.stages), *with_stages(choosing)]
         left = sum(
             len(self.pending(f"attack:{row.crafted}", row)) * row.attack_work
-            for row in crafting(with_stages(rows))
+            for row in crafting(attacking)
         )
         left += sum(len(self.pending(row.name, row)) * row.score_work for row in rows)
         if left:

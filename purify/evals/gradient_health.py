@@ -22,6 +22,7 @@ from purify.evals.evaluation import Evaluation
 from purify.evals.gradient_checks import (
     FAIL,
     LEVEL,
+    PASS,
     Budget,
     Measured,
     Verdict,
@@ -42,6 +43,7 @@ from purify.tables import choose
 from purify.types import Purifier
 
 STILL_FAIL = f"{FAIL}: masked or under-optimised"
+CURED = f"{PASS} at twice the budget"
 
 
 def exact(defense: Defense) -> Defense:
@@ -64,7 +66,7 @@ def check(
     """The verdicts of gradient_checks.CHECKS on a defence.
 
     A check that fails is made again with twice the iterations and EOT samples on both sides, where
-    it compares attacks: what fails then too says so.
+    it compares attacks: STILL_FAIL, or CURED where the budget was what it lacked.
 
     images: float32 [n, H, W, C] in [0, 1], labels: int [n]. Their keys are folded from the seed and
         their positions.
@@ -111,8 +113,9 @@ def _judge_twice(evaluation: Evaluation, rows: dict[str, Row], measured: Measure
         correct = {row: _correct(evaluation.store, twice) for row, twice in again.items()}
         changed = dataclasses.replace(measured, correct={**measured.correct, **correct})
         findings[name] = find(changed)[name]
+    after = {FAIL: STILL_FAIL, PASS: CURED}
     return [
-        v._replace(verdict=STILL_FAIL) if v.check in failed and v.verdict == FAIL else v
+        v._replace(verdict=after.get(v.verdict, v.verdict)) if v.check in failed else v
         for v in judge(findings)
     ]
 

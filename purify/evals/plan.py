@@ -183,15 +183,21 @@ def _rows(
         build_purifier(config, options["surrogate"], score) if options["surrogate"] else None
     )
     purifier = attacked_purifier(gradient, defense.purifier, surrogate)
+    penalty = _penalty(field, options, defense)
     row = dataclasses.replace(
         row,
         attacked=dataclasses.replace(defense, purifier=purifier),
         num_images=min([count, *(start.num_images for start in starts)]),
         num_draws=1 if options["fixed_key"] else clean.num_draws,
         starts=tuple(start.crafted for start in starts),
-        penalty=_penalty(field, options, defense),
+        penalty=penalty,
     )
     known = surrogate if gradient == "surrogate" else defense.purifier
+    built = build_attacks(attack_name, options, row.attacked)
+    if penalty and not all(attack.takes_penalty for attack in built.values()):
+        raise ValueError(
+            f"{field}.penalty={options['penalty']} does not fit: {options['attack']} takes none"
+        )
     return [
         dataclasses.replace(
             row,
@@ -199,7 +205,7 @@ def _rows(
             attack=attack,
             direction=attack_direction(attack_name, options, attack, known),
         )
-        for own_name, attack in build_attacks(attack_name, options, row.attacked).items()
+        for own_name, attack in built.items()
     ]
 
 

@@ -22,8 +22,8 @@ from purify.random import image_keys
 FIGURE_IMAGES = 10
 
 
-def print_table(results: dict) -> None:
-    """The rows of results.json as a table; '*' marks the lowest attacked mean of each defence."""
+def results_table(results: dict) -> Table:
+    """The rows of results.json; '*' marks the lowest attacked mean of each defence."""
     table = Table(
         title=results["title"],
         title_justify="left",
@@ -53,28 +53,29 @@ def print_table(results: dict) -> None:
             attack,
             str(main["num_images"]),
             f"{_percent(main)} [{100 * main['low']:3.0f}, {100 * main['high']:3.0f}]{mark}",
-            *(_percent(groups[key].get(p)) for p in ("ensemble", "vote", "worst_of_n", SINGLE_RUN)),
             "" if clean is None else f"{100 * clean:.1f}",
+            *(_percent(groups[key].get(p)) for p in ("ensemble", "vote", SINGLE_RUN)),
+            _worst(groups[key].get("worst_of_n")),
             *(f"{main[f'{name}_per_image']:,.0f}" for name in ("nfe", "nge")),
             f"{main['seconds_per_image']:.3f}",
         )
         previous = defense
-    print_wide(table)
+    return table
 
 
 def print_wide(table: Table) -> None:
     # A pipe has no width: give the table what it needs. Markup off: intervals have brackets.
-    width = None if sys.stdout.isatty() else 120
+    width = None if sys.stdout.isatty() else 132
     Console(width=width, markup=False, highlight=False).print(table)
 
 
-COLUMNS = ("defence", "attack", "n", "mean of draws [95 %]", "1 draw", "vote", "worst", "S=1",
-           "clean", "nfe", "nge", "s/image")  # fmt: skip
+COLUMNS = ("defence", "attack", "n", "mean of draws [95 %]", "clean", "1 draw", "vote", "S=1",
+           "worst [95 %] clean", "nfe", "nge", "s/image")  # fmt: skip
 CAPTION = """\
 mean of draws: share of fresh S-run draws that are right, in %, over n images (bootstrap over
   images, exact where every image has one outcome); identity: the undefended classifier
-1 draw: a single S-run draw; vote: majority of its runs; worst: right in all N draws
-  (resubmission); S=1: single runs; clean: mean of draws on the same images unattacked
+1 draw: a single S-run draw; vote: majority of its runs; S=1: single runs; worst: right in all N
+  draws (resubmission); clean: of the same images unattacked, the mean of draws and the worst
 nfe, nge: score-network forwards and gradients per image, attack and scoring
 s/image: median over images, without compiling
 *: a defence's lowest mean under attack on the images its attacks share: its headline
@@ -83,6 +84,14 @@ s/image: median over images, without compiling
 
 def _percent(row: dict | None) -> str:
     return "" if row is None else f"{100 * row['accuracy']:.1f}"
+
+
+def _worst(row: dict | None) -> str:
+    if row is None:
+        return ""
+    clean = row["clean_accuracy"]
+    beside = "" if clean is None else f"{100 * clean:5.1f}"
+    return f"{_percent(row)} [{100 * row['low']:3.0f}, {100 * row['high']:3.0f}] {beside}"
 
 
 def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str, Path]) -> None:
@@ -98,7 +107,7 @@ def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str
     for row, records in done:
         same = {record["index"]: record for record in clean.get(row.defense_name, [])}
         unattacked = [same[r["index"]] for r in records] if same else []
-        exact_beside = row.name not in alone if row.options.get("gradient") == "bpda" else None
+        exact_beside = row.name not in alone if "bpda" in row.gradients else None
         entries += result_rows(row, records, unattacked, seed=seed, exact_beside=exact_beside)
     results = {
         "title": _title(config, rows),
@@ -117,7 +126,7 @@ def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str
     kept = {row.crafted for row in crafting(rows) if _has_images(evaluation, row)}
     paths += [_save_attacked(evaluation, row) for row in crafting(rows) if row.crafted in kept]
     paths += _figures(config, evaluation, done, entries, runs)
-    print_table(results)
+    print_wide(results_table(results))
     print_comparisons(results)
     commits = list(dict.fromkeys(signature["commit"] for signature in results["computed_by"]))
     if len(commits) > 1:
@@ -129,10 +138,14 @@ def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str
 def print_comparisons(results: dict) -> None:
     for entry in results["comparisons"]:
         verdict = "beats" if entry["beats"] else "does not beat"
-        print(
+        line = (
             f"{entry['a']} {verdict} {entry['b']}: {100 * entry['mean_difference']:+.1f} points "
             f"[{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}], n {entry['num_images']}"
         )
+        if share := entry.get("share"):
+            low, value, high = (100 * share[end] for end in ("low", "value", "high"))
+            line += f"; {value:.0f} % [{low:.0f}, {high:.0f}] of it withstands the latter"
+        print(line)
 
 
 def _title(config, rows: list[Row]) -> str:

@@ -4,13 +4,20 @@ import collections
 
 import numpy as np
 
-from purify.evals.rows import Row
-from purify.evals.stats import Estimate, bootstrap_mean, mcnemar, paired_difference, proportion
+from purify.evals.rows import Row, main_ball
+from purify.evals.stats import (
+    Estimate,
+    bootstrap_mean,
+    mcnemar,
+    paired_difference,
+    paired_share,
+    proportion,
+)
 
 SINGLE_RUN = "S=1"
 ATTACK_FIELDS = (
     *("norm", "eps", "step_size", "momentum", "loss", "targets", "eot", "eot_samples", "average"),
-    *("restarts", "selection_draws"),
+    *("restarts", "selection_draws", "ranking_draws", "keep", "estimate", "directions"),
 )
 
 
@@ -88,6 +95,8 @@ def result_rows(
         "surrogate": row.options.get("surrogate") or None,
         "direction": row.options.get("direction") or None,
         "penalty": row.options.get("penalty") or None,
+        "source": row.options.get("source") or None,
+        "starts": list(row.starts) or None,
         "attack_steps": getattr(attack, "num_steps", None),
         **{name: getattr(attack, name, None) for name in ATTACK_FIELDS},
         "num_images": len(records),
@@ -133,35 +142,44 @@ def result_rows(
 
 def comparisons(config, done: list[tuple[Row, list[dict]]], *, seed: int) -> list[dict]:
     """Paired differences on the same images: the headline defence against each other one under the
-    same attack; and, on the headline defence, attacks that differ in nothing but the gradient.
+    same attack; and, on each defence, BPDA against attacks that differ in nothing but the gradient.
 
-    See `pair`; 'beats': the 95 % interval lies above 0.
+    See `pair`; 'beats': the 95 % interval lies above 0; 'share', of BPDA's pairs: what the other
+    gradient leaves of what BPDA leaves, see stats.paired_share.
     """
     by_name = {row.name: (row, records) for row, records in done}
     headline = config.defense.purifier
     pairs = []
     for row, _ in done:
         if row.defense_name != headline:
-            pairs.append((f"{headline}-{row.attack_name}", row.name))
-        elif row.attack and row.options["gradient"] not in ("blind", "bpda"):
-            pairs += [
-                (other.name, row.name)
-                for other, _ in done
-                if other.defense_name == headline
-                and other.attack == row.attack
-                and all(
-                    other.options.get(k) == row.options.get(k) for k in ("direction", "penalty")
-                )
-                and other.options["gradient"] == "bpda"
-                and other.fixed_key == row.fixed_key
-            ]
+            pairs.append((f"{headline}-{row.attack_name}", row.name, False))
+        pairs += [(other.name, row.name, True) for other, _ in done if _is_bpda_of(other, row)]
     entries = []
-    for a, b in pairs:
+    for a, b, same_defense in pairs:
         if a not in by_name or b not in by_name:
             continue
-        paired = pair(by_name[a][1], by_name[b][1], seed=seed)
-        entries.append({"a": a, "b": b, **paired, "beats": paired["low"] > 0})
+        sides = [by_name[name][1] for name in (a, b)]
+        paired = pair(*sides, seed=seed)
+        entry = {"a": a, "b": b, **paired, "beats": paired["low"] > 0}
+        if same_defense:
+            share = paired_share(*map(_means, _common(*sides)), seed=seed)
+            entry["share"] = None if share is None else share._asdict()
+        entries.append(entry)
     return entries
+
+
+def _is_bpda_of(other: Row, row: Row) -> bool:
+    """Whether the other is the row's attack but for the gradient, which is BPDA's."""
+    same = ("direction", "penalty", "starts", "loss", "eot")
+    return (
+        row.attack is not None
+        and other.defense_name == row.defense_name
+        and other.attack == row.attack
+        and all(other.options.get(k) == row.options.get(k) for k in same)
+        and other.options["gradient"] == "bpda"
+        and row.options["gradient"] not in ("blind", "bpda", "transfer")
+        and other.fixed_key == row.fixed_key
+    )
 
 
 def pair(a: list[dict], b: list[dict], *, seed: int) -> dict:
@@ -170,19 +188,28 @@ def pair(a: list[dict], b: list[dict], *, seed: int) -> dict:
     mean_difference, low, high: of mean-over-draws accuracy, with its 95 % interval. mcnemar_p:
     exact, for one S-run draw each. ValueError where they have no image in common.
     """
+    sides = _common(a, b)
+    difference = paired_difference(*(_means(side) for side in sides), seed=seed)
+    return {
+        "num_images": difference.n,
+        "mean_difference": difference.value,
+        "low": difference.low,
+        "high": difference.high,
+        "mcnemar_p": mcnemar(*([draws[0] for draws in side] for side in sides)),
+    }
+
+
+def _common(a: list[dict], b: list[dict]) -> list[list[list[bool]]]:
+    """The outcomes of the draws, of the images that both have; ValueError where there are none."""
     first, second = ({record["index"]: record["correct"] for record in side} for side in (a, b))
     common = sorted(first.keys() & second.keys())
     if not common:
         raise ValueError("the two have no image in common")
-    sides = [[np.asarray(side[i]) for i in common] for side in (first, second)]
-    difference = paired_difference(*([c.mean() for c in side] for side in sides), seed=seed)
-    return {
-        "num_images": len(common),
-        "mean_difference": difference.value,
-        "low": difference.low,
-        "high": difference.high,
-        "mcnemar_p": mcnemar(*([c[0] for c in side] for side in sides)),
-    }
+    return [[side[i] for i in common] for side in (first, second)]
+
+
+def _means(outcomes: list[list[bool]]) -> list[float]:
+    return [float(np.mean(draws)) for draws in outcomes]
 
 
 def protocol_name(row: dict) -> str:
@@ -193,16 +220,16 @@ def protocol_name(row: dict) -> str:
 
 def headlines(done: list[tuple[Row, list[dict]]]) -> dict[str, str]:
     """defence -> the attack that leaves it the lowest mean-over-draws accuracy on the images that
-    all its attacks of the first attack's norm and radius share: other balls are other questions."""
+    all its attacks of the main ball share: other balls are other questions."""
     attacked = [(row, records) for row, records in done if row.attack]
-    balls = [(row.attack.norm, row.attack.eps) for row, _ in attacked if row.attack]
+    ball = main_ball(row for row, _ in attacked)
     lowest: dict[str, str] = {}
     for name in dict.fromkeys(row.defense_name for row, _ in attacked):
         means = {
             row.attack_name: {r["index"]: float(np.mean(r["correct"])) for r in records}
             for row, records in attacked
             if row.defense_name == name
-            and (row.attack.norm, row.attack.eps) == balls[0]
+            and row.ball == ball
             and not row.fixed_key  # that attacker knows what no other does
         }
         if means:

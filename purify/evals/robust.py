@@ -146,7 +146,7 @@ def _settings(
     cfg = config.to_dict()
     names = attack_names(config)
     stages = [stage for n in names for stage in cfg["attacks"][n].get("stages", ())]
-    evaluated = _without(cfg["eval"], "attack_list") | {"attacks": names}
+    evaluated = _without(_without(cfg["eval"], "attack_list"), "bpda_alone") | {"attacks": names}
     if not any(row.defense.couples_batch for row in rows):
         evaluated = _without(evaluated, "batch_size")
     purifiers = {name: cfg[name] for name in PURIFIERS}
@@ -166,5 +166,5 @@ def _settings(
 
 
 def _without(fields: dict, name: str) -> dict:
-    """Without a field that changes rounding and memory only."""
+    """Without a field that decides no result, but rounding, memory or what is refused."""
     return {key: value for key, value in fields.items() if key != name}

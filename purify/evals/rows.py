@@ -1,7 +1,8 @@
 """The rows of an evaluation: one attack on one defence each, and what that costs."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from attacks.directions import Direction
 from attacks.gradients import OTHER_FUNCTIONS, binding_nfe
@@ -9,7 +10,7 @@ from attacks.types import Attack
 from purify import purifiers
 from purify.defense import Defense
 from purify.detection import ScoreNormPenalty
-from purify.evals.strongest import MIN_SELECTION_DRAWS, Strongest
+from purify.evals.strongest import Strongest, selection_runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,16 @@ class Row:
         if self.options["gradient"] != "blind":
             return self.name
         return "-".join(filter(None, (self.classifier_name, self.attack_name)))
+
+    @property
+    def ball(self) -> tuple[str, float]:
+        """(norm, eps) that the attack may move in."""
+        return self.attack.norm, self.attack.eps
+
+    @property
+    def gradients(self) -> set[str]:
+        """Its own gradient, if it has an attack, and those of its stages."""
+        return {row.options["gradient"] for row in with_stages([self]) if row.options}
 
     @property
     def fixed_key(self) -> bool:
@@ -131,7 +142,7 @@ def strongest_of(
     """
     first = stages[0]
     name, defense = f"{first.defense_name}-{attack_name}", first.defense
-    if len({(row.attack.norm, row.attack.eps) for row in stages}) > 1:
+    if len({row.ball for row in stages}) > 1:
         raise ValueError(f"{name}: its attacks are of several balls")
     if any(row.fixed_key for row in stages):
         raise ValueError(f"{name}: an attacker who knows the keys is no part of a choice")
@@ -140,7 +151,7 @@ def strongest_of(
         eps=first.attack.eps,
         eot_samples=defense.num_runs,
         average="softmax" if defense.average == "softmax" else "logits",
-        selection_draws=MIN_SELECTION_DRAWS if defense.purifier.stochastic else 1,
+        selection_draws=selection_runs(defense.num_runs) if defense.purifier.stochastic else 1,
         chunk=first.attack.chunk,
         num_candidates=len(stages),
         # Images that decide together are also attacked together.
@@ -160,22 +171,29 @@ def strongest_of(
     )
 
 
+def main_ball(rows: Iterable[Row]) -> tuple[str, float] | None:
+    """(norm, eps) of most rows under attack, the first of several: what headlines are about. None
+    without attacks."""
+    balls = Counter(row.ball for row in rows if row.attack)
+    return max(balls, key=lambda ball: balls[ball], default=None)
+
+
 def strongest_rows(rows: list[Row]) -> list[Row]:
     """For each defence and ball with several attacks, the row of the strongest one on each image,
     on the images that all of them have."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         if row.attack and not row.fixed_key:
-            groups.setdefault((row.defense_name, row.attack.norm, row.attack.eps), []).append(row)
-    first_ball = next((ball for _, *ball in groups), None)
+            groups.setdefault((row.defense_name, row.ball), []).append(row)
+    main = main_ball(rows)
     return [
         strongest_of(
-            "strongest" if ball == first_ball else f"strongest_{ball[0]}_{ball[1]:.3g}",
+            "strongest" if ball == main else f"strongest_{ball[0]}_{ball[1]:.3g}",
             stages,
             {"attack": "strongest", "gradient": "chosen", "fixed_key": False},
             survivors=False,
         )
-        for (_, *ball), stages in groups.items()
+        for (_, ball), stages in groups.items()
         if len(stages) > 1
     ]
 
@@ -185,29 +203,39 @@ def limited(rows: list[Row], max_images: int, batch_size: int) -> list[Row]:
 
     Raises ValueError where that would cut a batch whose images are decided together.
     """
-    if max_images % batch_size and any(row.defense.couples_batch for row in rows):
+    cut = [row for row in rows if row.num_images > max_images]
+    if max_images % batch_size and any(row.defense.couples_batch for row in cut):
         raise ValueError(
             f"--max_images={max_images} must be a multiple of config.eval.batch_size={batch_size}: "
             "a defence of this evaluation decides a batch together"
         )
-    return [dataclasses.replace(row, num_images=min(row.num_images, max_images)) for row in rows]
+    return [
+        dataclasses.replace(
+            row,
+            num_images=min(row.num_images, max_images),
+            stages=tuple(limited(list(row.stages), max_images, batch_size)),
+        )
+        for row in rows
+    ]
 
 
 def without_exact(rows: list[Row]) -> list[Row]:
-    """The rows of BPDA on a purifier without a row of the exact gradient in the same ball: the gap
-    between the two is what BPDA numbers have hidden."""
-
-    def ball(row: Row) -> tuple:
-        return row.defense_name, row.attack.norm, row.attack.eps
+    """The rows of BPDA, or with a stage of it, on a purifier without one of the exact gradient in
+    the same ball: the gap between the two is what BPDA numbers have hidden. One that knows the
+    keys, or holds the step sizes constant, is another attack."""
 
     attacked = [row for row in rows if row.attack]
-    exact = {ball(row) for row in attacked if row.options["gradient"].startswith("exact")}
+    exact = {
+        (row.defense_name, row.ball)
+        for row in attacked
+        if "exact" in row.gradients and not row.fixed_key
+    }
     return [
         row
         for row in attacked
-        if row.options["gradient"] == "bpda"
+        if "bpda" in row.gradients
         and not isinstance(row.defense.purifier, purifiers.Identity)  # the two are the same there
-        and ball(row) not in exact
+        and (row.defense_name, row.ball) not in exact
     ]
 
 

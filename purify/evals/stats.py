@@ -150,6 +150,40 @@ def paired_difference(
     return Estimate(float((wins - losses) / n), low, high, n)
 
 
+def paired_share(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    seed: int = 0,
+    num_resamples: int = 10_000,
+    confidence: float = 0.95,
+) -> Estimate | None:
+    """sum(b) / sum(a) over the same images, such as the share of what BPDA leaves that the exact
+    gradient leaves, with the percentile interval of the bootstrap over images, both sides of an
+    image together.
+
+    None where there is no such interval: all of a is 0, or b or a does not vary.
+
+    Args:
+        a, b: [n] one number at least 0 per image, the same images in the same order.
+        seed, num_resamples, confidence: as in `bootstrap_mean`.
+
+    Raises:
+        ValueError: different lengths, negative numbers, or as `bootstrap_mean`.
+    """
+    a, b = _pair(a, b)
+    if min(a.min(), b.min()) < 0:
+        raise ValueError("a, b: must be at least 0")
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    tail, n = _tail(confidence), len(a)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), num_resamples)
+    below, above = counts @ a, counts @ b
+    shares = above[below > 0] / below[below > 0]
+    low, high = np.quantile(shares, [tail, 1 - tail])
+    return Estimate(float(b.sum() / a.sum()), float(low), float(high), n)
+
+
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided p-value of McNemar's exact test that a and b succeed equally often.
 

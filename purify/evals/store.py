@@ -21,6 +21,33 @@ from purify.locking import Lock
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
+# In place of signatures that are not there any more.
+LOST: dict = dict.fromkeys(("time", "commit", "python", "machine"), "unknown") | {"versions": {}}
+
+
+def read_records(path: Path, *, repair: bool = False) -> dict[str, dict[int, dict]]:
+    """row -> dataset index -> record, of an images.jsonl; repair: as in read_lines.
+
+    ValueError where a line is no record, or has other values, but for seconds, than an earlier one
+    of its row and image: which of the two is right nobody knows.
+    """
+
+    def untimed(record: dict) -> dict:
+        return {name: value for name, value in record.items() if not name.endswith("seconds")}
+
+    records: dict[str, dict[int, dict]] = {}
+    for number, record in enumerate(read_lines(path, repair=repair), start=1):
+        if not isinstance(record, dict) or not {"row", "index"} <= record.keys():
+            raise ValueError(f"{path}: line {number} is no record of an image and row")
+        first = records.setdefault(record["row"], {}).setdefault(record["index"], record)
+        if first is not record and untimed(first) != untimed(record):
+            raise ValueError(
+                f"{path}: line {number} has other values than an earlier one of the same row and "
+                "image; remove the wrong one"
+            )
+    return records
+
+
 class Store:
     """<workdir>/<mode>/<8 hex of the settings' SHA-256>/, made on first use.
 
@@ -42,9 +69,7 @@ class Store:
             self._copy = tempfile.TemporaryDirectory()
             self.folder = Path(shutil.copytree(self.folder, self._copy.name, dirs_exist_ok=True))
         parallel.wait_for_all("the folder is copied")
-        self._records: dict[str, dict[int, dict]] = {}
-        for record in read_lines(self._path, repair=True):
-            self._records.setdefault(record["row"], {}).setdefault(record["index"], record)
+        self._records = read_records(self._path, repair=True)
 
     def __enter__(self):
         return self
@@ -64,16 +89,19 @@ class Store:
 
     def signatures(self) -> list[dict]:
         """`provenance` of every process that computed records, in order."""
-        return read_lines(self.folder / "provenance.jsonl")
+        return read_lines(self.folder / "provenance.jsonl") or [LOST]
 
     def records(self, row: str) -> dict[int, dict]:
         """dataset index -> record, of the images of that row that are done."""
         return self._records.get(row, {})
 
     def append(self, row: str, records: list[dict]) -> None:
-        append_lines(self._path, [{"row": row, **record} for record in records])
+        """Those of images that are done already are left out: where a batch decides together it was
+        computed whole again."""
         done = self._records.setdefault(row, {})
-        done.update((record["index"], {"row": row, **record}) for record in records)
+        new = [{"row": row, **record} for record in records if record["index"] not in done]
+        append_lines(self._path, new)
+        done.update((record["index"], record) for record in new)
 
     def array(self, name: str, shape: tuple[int, ...]) -> np.memmap:
         """The float32 array arrays/<name>.npy, NaN where nothing was written yet."""

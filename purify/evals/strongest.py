@@ -12,8 +12,14 @@ from attacks.types import Array, LogitsFn
 from purify.defense import Defense
 from purify.types import Key
 
-# Fresh draws on which an attacked image is chosen among candidates, at the least.
-MIN_SELECTION_DRAWS = 32
+# Fresh runs of the defence on which an attacked image is chosen among candidates, at the least;
+# and draws, of S runs each, where these are what is attacked: all of them settle an image.
+MIN_SELECTION_DRAWS, MIN_GROUPS = 32, 8
+
+
+def selection_runs(num_runs: int) -> int:
+    """Runs on which attacks are compared, of a defence that averages num_runs."""
+    return max(MIN_SELECTION_DRAWS, MIN_GROUPS * num_runs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +27,8 @@ class Strongest(Expected):
     """Of several attacked images and the clean one, that of highest margin.
 
     A draw of the defence is eot_samples = S runs, and its margin that of their averaged logits; the
-    mean over at least selection_draws runs decides, on one set of keys for all candidates.
+    mean over at least selection_draws runs (see selection_runs) decides, on one set of keys for all
+    candidates.
 
     num_candidates: attacked images to choose from.
     survivors: whether an image that every selection draw has wrong is settled: attacks that come
@@ -43,7 +50,7 @@ class Strongest(Expected):
 
     @property
     def queries_per_candidate(self) -> int:
-        return self._selection_groups * self._group
+        return self.whole_groups(self.selection_draws)
 
     @property
     def budget(self) -> str:
@@ -60,7 +67,7 @@ class Strongest(Expected):
         def drawn_margin(key, x):
             return margin(average_logits(runs(key, x), self.average), label)
 
-        margins = draws(drawn_margin, self._selection_groups, 1)(key, image)
+        margins = draws(drawn_margin, self.queries_per_candidate // self._group, 1)(key, image)
         return margins.mean(), (margins > 0).all()
 
 
