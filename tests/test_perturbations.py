@@ -339,28 +339,36 @@ def test_operations_are_drawn_alike_and_their_strengths_as_in_the_paper(monkeypa
     assert size.mean() == pytest.approx(0.155, abs=5 * 0.29 / np.sqrt(12 * n))
 
 
-def test_chains_have_up_to_depth_operations_and_the_mixture_their_average(monkeypatch):
-    """Each operation here adds 0.1: a chain of k adds 0.1 k, k uniform in 1..3, whatever the
-    weights; mixed with the image by m, uniform, x' - x is 0.1 m times a weighted mean of ks."""
+def on_all_keys(function, image, n: int) -> np.ndarray:
+    """Of n keys, [n, values]."""
+    alike = jax.jit(jax.vmap(function, (0, None)), compiler_options=QUICK)
+    return np.asarray(alike(jax.random.split(jax.random.key(0), n), image), float).reshape(n, -1)
+
+
+def test_chains_have_one_to_depth_operations(monkeypatch):
     for name in OPERATIONS:
         monkeypatch.setitem(OPERATIONS, name, lambda image, strength: image + 0.1)
-    n, image = 4000, jnp.zeros((1, 1, 1))
-    keys = jax.random.split(jax.random.key(0), n)
+    n = 4000
+    lengths = 10 * on_all_keys(AugMix()._chain, jnp.zeros((1, 1, 1)), n).ravel()
+    share = [np.mean(np.abs(lengths - k) < 1e-4) for k in (1, 2, 3)]
+    np.testing.assert_allclose(share, 1 / 3, atol=5 * 0.48 / n**0.5)
 
-    def on_all_keys(function):
-        alike = jax.jit(jax.vmap(function, (0, None)), compiler_options=QUICK)
-        return 10 * np.ravel(alike(keys, image)).astype(float)
 
-    lengths = on_all_keys(AugMix()._chain)
-    np.testing.assert_allclose(
-        [np.mean(np.abs(lengths - k) < 1e-4) for k in (1, 2, 3)], 1 / 3, atol=5 * 0.48 / n**0.5
-    )
-    moved = on_all_keys(AugMix())
-    assert moved.min() >= 0 and moved.max() <= 3
-    # E = 1/2 * 2; E of the square = 1/3 * (4 + 2/3 * sum E w_i^2), sum E w_i^2 = 3 * 1/6.
-    assert moved.mean() == pytest.approx(1, abs=5 * moved.std() / n**0.5)
-    square = (4 + 2 / 3 * 0.5) / 3
-    assert np.mean(moved**2) == pytest.approx(square, abs=5 * (moved**2).std() / n**0.5)
+def test_a_mixture_has_dirichlet_weights_and_a_uniform_share(monkeypatch):
+    """Each operation here marks a pixel of its own, so x' - x is m times the weights of those that
+    were drawn, of chains of one. E sum_i w_i^2 is 1/2, and one in nine pairs shares a pixel."""
+    for number, name in enumerate(list(OPERATIONS)):
+        mark = jnp.zeros(9).at[number].set(1.0).reshape(3, 3, 1)
+        monkeypatch.setitem(
+            OPERATIONS, name, lambda image, strength, mark=mark: image + mark.astype(image.dtype)
+        )
+    n = 4000
+    moved = on_all_keys(AugMix(depth=1), jnp.zeros((3, 3, 1)), n)
+    m = moved.sum(1)
+    for quantile in (0.25, 0.5, 0.75):
+        assert np.quantile(m, quantile) == pytest.approx(quantile, abs=5 * 0.5 / n**0.5)
+    squares = ((moved / m[:, None]) ** 2).sum(1)
+    assert squares.mean() == pytest.approx(0.5 + 0.5 / 9, abs=float(5 * squares.std() / n**0.5))
 
 
 # Training
