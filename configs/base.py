@@ -42,6 +42,12 @@ def base() -> ConfigDict:
     config.score.sigma_max = 0.6
     config.score.sigma_min = 0.01
     config.score.num_levels = 40
+    # What it learns to undo: 'gaussian' noise, or for common corruptions 'dct', noise at the same
+    # levels that falls with the frequency, or 'augmix', which has no levels (sigma_max to
+    # num_levels do not matter); see purify/perturbations.py.
+    config.score.perturbation = "gaussian"
+    config.score.dct = ConfigDict(dict(power=1.0))  # 0: white
+    config.score.augmix = ConfigDict(dict(severity=3.0, width=3, depth=3))
     config.score.train = _train()
 
     # One injected noise level for all purifiers, so that --config.adp.sigma changes them together.

@@ -1,11 +1,14 @@
 """Training losses of one image: (loss, metrics), metrics being (sum, count) pairs."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from purify.networks import Classifier, Score
+from purify.perturbations import GAUSSIAN
 from purify.types import Array, Image, Key, PyTree
 
 Metrics = dict[str, tuple[Array, Array]]
@@ -24,7 +27,14 @@ def noise_levels(sigma_max: float, sigma_min: float, num_levels: int) -> np.ndar
     return np.geomspace(sigma_max, sigma_min, num_levels).astype(np.float32)
 
 
-def dsm(score: Score, key: Key, image: Image, *, sigmas: Array) -> tuple[Array, Metrics]:
+def dsm(
+    score: Score,
+    key: Key,
+    image: Image,
+    *,
+    sigmas: Array,
+    noise: Callable[[Key, Image], Array] = GAUSSIAN,
+) -> tuple[Array, Metrics]:
     """Denoising score matching: 1/2 sigma^2 ||s(x + sigma z, sigma) + z / sigma||^2; the predicted
     noise is -sigma s.
 
@@ -32,10 +42,15 @@ def dsm(score: Score, key: Key, image: Image, *, sigmas: Array) -> tuple[Array, 
     network scores about H W C / 2. Song and Ermon (2020), eq. 5, in the noise-unconditional NCSNv2
     form. The denoiser head's losses weigh (sigma / sigmas[0])^2 as much: its own squared error, in
     units of the largest level, whose minimum is the mean of the clean images that x may come from.
+
+    noise: (key, image) -> z of rms 1. Any perturbation x -> x' is z = (x' - x) / sigma_eff at the
+        level sigma_eff, the rms of x' - x: the loss is 1/2 ||h(x') - (x - x') / sigma_eff||^2, and
+        of the denoiser head, whose h = D(x') - x' needs no such unit, 1 / sigma_eff^2 times its own
+        squared error, as at a single level of Gaussian noise.
     """
     level_key, noise_key = jax.random.split(key)
     level = jax.random.randint(level_key, (), 0, sigmas.shape[0])
-    z = jax.random.normal(noise_key, image.shape, image.dtype)
+    z = noise(noise_key, image)
     sigma = sigmas[level]
     error = score.predict_noise(image + sigma * z, sigma) - z
     if score.head == "denoiser":

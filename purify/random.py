@@ -11,7 +11,16 @@ from purify.types import Array, Key
 
 # Attack and defence draw from different streams, so the attacker never knows the defence's noise.
 # 'selection' is the attacker's too: on its draws it chooses among images that attacks have found.
-STREAMS = {"init": 0, "train": 1, "attack": 2, "defense": 3, "purify": 4, "selection": 5}
+# On those of 'perturbation' the size of what a score model learns to undo is measured.
+STREAMS = {
+    "init": 0,
+    "train": 1,
+    "attack": 2,
+    "defense": 3,
+    "purify": 4,
+    "selection": 5,
+    "perturbation": 6,
+}
 
 
 def stream_key(seed: int, stream: str) -> Key:

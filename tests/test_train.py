@@ -548,11 +548,13 @@ def test_resuming_with_other_settings_is_refused_by_field_but_reporting_may_chan
     shutil.copytree(short_run, tmp_path, dirs_exist_ok=True)
     other = small_config(tfds_dir, **SHORT, learning_rate=0.5, ema_decay=0.5)
     other.score.sigma_max = 0.7
+    other.score.perturbation = "dct"  # of the default, Gaussian noise, nothing is recorded
     other.seed = 1
     with pytest.raises(ValueError, match="was made with other settings: ") as caught:
         train_score.run(other, tmp_path)
     fields = str(caught.value).split("settings: ")[1].split("; choose")[0].split("; ")
     assert fields == [
+        "perturbation: None -> {'name': 'dct', 'power': 1.0}",
         "seed: 0 -> 1",
         "sigma_max: 0.6 -> 0.7",
         "train.ema_decay: 0.999 -> 0.5",
@@ -577,6 +579,7 @@ def test_resuming_with_other_settings_is_refused_by_field_but_reporting_may_chan
             "arch 'resnet' is a classifier's network: it needs num_",
         ),
         ({"score.network.widths": (8, 8, 8, 8, 8)}, "image side 1 x 1 cannot be halved"),
+        ({"score.perturbation": "blur"}, "perturbation 'blur' is unknown; known: gaussian, dct"),
         ({"score.head": "foo"}, "head='foo' is unknown; known: score, energy"),
         ({"score.sigma_min": 0.7}, "noise levels need 0 < sigma_min <= sigma_max"),
     ],

@@ -34,7 +34,13 @@ from purify.evals.gradient_checks import (
 )
 from purify.evals.probes import Local, Probe, derivative_errors, probe_batch
 from purify.evals.report import print_wide
-from purify.evals.robust import agreed_classes, load_classifiers, load_images, network_runs
+from purify.evals.robust import (
+    agreed_classes,
+    load_classifiers,
+    load_images,
+    network_runs,
+    score_settings,
+)
 from purify.evals.rows import Row
 from purify.evals.store import Store
 from purify.jsonl import write_json
@@ -167,7 +173,7 @@ def run(config, workdir: Path) -> None:
             f"config.check.num_images={cfg.num_images} must be from 1 to {len(labels)}"
         )
     images, labels, indices = (array[: cfg.num_images] for array in (images, labels, indices))
-    settings = _settings(config, surrogate, budget, defense, score_model)
+    settings = _settings(config, surrogate, budget, defense, score_model, runs["score"])
     settings["images"] = weight_hash({"images": images, "labels": labels, "indices": indices})
     with Store(workdir, "check_gradients", settings) as store:
         print(f"checking {name} on {len(labels)} images, into {store.folder}")
@@ -217,7 +223,14 @@ def _budget(config) -> Budget:
         raise ValueError(f"config.check: {error}") from None
 
 
-def _settings(config, surrogate: str, budget: Budget, defense: Defense, score_model: Score) -> dict:
+def _settings(
+    config,
+    surrogate: str,
+    budget: Budget,
+    defense: Defense,
+    score_model: Score,
+    score_run: Path,
+) -> dict:
     """Everything that decides the verdicts, but for the images."""
     name = config.defense.purifier
 
@@ -235,7 +248,7 @@ def _settings(config, surrogate: str, budget: Budget, defense: Defense, score_mo
             "classifier": weight_hash(defense.classifier.variables),
             "score": weight_hash(score_model.variables),
         },
-        "head": score_model.head,
+        **score_settings(score_model, score_run),
     }
     if defense.couples_batch:
         settings["batch_size"] = config.eval.batch_size

@@ -160,9 +160,17 @@ def _settings(
         "variants": cfg["variants"],
         "weights": {name: weight_hash(network.variables) for name, network in networks.items()},
         "networks": {name: read_settings(run)["network"] for name, run in runs.items()},
-        "head": score_model.head,
+        **score_settings(score_model, runs["score"]),
         **purifiers,
     }
+
+
+def score_settings(score_model: Score, run: Path) -> dict:
+    """What a score model is beside network and weights: its head and, where it was not Gaussian
+    noise, the perturbation that its run has learnt to undo."""
+    recorded = read_settings(run)
+    learnt = {name: recorded[name] for name in ("perturbation",) if name in recorded}
+    return {"head": score_model.head, **learnt}
 
 
 def _without(fields: dict, name: str) -> dict:
