@@ -103,6 +103,14 @@ def base() -> ConfigDict:
     config.check.proposals = 50  # of each restart of Square
     config.check.directions = 8  # of each gradient that SPSA estimates
 
+    # Of --mode=eval_corruptions; see purify/corruptions. S is config.defense.num_runs.
+    config.corruptions = ConfigDict()
+    config.corruptions.names = ()  # () for all that there are
+    config.corruptions.severities = (1, 2, 3, 4, 5)
+    config.corruptions.defenses = ("identity", "noise_only", "one_step", "adp")
+    config.corruptions.num_images = 200
+    config.corruptions.num_draws = 1  # of each corrupted image: fresh ones
+
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
     config.eval.attacks = ("blind", "bpda", "exact")

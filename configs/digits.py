@@ -14,6 +14,11 @@ from configs.base import add_attacks, attack, base
 EPS = 0.15
 VARIANTS = ("", "full", "detect", "pgd_at", "trades")
 PURIFIERS = ("noise_only", "one_step", "schedule", "adp")
+# On 8 x 8 pixels flakes, drops, ice, a pixel's shift and smears of several hide the digit, a zoom
+# by a few per cent moves nothing; and greyscale has no saturation.
+DIGITS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "fog", "brightness")
+DIGITS += ("contrast", "elastic_transform", "pixelate", "jpeg_compression")
+DIGITS += ("speckle_noise", "gaussian_blur")
 
 
 def get_config(variant: str = ""):
@@ -54,6 +59,12 @@ def get_config(variant: str = ""):
         config.attacks.exact.num_images = 100
     # 95 % of the score norms of validation images are below.
     config.detect_then_purify.threshold = 0.42
+    # Noise hurts where a corruption has removed detail: ADP with less of it, and with none.
+    config.variants.update(adp_s0=dict(purifier="adp", sigma=0.0))
+    config.variants.update(adp_s10=dict(purifier="adp", sigma=0.10))
+    defenses = ("identity", "noise_only", "one_step", "adp_s0", "adp_s10", "adp")
+    defenses += ("detect_then_purify",)
+    config.corruptions.update(names=DIGITS, defenses=defenses, num_draws=2)
     if variant == "detect":
         _detect(config)
     return config

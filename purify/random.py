@@ -12,6 +12,7 @@ from purify.types import Array, Key
 # Attack and defence draw from different streams, so the attacker never knows the defence's noise.
 # 'selection' is the attacker's too: on its draws it chooses among images that attacks have found.
 STREAMS = {"init": 0, "train": 1, "attack": 2, "defense": 3, "purify": 4, "selection": 5}
+STREAMS |= {"corruption": 6}
 
 
 def stream_key(seed: int, stream: str) -> Key:

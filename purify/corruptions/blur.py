@@ -53,8 +53,11 @@ def motion_blur(rng: np.random.Generator, image: np.ndarray, severity: int) -> n
 
 
 def smear(image: np.ndarray, *, radius: int, sigma: float, degrees: float) -> np.ndarray:
-    """One-sided motion blur of [H, W, C]: pixel p is the mean of the pixels at p + i (cos, sin),
-    rounded, i from 0 to 2 radius, with weights exp(-i^2 / (2 sigma^2)); the edge goes on outside."""
+    """One-sided motion blur of [H, W, C]; the edge goes on outside.
+
+    Pixel p is the mean of the pixels at p + i (cos, sin), rounded, for i from 0 to 2 radius, with
+    weights exp(-i^2 / (2 sigma^2)).
+    """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     angle, reach = np.radians(degrees), len(steps)

@@ -87,7 +87,7 @@ def _depth(drops: np.ndarray) -> np.ndarray:
     levels = ndimage.uniform_filter(distance, 3, mode="mirror").astype(np.uint8)
     light = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
     lit = ndimage.correlate(_equalised(levels).astype(np.float64), light, mode="mirror")
-    return ndimage.uniform_filter(np.clip(lit, 0, 255), 3, mode="mirror")
+    return ndimage.uniform_filter(np.clip(lit, 0, 255), 3, mode="mirror").clip(0)  # of rounding
 
 
 def _equalised(levels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,14 @@
 """Figures for a report, each written as one PNG."""
 
 from purify.evals.plots.accuracy import accuracy_bars, accuracy_by_cost
+from purify.evals.plots.corruptions import corruption_accuracies
 from purify.evals.plots.curves import training_curves
 from purify.evals.plots.images import image_rows
 
-__all__ = ["accuracy_bars", "accuracy_by_cost", "image_rows", "training_curves"]
+__all__ = [
+    "accuracy_bars",
+    "accuracy_by_cost",
+    "corruption_accuracies",
+    "image_rows",
+    "training_curves",
+]
