@@ -40,7 +40,7 @@ def corruption_accuracies(path: str | Path, entries: Sequence[Mapping]) -> None:
     corruptions = list(dict.fromkeys(entry["corruption"] for entry in entries))
     pitch = 1 / (len(defenses) + 2)  # a corruption has height 1 on the axis
     height = PITCH / pitch * len(corruptions)
-    figsize = (WIDTH, height + 0.75 + 0.2 * (1 + len(defenses) // 6))
+    figsize = (WIDTH, height + 0.75 + 0.2 * (1 + len(defenses) // 8))
     fig = Figure(figsize=figsize, dpi=DPI, layout="constrained", facecolor="white")
     axes = fig.subplots()
     styles = {}
@@ -84,5 +84,5 @@ def corruption_accuracies(path: str | Path, entries: Sequence[Mapping]) -> None:
     note = f"accuracy (%), mean over severities; whiskers: 95 % interval; {images} images"
     axes.set_xlabel(note, size=SMALL, color=GREY)
     handles = [Line2D([], [], label=n, markersize=4, ls="none", **styles[n]) for n in defenses]
-    legend(fig, loc="outside upper left", handles=handles, ncols=min(len(defenses), 6))
+    legend(fig, loc="outside upper left", handles=handles, ncols=min(len(defenses), 7))
     fig.savefig(path, format="png")
