@@ -1,4 +1,4 @@
-"""--mode=eval_corruptions: what is scored, that it goes on, what is reported, whose files are read."""
+"""--mode=eval_corruptions: what is scored, that it goes on, what is reported, and other files."""
 
 import json
 import re
