@@ -17,7 +17,7 @@ from purify.evals import plots
 from purify.evals.report import print_versions, print_wide, variant_lines
 from purify.evals.results import cost_fields, defense_fields, estimate
 from purify.evals.rows import Row
-from purify.evals.stats import bootstrap_mean, paired_difference
+from purify.evals.stats import paired_difference
 from purify.jsonl import write_json
 
 CLEAN = "clean"
@@ -117,9 +117,11 @@ def corruption_means(done: Mapping, cases: Sequence, *, seed: int) -> list[dict]
     for defense in defenses:
         for name, members in cells.items():
             values = _over(done, defense, members)
-            accuracy = bootstrap_mean(values, seed=seed)
+            row = done[defense, CLEAN][0]
+            once = len(members) == row.num_draws == 1
+            accuracy = estimate(values, one_outcome=once, seed=seed)
             entry = {
-                "defense": defense_fields(done[defense, CLEAN][0]),
+                "defense": defense_fields(row),
                 "corruption": name,
                 "of": members,
                 "num_images": accuracy.n,
@@ -192,8 +194,9 @@ def _cell(entry: dict) -> str:
 
 
 CAPTION = """\
-accuracy in %, mean over draws and severities [95 %, bootstrap over images]; identity: the
-  undefended classifier; mean error: 100 less the mean accuracy over the corruptions above it
+accuracy in %, mean over draws and severities [95 %, bootstrap over images, exact where an image
+  has one outcome]; identity: the undefended classifier
+mean error: 100 less the mean accuracy over the corruptions above it
 +, -: better or worse than the undefended classifier (paired 95 % interval excludes 0)"""
 FROST = "frost: a texture of our own, not comparable with CIFAR-10-C's photographs"
 
