@@ -10,6 +10,10 @@ Modes, in the order in which they are needed:
                     score given images (arrays images, labels) instead of attacking; with
                     --max_images=N stop after N images of each row, for a first look: the same
                     command with a larger N, or without it, goes on from there
+  eval_corruptions  score the defences on common corruptions of the images at five severities (those
+                    of CIFAR-10-C), and print a table; with --input=DIR, on the corrupted images in
+                    that folder, CIFAR-10-C's own files or others in their form; --max_images as
+                    of eval_robust
   check_gradients   whether attacks on the configured defence see its gradient: attacks that know
                     less, or do less, must not beat the exact gradient's, and a step along it must
                     gain what it says; a verdict for each check
@@ -53,6 +57,7 @@ MODES = {
     "train_classifier": "purify.train_classifier",
     "train": "purify.train_score",
     "eval_robust": "purify.evals.robust",
+    "eval_corruptions": "purify.evals.corruptions",
     "check_gradients": "purify.evals.gradient_health",
     "certify": "purify.evals.certify",
     "compare": "purify.evals.compare",
@@ -67,6 +72,7 @@ CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem != "
 OPTIONS = {
     "eval_robust": ("input", "max_images"),
     "certify": ("max_images",),
+    "eval_corruptions": ("input", "max_images"),
     "compare": ("input", "output"),
     "purify": ("input", "output"),
     "import_weights": ("input", "output", "arch"),

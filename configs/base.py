@@ -120,6 +120,13 @@ def base() -> ConfigDict:
     config.certify.budgets = ConfigDict()  # by defence: other num_images, num_samples
     config.certify.chunk = 1000  # samples computed at once
     config.certify.radii = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the table
+    # Of --mode=eval_corruptions; see purify/corruptions. S is config.defense.num_runs.
+    config.corruptions = ConfigDict()
+    config.corruptions.names = ()  # () for all that there are
+    config.corruptions.severities = (1, 2, 3, 4, 5)
+    config.corruptions.defenses = ("identity", "noise_only", "one_step", "adp")
+    config.corruptions.num_images = 200
+    config.corruptions.num_draws = 1  # of each corrupted image: fresh ones
 
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")

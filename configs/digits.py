@@ -14,6 +14,11 @@ from configs.base import add_attacks, attack, base, transfer
 EPS = 0.15
 VARIANTS = ("", "full", "detect", "pgd_at", "trades")
 PURIFIERS = ("noise_only", "one_step", "schedule", "adp")
+# On 8 x 8 pixels flakes, drops, ice, a pixel's shift and smears of several hide the digit, a zoom
+# by a few per cent moves nothing; and greyscale has no saturation.
+DIGITS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "fog", "brightness")
+DIGITS += ("contrast", "elastic_transform", "pixelate", "jpeg_compression")
+DIGITS += ("speckle_noise", "gaussian_blur")
 
 
 def get_config(variant: str = ""):
@@ -48,17 +53,24 @@ def get_config(variant: str = ""):
         config.defense.num_runs = 10
         config.eval.update(num_images=400, num_draws=10)
         add_attacks(config, eps=EPS, num_steps=40, eot_samples=15, **against)
-        _more_attacks(config, **against)
     else:
         add_attacks(config, eps=EPS, num_steps=15, eot_samples=4, **against)
         config.attacks.exact.num_images = 100
     if trained_robust:  # what fools another classifier
         config.attacks.from_pgd_at_exact = transfer("pgd_at-exact", defenses=PURIFIERS)
         config.attack_lists.strong += ("from_pgd_at_exact",)
+    if variant == "full":
+        _more_attacks(config, **against)
     # 95 % of the score norms of validation images are below.
     config.detect_then_purify.threshold = 0.42
     config.certify.defenses = ("noise_only", "one_step", "adp")
     config.certify.budgets.adp = dict(num_images=20, num_samples=1000)
+    # Noise hurts where a corruption has removed detail: ADP with less of it, and with none.
+    config.variants.update(adp_s0=dict(purifier="adp", sigma=0.0))
+    config.variants.update(adp_s10=dict(purifier="adp", sigma=0.10))
+    defenses = ("identity", "noise_only", "one_step", "adp_s0", "adp_s10", "adp")
+    defenses += ("detect_then_purify",)
+    config.corruptions.update(names=DIGITS, defenses=defenses, num_draws=2)
     if variant == "detect":
         _detect(config)
     return config

@@ -63,7 +63,6 @@ class ADP:
     checkpoint: bool = static(True)
     detach_step: bool = static(False)
     straight_through_noise: bool = static(False)
-    stochastic = True
 
     def __post_init__(self):
         if self.curvature not in CURVATURES:
@@ -83,6 +82,10 @@ class ADP:
                 f"alpha_min={self.alpha_min}, alpha_max={self.alpha_max}, lam={self.lam}, "
                 f"delta={self.delta}"
             )
+
+    @property
+    def stochastic(self) -> bool:
+        return self.sigma > 0
 
     @property
     def _evaluations(self) -> tuple[int, int]:

@@ -89,6 +89,21 @@ def members(name: str, split: str, **where) -> list[tuple[str, int]]:
     return [(part, position) for part, range_ in parts for position in range_]
 
 
+def published_positions(name: str, split: str, **where) -> list[int]:
+    """The position of each image of `split` in the test (or training) set as it was published, in
+    the order of load, whose other arguments are given by `where`.
+
+    TFDS shuffles, but keeps the position in the ids of some data sets, as 'test_00163'; of all
+    others it is taken to be the position in the split without slice.
+    """
+    source = _source(name, **where)
+    parts = _positions(name, split, source.splits)
+    if source.ids is None:
+        return [position for _, range_ in parts for position in range_]
+    ids = [id_ for part, range_ in parts for id_ in source.ids(part, range_)]
+    return [int(id_.rpartition("_")[2]) for id_ in ids]
+
+
 def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> np.ndarray:
     """Dataset indices of one training step: int64 [batch_size], a function of seed and step alone.
 
@@ -112,6 +127,8 @@ class _Source:
     splits: Mapping[str, tfds.core.SplitInfo]
     # (split, positions) -> triples of image uint8 [H, W, C], label, what errors call the image
     read: Callable[[str, range], Iterator[tuple[np.ndarray, int, str]]]
+    # (split, positions) -> the images' ids, where the data set has them
+    ids: Callable[[str, range], Iterator[str]] | None = None
 
 
 def _source(name: str, data_dir: str | Path | None, path: str | Path | None) -> _Source:
@@ -182,13 +199,13 @@ def _how_to(name: str, data_dir: str) -> str:
 def _from_builder(builder: Any) -> _Source:
     """The data of a prepared TFDS builder. Decoded here: TFDS would ask for OpenCV."""
 
-    def read(split, positions):
+    def records_of(split, positions):
         where = f"{builder.name} in '{builder.data_dir}'"
         try:
             source = builder.as_data_source(
                 split=split, decoders={"image": tfds.decode.SkipDecoding()}
             )
-            records = source.__getitems__(positions)
+            return source.__getitems__(positions), where
         except NotImplementedError as error:
             raise ValueError(
                 f"{where} is a {builder.info.file_format.value} copy, which cannot be read: "
@@ -198,10 +215,19 @@ def _from_builder(builder: Any) -> _Source:
             raise ValueError(
                 f"{where} is damaged: delete that folder and prepare it anew"
             ) from error
+
+    def read(split, positions):
+        records, where = records_of(split, positions)
         for record in records:
             yield read_image(record["image"], where), record["label"], where
 
-    return _Source(tuple(builder.info.features["label"].names), builder.info.splits, read)
+    def ids(split, positions):
+        for record in records_of(split, positions)[0]:
+            yield record["id"].decode()
+
+    features = builder.info.features
+    names, has_ids = tuple(features["label"].names), "id" in features
+    return _Source(names, builder.info.splits, read, ids if has_ids else None)
 
 
 def _prepared(make: Callable[..., Any], data_dir: str) -> Any:

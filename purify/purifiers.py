@@ -50,12 +50,15 @@ class NoiseOnly:
 
     sigma: float = static(0.25)
     straight_through_noise: bool = static(False)
-    stochastic = True
     nfe = 0
     nge = 0
 
     def __post_init__(self):
         _check_sigma(self.sigma)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.sigma > 0
 
     def __call__(self, key: Key, image: Image) -> Image:
         return add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
@@ -120,10 +123,13 @@ class OneStep:
     score: Score
     sigma: float = static(0.25)
     straight_through_noise: bool = static(False)
-    stochastic = True
 
     def __post_init__(self):
         _check_sigma(self.sigma)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.sigma > 0
 
     @property
     def nfe(self) -> int:

@@ -41,7 +41,6 @@ class ReferenceADP:
     detach_step: bool = static(False)
     straight_through_noise: bool = static(False)
     axis_name: str | None = static("batch")
-    stochastic = True
 
     def __post_init__(self):
         if self.num_steps < 1 or self.sigma < 0 or self.loop not in ("while", "scan"):
@@ -49,6 +48,10 @@ class ReferenceADP:
                 f"the reference ADP needs num_steps >= 1, sigma >= 0 and a loop 'while' or 'scan', "
                 f"got num_steps={self.num_steps}, sigma={self.sigma}, loop={self.loop!r}"
             )
+
+    @property
+    def stochastic(self) -> bool:
+        return self.sigma > 0
 
     @property
     def nfe(self) -> int:

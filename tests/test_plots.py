@@ -8,7 +8,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from purify.evals.plots import accuracy_bars, accuracy_by_cost, image_rows, training_curves
+from purify.evals.plots import (
+    accuracy_bars,
+    accuracy_by_cost,
+    corruption_accuracies,
+    image_rows,
+    training_curves,
+)
 from purify.evals.plots.style import COLORS, DPI, WIDTH, WRONG
 
 
@@ -213,3 +219,44 @@ def test_bad_curves_are_named(tmp_path, curves, message):
 def test_pyplot_is_never_imported():
     code = "import sys, purify.evals.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def corrupted(defense, corruption, accuracy, low, high):
+    return {"corruption": corruption, **result(defense, None, accuracy, low, high)}
+
+
+def test_corruptions_have_a_dot_of_each_defence_as_far_right_as_its_accuracy(tmp_path):
+    # From one whisker's end to the other is as wide as the share of the axis that it covers.
+    spans = {"identity": (0.0, 0.5, 1.0), "adp": (0.25, 0.5, 0.75)}
+    entries = [
+        corrupted(defense, name, value, low, high)
+        for name in ("fog", "$odd{", "snow")
+        for defense, (low, value, high) in spans.items()
+    ]
+    corruption_accuracies(tmp_path / "figure.png", entries)
+    figure = read(tmp_path / "figure.png")
+    widths = {}
+    for defense, color in zip(spans, COLORS, strict=False):
+        mask = where(figure, color)
+        mask[: int(0.1 * len(mask))] = False  # the legend
+        lines = mask.any(axis=1)
+        assert np.sum(np.diff(lines, prepend=False) & lines) == 3  # one line for each corruption
+        columns_there = np.flatnonzero(mask.any(axis=0))
+        widths[defense] = np.ptp(columns_there)
+        # Smoothed ends are of another colour: a few of some 1,300 pixels.
+        assert abs(np.mean(columns_there[[0, -1]]) - figure.shape[1] * 0.5) < 0.2 * figure.shape[1]
+    assert widths["adp"] == pytest.approx(widths["identity"] / 2, abs=6)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], "empty"),
+        ([corrupted("adp", "fog", 0.5, 0.6, 0.7)], "adp on fog: low, accuracy, high are"),
+        ([corrupted("adp", "fog", 0.5, 0.4, 1.1)], r"within \[0, 1\]"),
+    ],
+)
+def test_bad_results_on_corruptions_are_named(tmp_path, entries, message):
+    with pytest.raises(ValueError, match=message):
+        corruption_accuracies(tmp_path / "figure.png", entries)
+    assert not list(tmp_path.iterdir())

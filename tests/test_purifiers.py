@@ -140,6 +140,15 @@ def test_the_key_decides_the_image_and_the_second_call_does_not_retrace(case):
     assert len(TRACED) == before + 1
 
 
+@pytest.mark.parametrize("name", ["noise_only", "one_step", "adp", "adp_reference"])
+def test_without_noise_a_purifier_draws_nothing_and_says_so(name):
+    alone = dict(axis_name=None) if name == "adp_reference" else {}
+    for sigma in (0.0, 0.05):
+        purifier = build(name, make_score(SHAPE), sigma=sigma, **alone)
+        one, other = (purifier(key, inputs()[1][2]) for key in jax.random.split(KEY))
+        assert purifier.stochastic == np.any(one != other) == (sigma > 0)
+
+
 @every_case
 def test_a_plain_call_gives_the_image_of_the_compiled_trace(case):
     keys, images = inputs()

@@ -8,12 +8,18 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from purify.checkpoint import image_shape, load_score, read_settings, weight_hash
+from purify.checkpoint import image_shape, load_score, weight_hash
 from purify.evals import plots, smoothing
 from purify.evals.certification import Certification, SmoothedRow, smoothed
 from purify.evals.defenses import build_defense, purifier_options
 from purify.evals.report import print_wide
-from purify.evals.robust import agreed_classes, load_classifiers, load_images, network_runs
+from purify.evals.robust import (
+    agreed_classes,
+    load_classifiers,
+    load_images,
+    network_runs,
+    network_settings,
+)
 from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store
 from purify.jsonl import write_json
@@ -33,7 +39,8 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     rows = _plan(config, classifiers, score_model, len(labels))
     needed = max(row.num_images for row in rows)
     images, labels, indices = images[:needed], labels[:needed], indices[:needed]
-    settings = _settings(config, runs, classifiers, score_model)
+    settings = _settings(config, rows)
+    settings |= network_settings(config, runs, classifiers, score_model)
     settings["images"] = weight_hash({"images": images, "labels": labels, "indices": indices})
     if max_images:
         rows = [dataclasses.replace(r, num_images=min(r.num_images, max_images)) for r in rows]
@@ -97,21 +104,22 @@ def _plan(config, classifiers, score_model, num_images: int) -> list[SmoothedRow
     return rows
 
 
-def _settings(config, runs, classifiers, score_model) -> dict:
-    """Everything that decides the certificates, but for the images."""
-    cfg = config.certify.to_dict()
-    networks = {**classifiers, "score": score_model}
+def _settings(config, rows: list[SmoothedRow]) -> dict:
+    """Everything that decides the certificates, but for networks and images."""
+    cfg = config.certify
     return {
-        "seed": config.seed,
-        "data": {k: v for k, v in config.data.to_dict().items() if k != "dir"},
-        "defenses": {
-            name: dict(zip(("purifier", "options"), purifier_options(config, name), strict=True))
-            for name in cfg["defenses"]
+        "num_selection": cfg.num_selection,
+        "alpha": cfg.alpha,
+        "smoothed": {
+            row.name: dict(
+                zip(
+                    ("purifier", "options"), purifier_options(config, row.defense_name), strict=True
+                ),
+                sigma=row.sigma,
+                num_samples=row.num_samples,
+            )
+            for row in rows
         },
-        "certify": {k: v for k, v in cfg.items() if k not in ("radii", "num_images", "chunk")},
-        "weights": {name: weight_hash(network.variables) for name, network in networks.items()},
-        "networks": {name: read_settings(run)["network"] for name, run in runs.items()},
-        "head": score_model.head,
     }
 
 

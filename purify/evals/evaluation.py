@@ -28,6 +28,10 @@ ATTACK_RESULTS = ("loss", "start_loss", "interim_success", "distance")
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} gone, {remaining} left"
 
 
+# (row, positions) -> images [n, H, W, C], of which those at these positions count.
+ImagesOf = Callable[[Row, Sequence[int]], np.ndarray]
+
+
 class Scored(NamedTuple):
     """logits [N, S, K] of all runs, answers [N] of the draws, network evaluations of them all."""
 
@@ -131,8 +135,11 @@ class Evaluation:
         self.progress: tqdm = None
         self._estimated: set[str] = set()  # the kinds of work whose speed was told
 
-    def run(self, rows: list[Row]) -> None:
-        """Do whatever is not done yet, with a progress bar in units of work (see Row)."""
+    def run(self, rows: list[Row], images_of: ImagesOf | None = None) -> None:
+        """Do whatever is not done yet, with a progress bar in units of work (see Row).
+
+        images_of: the images of a row without an attack, where they are not the clean ones.
+        """
         # Where the choice is made the stages of it, some of them spared, are not there.
         choosing = [r for r in rows if r.stages and self.pending(f"attack:{r.crafted}", r)]
         attacking = [*(row for row in rows if not row.stages), *with_stages(choosing)]
@@ -147,7 +154,7 @@ class Evaluation:
             for row in rows:
                 if row.attack:
                     self.attack(row)
-                self._score(row, self.attacked_images(row) if row.attack else self.images)
+                self._score(row, images_of)
             self.progress.set_description("all rows done")
 
     def attacked_images(self, row: Row) -> np.ndarray:
@@ -208,11 +215,16 @@ class Evaluation:
             self.progress.update(len(at) * row.attack_work)
             self._say_estimate(row, "attacking", seconds / len(at), row.attack_work, row.attack_nfe)
 
-    def _score(self, row: Row, images: np.ndarray) -> None:
-        """Fresh draws of the row's defence on `images` (its attacked ones, or clean ones)."""
+    def _score(self, row: Row, images_of: ImagesOf | None) -> None:
+        """Fresh draws of the row's defence on its attacked images, those of images_of, or clean
+        ones."""
         pending = self.pending(row.name, row)
         if not pending:
             return
+        if row.attack:
+            images = self.attacked_images(row)
+        else:
+            images = images_of(row, pending) if images_of else self.images
         self.check_there(images, pending, row.crafted if row.attack else "")
         defense = parallel.replicate(row.defense)
         key = (row.defense_name, row.num_draws)

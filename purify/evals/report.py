@@ -1,7 +1,7 @@
 """What an evaluation leaves: results.json, attacked images, figures, the table on the terminal."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -65,7 +65,8 @@ def results_table(results: dict) -> Table:
 
 def print_wide(table: Table) -> None:
     # A pipe has no width: give the table what it needs. Markup off: intervals have brackets.
-    width = None if sys.stdout.isatty() else 132
+    needed = Console(width=10_000, markup=False).measure(table).minimum
+    width = None if sys.stdout.isatty() else max(132, needed)
     Console(width=width, markup=False, highlight=False).print(table)
 
 
@@ -128,11 +129,16 @@ def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str
     paths += _figures(config, evaluation, done, entries, runs)
     print_wide(results_table(results))
     print_comparisons(results)
+    print_versions(results)
+    print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
+    print("checkpoints:\n" + "\n".join(f"  {folder / 'checkpoints'}" for folder in runs.values()))
+
+
+def print_versions(results: dict) -> None:
+    """Say it where several versions of the code computed parts of the results."""
     commits = list(dict.fromkeys(signature["commit"] for signature in results["computed_by"]))
     if len(commits) > 1:
         print(f"computed by {len(commits)} versions of the code: {', '.join(commits)}")
-    print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
-    print("checkpoints:\n" + "\n".join(f"  {folder / 'checkpoints'}" for folder in runs.values()))
 
 
 def print_comparisons(results: dict) -> None:
@@ -168,12 +174,17 @@ def _title(config, rows: list[Row]) -> str:
     shared = (
         f"{config.data.name} {config.data.test_split}, sigma {config.adp.sigma}, {draws}, {adp}"
     )
-    variants = []
-    for name in config.eval.defenses:
-        if changes := config.variants.get(name, None):
-            said = ", ".join(f"{k} {v}" for k, v in changes.items() if k != "purifier")
-            variants.append(f"{name}: {changes.purifier}, {said}")
-    return "\n".join([shared, *variants, *budgets])
+    return "\n".join([shared, *variant_lines(config, config.eval.defenses), *budgets])
+
+
+def variant_lines(config, defenses: Iterable[str]) -> list[str]:
+    """Of those defences that are variants, what they are."""
+    variants = config.variants.to_dict()
+    lines = []
+    for name in (name for name in defenses if name in variants):
+        said = [f"{k} {v}" for k, v in variants[name].items() if k != "purifier"]
+        lines.append(f"{name}: {', '.join([variants[name]['purifier'], *said])}")
+    return lines
 
 
 def _indices(evaluation, row: Row) -> list[int]:

@@ -69,6 +69,30 @@ def estimate(values: np.ndarray, *, one_outcome: bool, seed: int) -> Estimate:
     return bootstrap_mean(values, seed=seed)
 
 
+def defense_fields(row: Row) -> dict:
+    """The defence of a row as entries of results.json have it."""
+    # Of one that detects first, what it does where it suspects.
+    purifier = getattr(row.defense.purifier, "suspected", row.defense.purifier)
+    return {
+        "name": row.defense_name,
+        "sigma": getattr(purifier, "sigma", 0.0),
+        "T": getattr(purifier, "num_steps", 1 if purifier.nfe else 0),
+        "S": row.defense.num_runs,
+        "curvature": getattr(purifier, "curvature", None),
+        "average": row.defense.average,
+    }
+
+
+def cost_fields(records: list[dict]) -> dict[str, float]:
+    """What an image cost, attack and scoring, and what a draw of the defence alone."""
+    cost = {}
+    for name in ("seconds", "nfe", "nge", "defense_seconds", "defense_nfe"):
+        # A busy or suspended machine moves the median time less than the mean.
+        average = np.median if name.endswith("seconds") else np.mean
+        cost[f"{name}_per_image"] = float(average([record[name] for record in records]))
+    return cost
+
+
 def result_rows(
     row: Row, records: list[dict], clean: list[dict], *, seed: int, exact_beside: bool | None = None
 ) -> list[dict]:
@@ -77,17 +101,7 @@ def result_rows(
     records, clean: of the same images, attacked and clean (the clean ones empty where images were
     given). exact_beside: of a row of BPDA, whether one of the exact gradient in its ball is there.
     """
-    attack = row.attack
-    # Of one that detects first, what it does where it suspects.
-    purifier = getattr(row.defense.purifier, "suspected", row.defense.purifier)
-    defense = {
-        "name": row.defense_name,
-        "sigma": getattr(purifier, "sigma", 0.0),
-        "T": getattr(purifier, "num_steps", 1 if purifier.nfe else 0),
-        "S": row.defense.num_runs,
-        "curvature": getattr(purifier, "curvature", None),
-        "average": row.defense.average,
-    }
+    attack, defense = row.attack, defense_fields(row)
     shared = {
         "attack": row.attack_name,
         "method": row.options.get("attack"),
@@ -106,11 +120,7 @@ def result_rows(
     }
     if row.stages:
         shared["chosen"] = dict(collections.Counter(r["chosen"] for r in records).most_common())
-    cost = {}
-    for name in ("seconds", "nfe", "nge", "defense_seconds", "defense_nfe"):
-        # A busy or suspended machine moves the median time less than the mean.
-        average = np.median if name.endswith("seconds") else np.mean
-        cost[f"{name}_per_image"] = float(average([record[name] for record in records]))
+    cost = cost_fields(records)
     values, clean_values = protocols(row, records), protocols(row, clean) if clean else {}
     if row.defense.num_runs > 1 and not row.fixed_key:
         values[SINGLE_RUN] = single_run(records)

@@ -57,7 +57,7 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
             f"network gradients; into {store.folder}"
         )
         if not input:
-            _tell_seen(config.data, runs, taken)
+            tell_seen(config.data, runs, taken)
         evaluation = Evaluation(
             store, images, labels, indices, seed=config.seed, batch_size=config.eval.batch_size
         )
@@ -119,7 +119,7 @@ def load_images(
     return to_float(dataset.images), dataset.labels, np.arange(len(dataset.labels))
 
 
-def _tell_seen(cfg, runs: Mapping[str, Path], num_images: int) -> None:
+def tell_seen(cfg, runs: Mapping[str, Path], num_images: int) -> None:
     """Say it where a network was trained on images that it is evaluated on."""
     where = dict(data_dir=cfg.dir, path=cfg.path)
     evaluated = data.members(cfg.name, cfg.test_split, **where)[:num_images]
@@ -150,18 +150,27 @@ def _settings(
     if not any(row.defense.couples_batch for row in rows):
         evaluated = _without(evaluated, "batch_size")
     purifiers = {name: cfg[name] for name in PURIFIERS}
-    networks: dict[str, Classifier | Score] = {**classifiers, "score": score_model}
     return {
-        "seed": cfg["seed"],
-        "data": {k: v for k, v in cfg["data"].items() if k != "dir"},
         "defense": _without(cfg["defense"], "chunk"),
         "attacks": {n: _without(cfg["attacks"][n], "chunk") for n in (*names, *stages)},
         "eval": evaluated,
-        "variants": cfg["variants"],
+        "variants": _variants(cfg, (*names, *stages)),
+        **network_settings(config, runs, classifiers, score_model),
+        **purifiers,
+    }
+
+
+def network_settings(
+    config, runs: Mapping[str, Path], classifiers: Mapping[str, Classifier], score_model: Score
+) -> dict:
+    """Of the settings of an evaluation: its seed, data set and networks."""
+    networks: dict[str, Classifier | Score] = {**classifiers, "score": score_model}
+    return {
+        "seed": config.seed,
+        "data": _without(config.data.to_dict(), "dir"),
         "weights": {name: weight_hash(network.variables) for name, network in networks.items()},
         "networks": {name: read_settings(run)["network"] for name, run in runs.items()},
         **score_settings(score_model, runs["score"]),
-        **purifiers,
     }
 
 
@@ -171,6 +180,13 @@ def score_settings(score_model: Score, run: Path) -> dict:
     recorded = read_settings(run)
     learnt = {name: recorded[name] for name in ("perturbation",) if name in recorded}
     return {"head": score_model.head, **learnt}
+
+
+def _variants(cfg: dict, attack_names: Iterable[str]) -> dict:
+    """The variants that the evaluation has to do with."""
+    used = {*cfg["eval"]["defenses"]}
+    used |= {cfg["attacks"][name].get("surrogate") for name in attack_names}
+    return {name: changes for name, changes in cfg["variants"].items() if name in used}
 
 
 def _without(fields: dict, name: str) -> dict:

@@ -2,6 +2,7 @@
 
 from purify.evals.plots.accuracy import accuracy_bars, accuracy_by_cost
 from purify.evals.plots.certified import certified_curves
+from purify.evals.plots.corruptions import corruption_accuracies
 from purify.evals.plots.curves import training_curves
 from purify.evals.plots.images import image_rows
 
@@ -9,6 +10,7 @@ __all__ = [
     "accuracy_bars",
     "accuracy_by_cost",
     "certified_curves",
+    "corruption_accuracies",
     "image_rows",
     "training_curves",
 ]
