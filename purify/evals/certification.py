@@ -132,16 +132,23 @@ class Certification:
         """For all sizes that will be asked for, so that no image's seconds hold that."""
         looks = {min(smoothing.LOOK, row.num_samples), row.num_samples % smoothing.LOOK}
         for number in {self._num_selection, *looks}:
-            self._sample(row, at, "selection", 0, number)
+            jax.block_until_ready(self._start(row, at, "selection", 0, number))
 
     def _certify(self, row: SmoothedRow, at: int) -> dict:
         """The line of the image at a position."""
         start, drawn = time.perf_counter(), 0
+        ahead: dict[int, list[tuple[Array, int]]] = {}
 
         def sample(stream: str, first: int, number: int) -> np.ndarray:
             nonlocal drawn
             drawn += number
-            return self._sample(row, at, stream, first, number)
+            parts = ahead.pop(first, None) if stream == "defense" else None
+            parts = parts or self._start(row, at, stream, first, number)
+            # While these are looked at, the next are computed.
+            following = first + number if stream == "defense" else 0
+            if left := min(smoothing.LOOK, row.num_samples - following):
+                ahead[following] = self._start(row, at, "defense", following, left)
+            return np.concatenate([parallel.fetch(classes)[:size] for classes, size in parts])
 
         found = smoothing.certify(
             sample,
@@ -161,16 +168,17 @@ class Certification:
             "seconds": time.perf_counter() - start,
         }
 
-    def _sample(
+    def _start(
         self, row: SmoothedRow, at: int, stream: str, first: int, number: int
-    ) -> np.ndarray:
-        """The classes of `number` samples of a stream from `first` on. The key of a sample does not
-        depend on how many are computed at once."""
+    ) -> list[tuple[Array, int]]:
+        """The classes of `number` samples of a stream from `first` on, in parts that are being
+        computed: each with how many of it count, for the devices share equally. The key of a sample
+        does not depend on how many are computed at once."""
         key = image_keys(self._seed, self.indices[at : at + 1], stream=stream)[0]
-        classes = []
+        parts = []
         for start in range(0, number, self._chunk):
             size = min(self._chunk, number - start)
             padded = -(-size // jax.device_count()) * jax.device_count()
             keys = parallel.shard(sample_keys(key, first + start, padded))
-            classes.append(parallel.fetch(predict(row.defense, keys, self.images[at]))[:size])
-        return np.concatenate(classes) if classes else np.zeros(0, int)
+            parts.append((predict(row.defense, keys, self.images[at]), size))
+        return parts
