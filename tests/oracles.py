@@ -16,15 +16,21 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": Fal
 
 
 @contextlib.contextmanager
+def few_optimisations():
+    """For operations that are compiled one by one, or programs that run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@contextlib.contextmanager
 def double_precision():
     """For tests of formulas. Their programs are compiled half as long, with few optimisations; the
     programs that users run are what the tests in single precision are about."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        with jax.enable_x64(True):
-            yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    with few_optimisations(), jax.enable_x64(True):
+        yield
 
 
 class UnitScore:

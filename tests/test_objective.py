@@ -23,8 +23,8 @@ from tests.test_ascent import (
     noisy,
     quick,
     run_keys,
-    small,
 )
+from tests.test_attack_contracts import small
 
 # Penalties
 
@@ -85,9 +85,7 @@ def test_interim_success_is_one_wrong_answer_of_the_search_inside_the_ball(name)
     outcomes = []
     for i, (scale, sigma) in enumerate([(0.01, 0.0), (10.0, 0.0), (0.2, 0.2), (0.2, 0.4)]):
         label = int(noisy(sigma=0.0)(keys[i], images[i]).argmax())
-        attack = dataclasses.replace(
-            small(name, norm, "margin", "mean_of_loss"), eps=scale * EPS[norm]
-        )
+        attack = dataclasses.replace(small(name, norm=norm, loss="margin"), eps=scale * EPS[norm])
         recorder = Recorder(noisy(sigma=sigma))
         result = compiled_alone(attack)(keys[i], recorder, images[i], label)
         jax.effects_barrier()
