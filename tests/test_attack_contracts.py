@@ -80,6 +80,7 @@ CASES = {
     "square-l2": ("square", dict(norm="l2", loss="cross_entropy", eot="loss_of_mean")),
     "rays": ("rays", dict()),
 }
+BY_VALUES = ("square", "rays")  # attacks without gradients
 every_case = pytest.mark.parametrize("case", CASES)
 every_attack = pytest.mark.parametrize("case", ATTACKS)
 # What takes long is asked of an option only where there is time.
@@ -201,6 +202,21 @@ def test_in_one_batch_shape_neighbours_and_position_change_no_bit(case):
     (each, common), (others, _) = batch(case), batch(case, seed=2)
     moved = call(case, jax.tree.map(lambda a, b: b.at[2].set(a[0]), each, others), common)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2], b[0]), moved, result(case))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][0] not in BY_VALUES])
+def test_a_nan_is_returned_and_not_hidden(case):
+    """Where the gradient breaks down the attack would be weak without a sign of it."""
+    attack, (each, common) = make(case), batch(case)
+    if getattr(attack, "estimate", ""):
+        pytest.skip("it takes no gradient")
+
+    def broken(key, image):
+        return noisy()(key, image) + jnp.sqrt(image - image).sum()
+
+    attack = dataclasses.replace(attack, eot_samples=1)
+    found = quickly(attack, each, common | {"logits_fn": jax.tree_util.Partial(broken)})
+    assert np.isnan(found.image).any((1, 2, 3)).all() and np.isnan(found.loss).all()
 
 
 # Never weaker than where it started

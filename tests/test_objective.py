@@ -128,7 +128,7 @@ def test_behind_noise_an_attack_goes_beyond_the_boundary_that_it_found(name):
     logits_fn = noisy(sigma=0.3)
     labels = jax.vmap(lambda k, x: noisy(sigma=0.0)(k, x).argmax())(keys, images)
     options = dict(eps=3 * EPS[norm], eot_samples=4, selection_draws=32)
-    attack = dataclasses.replace(small(name, norm, "margin", "mean_of_loss"), **options)
+    attack = dataclasses.replace(small(name, norm=norm, loss="margin"), **options)
 
     @quick
     def share_right(images):
