@@ -251,15 +251,6 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
     assert not (tmp_path / "eval_corruptions").exists()
 
 
-def test_variants_that_only_this_mode_asks_for_do_not_decide_eval_robust(trained):
-    kept = robust._variants(trained.config().to_dict(), ())
-    assert "pgd_at" in kept and "adp_s0" not in kept and "adp_s10" not in kept
-    asked = trained.config(
-        eval__defenses=("identity", "adp_s0"), attacks__bpda__surrogate="adp_s10"
-    )
-    assert {"adp_s0", "adp_s10"} <= set(robust._variants(asked.to_dict(), ("bpda",)))
-
-
 # Files
 
 

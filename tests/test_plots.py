@@ -11,6 +11,7 @@ from matplotlib.image import imread
 from purify.evals.plots import (
     accuracy_bars,
     accuracy_by_cost,
+    certified_curves,
     corruption_accuracies,
     image_rows,
     training_curves,
@@ -260,3 +261,20 @@ def test_bad_results_on_corruptions_are_named(tmp_path, entries, message):
     with pytest.raises(ValueError, match=message):
         corruption_accuracies(tmp_path / "figure.png", entries)
     assert not list(tmp_path.iterdir())
+
+
+def test_certified_curves_fall_with_the_radius(tmp_path):
+    """One colour for each defence; the higher curve's pixels lie above the lower one's."""
+    rows = [
+        {"defense": {"name": name, "sigma": 0.25}, "num_images": 40, "certified_radii": radii}
+        for name, radii in (("high", [0.9] * 36 + [0.0] * 4), ("low", [0.4] * 8 + [0.0] * 32))
+    ]
+    certified_curves(tmp_path / "curves.png", rows)
+    figure = read(tmp_path / "curves.png")
+    high, low = (np.argwhere(where(figure, color)) for color in COLORS[:2])
+    left = figure.shape[1] // 3  # beside the legend, where both are level
+    assert high[high[:, 1] < left][:, 0].min() + 100 < low[low[:, 1] < left][:, 0].min()
+    assert high[:, 0].max() > low[:, 0].min()  # it falls as well
+    for wrong in ([], [rows[0] | {"certified_radii": []}]):
+        with pytest.raises(ValueError, match="at least one"):
+            certified_curves(tmp_path / "no.png", wrong)

@@ -709,6 +709,7 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
     base = folder(trained.config())
     assert folder(trained.config(eval__batch_size=7)) == base
     assert folder(trained.config(check__num_images=7)) == base  # of another mode
+    assert folder(trained.config(variants__adp_s0__sigma=0.05)) == base  # evaluated by another
     assert folder(trained.config(adp__sigma=0.1)) != base
     assert folder(trained.config(attacks__bpda__eot_samples=3)) != base
     assert folder(trained.config(seed=1)) != base
