@@ -14,7 +14,7 @@ from purify import data
 from purify.checkpoint import load_defense
 from purify.corruptions import CORRUPTIONS, corrupt
 from purify.defense import classify
-from purify.evals import corruptions, robust
+from purify.evals import corruptions
 from purify.evals.corruption_files import CorruptionFiles
 from purify.evals.corruptions import Case, corrupted, plan_rows
 from purify.image_io import to_float, to_uint8
