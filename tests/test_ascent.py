@@ -611,32 +611,20 @@ def test_given_points_are_climbed_from_and_kept_where_nothing_is_higher(name, ta
         attack(key, logits_fn, image, label)
 
 
-def test_of_random_answers_a_given_start_is_offered_unless_its_run_ranked_another_higher():
-    """No more is promised then: its loss on the selection draws may be above the result's, though
-    no candidate's is."""
-    attack = PGD(eps=0.1, num_steps=4, step_size=0.05, loss="margin", eot_samples=3,
-                 given_starts=3, selection_draws=4)  # fmt: skip
-    (keys, images, labels), recorder = inputs(1), Recorder(noisy())
-    reach = np.random.default_rng(0).uniform(-0.2, 0.2, (3, *SHAPE))
-    starts = images[0][None] + jnp.asarray(reach, jnp.float32)
-    call = functools.partial(attack, logits_fn=recorder, image=images[0], label=labels[0])
-    found = quick(lambda key, starts: call(key, starts=starts))(keys[0], starts)
-    jax.effects_barrier()
+def test_a_given_point_that_no_iterate_is_ranked_above_is_offered_for_selection():
+    """No more is promised where answers are random: what its run ranks higher can be weaker on the
+    selection draws. Steps of 0.45 jump over this peak, which draws shift a little, and not back."""
+    peak = jnp.asarray([0.61, 0.38, 0.5]).reshape(1, 3, 1)
 
-    def losses(draws) -> dict:
-        """image -> its mean margin over the draws."""
-        seen = {}
-        for draw in draws:
-            for x, logits in recorder.at(draw):
-                seen.setdefault(x.tobytes(), []).append(float(margin(logits, labels[0])))
-        return {x: np.mean(values) for x, values in seen.items()}
+    def logits_fn(key, image):
+        shift = 0.02 * jnp.sin((jax.random.key_data(key) % 1009).sum().astype(image.dtype))
+        return jnp.stack([jnp.float32(0), -20 * jnp.abs(image - peak - shift).sum()])
 
-    def of(stream: int, count: int) -> dict:
-        draws = run_keys(jax.random.fold_in(keys[0], stream), count)
-        return losses([jax.random.fold_in(draw, 0) for draw in draws])
-
-    ranked, offered = of(3, attack.ranking_draws), of(2, attack.selection_draws)
-    for start in starts:
-        point = np.asarray(NORMS[attack.norm].project(start, images[0], attack.eps)).tobytes()
-        assert max(ranked.get(x, -np.inf) for x in offered) >= ranked[point]
-    assert float(found.loss) == pytest.approx(max(offered.values()), abs=1e-5)
+    attack = PGD(eps=0.5, num_steps=5, step_size=0.45, loss="margin", eot_samples=2, given_starts=3,
+                 selection_draws=4)  # fmt: skip
+    image = jnp.full((1, 3, 1), 0.5)
+    compiled = quick(lambda starts: attack(jax.random.key(0), logits_fn, image, 0, starts=starts))
+    starts = jnp.stack([peak, image, 0.0 * image])
+    for turn in range(3):
+        np.testing.assert_array_equal(compiled(jnp.roll(starts, turn, axis=0)).image, peak)
+    assert np.abs(compiled(jnp.stack([image] * 3)).image - peak).max() > 0.01
