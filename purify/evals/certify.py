@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from purify.checkpoint import image_shape, load_score, weight_hash
 from purify.evals import plots, smoothing
 from purify.evals.certification import Certification, SmoothedRow, smoothed
 from purify.evals.defenses import build_defense, purifier_options
-from purify.evals.report import print_wide
+from purify.evals.report import empty_table, print_wide
 from purify.evals.robust import (
     agreed_classes,
     load_classifiers,
@@ -169,14 +168,7 @@ def _title(config) -> str:
 
 def results_table(results: dict, radii: Sequence[float]) -> Table:
     """The rows of results.json."""
-    table = Table(
-        title=results["title"],
-        title_justify="left",
-        caption=CAPTION,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = empty_table(results["title"], CAPTION)
     names = ("defence", "sigma", "n", "samples", "ACR [95 %]", "abstains", "answers right")
     for column in (*names, *(f"r {radius:g}" for radius in radii), "nfe", "s/image"):
         table.add_column(column, justify="left" if column == "defence" else "right", no_wrap=True)

@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from purify.checkpoint import differing_fields, read_settings
-from purify.evals.report import print_wide
+from purify.evals.report import empty_table, print_wide
 from purify.evals.results import pair
 from purify.evals.store import read_records
 from purify.jsonl import write_json
@@ -101,14 +98,7 @@ def compare(a: Run, b: Run) -> dict:
 
 
 def print_comparison(comparison: dict) -> None:
-    table = Table(
-        title=f"A: {comparison['a']}\nB: {comparison['b']}",
-        title_justify="left",
-        caption=CAPTION,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = empty_table(f"A: {comparison['a']}\nB: {comparison['b']}", CAPTION)
     for column in ("row", "n", "A", "B", "A - B [95 %]", "p"):
         table.add_column(column, justify="left" if column == "row" else "right", no_wrap=True)
     for entry in comparison["rows"]:

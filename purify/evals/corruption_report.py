@@ -8,13 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from purify.checkpoint import read_settings
 from purify.corruptions import EXTRA
 from purify.evals import plots
-from purify.evals.report import print_versions, print_wide, variant_lines
+from purify.evals.report import empty_table, print_versions, print_wide, variant_lines
 from purify.evals.results import cost_fields, defense_fields, estimate
 from purify.evals.rows import Row
 from purify.evals.stats import paired_difference
@@ -154,14 +152,7 @@ def _over_several(entry: Mapping) -> bool:
 def print_table(results: dict) -> None:
     """Corruptions by defences, means over severities; then mean corruption errors."""
     caption = "\n".join(filter(None, [CAPTION, results["note"]]))
-    table = Table(
-        title=results["title"],
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = empty_table(results["title"], caption)
     names = list(dict.fromkeys(entry["defense"]["name"] for entry in results["means"]))
     table.add_column("corruption", no_wrap=True)
     for name in names:

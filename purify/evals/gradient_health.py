@@ -9,8 +9,6 @@ from typing import Literal
 
 import jax
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from tqdm import tqdm
 
 from attacks.gradients import attacked_purifier
@@ -33,7 +31,7 @@ from purify.evals.gradient_checks import (
     rows_of,
 )
 from purify.evals.probes import Local, Probe, derivative_errors, probe_batch
-from purify.evals.report import print_wide
+from purify.evals.report import empty_table, print_wide
 from purify.evals.robust import (
     agreed_classes,
     load_classifiers,
@@ -257,14 +255,7 @@ def _settings(
 
 def print_verdicts(title: str, verdicts: list[Verdict]) -> None:
     """A line for each check, and what the report as a whole says."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption=CAPTION,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = empty_table(title, CAPTION)
     for column in ("check", "verdict", "p", "what decides"):
         justify: Literal["left", "right"] = "right" if column == "p" else "left"
         table.add_column(column, justify=justify, no_wrap=column != "what decides")

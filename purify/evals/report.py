@@ -24,14 +24,7 @@ FIGURE_IMAGES = 10
 
 def results_table(results: dict) -> Table:
     """The rows of results.json; '*' marks the lowest attacked mean of each defence."""
-    table = Table(
-        title=results["title"],
-        title_justify="left",
-        caption=CAPTION,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = empty_table(results["title"], CAPTION)
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in COLUMNS[:2] else "right", no_wrap=True)
     groups: dict[tuple[str, str], dict[str, dict]] = {}
@@ -61,6 +54,18 @@ def results_table(results: dict) -> Table:
         )
         previous = defense
     return table
+
+
+def empty_table(title: str, caption: str) -> Table:
+    """Without columns yet; the caption explains them."""
+    return Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
 
 
 def print_wide(table: Table) -> None:
