@@ -70,8 +70,8 @@ def empty_table(title: str, caption: str) -> Table:
 
 def print_wide(table: Table) -> None:
     # A pipe has no width: give the table what it needs. Markup off: intervals have brackets.
-    needed = Console(width=10_000, markup=False).measure(table).minimum
-    width = None if sys.stdout.isatty() else max(132, needed)
+    needed = Console(width=10_000, markup=False).measure(table).maximum
+    width = None if sys.stdout.isatty() else max(132, min(needed, 160))
     Console(width=width, markup=False, highlight=False).print(table)
 
 
