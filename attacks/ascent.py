@@ -204,9 +204,8 @@ class Ascent(Expected):
         start_key, gradient_key, selection_key, ranking_key, class_key = (
             jax.random.fold_in(key, i) for i in range(5)
         )
-        runs_fn = self.runs(logits_fn, penalty_fn)
         if self.targets:
-            logits = runs_fn(class_key, image).logits
+            logits = self.runs(logits_fn, penalty_fn)(class_key, image).logits
             classes = likeliest_wrong(logits.mean(0), label, self.targets)
 
         def run(index):

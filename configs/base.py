@@ -97,36 +97,9 @@ def base() -> ConfigDict:
     config.attacks = ConfigDict()  # by name; see attack() and suite()
     config.attack_lists = ConfigDict()  # by name: names of attacks
 
-    # Of --mode=check_gradients, on config.defense.purifier; see purify/evals/gradient_checks.py.
-    config.check = ConfigDict()
-    config.check.attack = "exact"  # of config.attacks, whose ball and loss are taken
-    config.check.surrogate = "one_step"  # attacked in the place of the purifier, '' for none
-    config.check.num_images = 50
-    config.check.num_draws = 4
-    config.check.num_steps = 10  # halved in one of the checks, as eot_samples in another
-    config.check.restarts = 1  # doubled in one
-    config.check.eot_samples = 4
-    config.check.proposals = 50  # of each restart of Square
-    config.check.directions = 8  # of each gradient that SPSA estimates
-
-    # Of --mode=certify; see purify/evals/smoothing.py.
-    config.certify = ConfigDict()
-    config.certify.defenses = ("noise_only", "one_step")  # plain, and denoised smoothing
-    config.certify.sigmas = (0.25,)  # of the certificates' noise, the only one that is injected
-    config.certify.num_selection = 100  # samples that select the class
-    config.certify.num_samples = 10_000  # that certify it
-    config.certify.alpha = 1e-3
-    config.certify.num_images = 100
-    config.certify.budgets = ConfigDict()  # by defence: other num_images, num_samples
-    config.certify.chunk = 1000  # samples computed at once
-    config.certify.radii = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the table
-    # Of --mode=eval_corruptions; see purify/corruptions. S is config.defense.num_runs.
-    config.corruptions = ConfigDict()
-    config.corruptions.names = ()  # () for all that there are
-    config.corruptions.severities = (1, 2, 3, 4, 5)
-    config.corruptions.defenses = ("identity", "noise_only", "one_step", "adp")
-    config.corruptions.num_images = 200
-    config.corruptions.num_draws = 1  # of each corrupted image: fresh ones
+    config.check = _check()
+    config.certify = _certify()
+    config.corruptions = _corruptions()
 
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
@@ -137,6 +110,47 @@ def base() -> ConfigDict:
     config.eval.num_draws = 4  # N fresh draws of the defence per image
     config.eval.batch_size = 50  # changes rounding only, except with adp_reference
     return config
+
+
+def _check() -> ConfigDict:
+    """Of --mode=check_gradients, on config.defense.purifier; see evals/gradient_checks.py."""
+    check = ConfigDict()
+    check.attack = "exact"  # of config.attacks, whose ball and loss are taken
+    check.surrogate = "one_step"  # attacked in the place of the purifier, '' for none
+    check.num_images = 50
+    check.num_draws = 4
+    check.num_steps = 10  # halved in one of the checks, as eot_samples in another
+    check.restarts = 1  # doubled in one
+    check.eot_samples = 4
+    check.proposals = 50  # of each restart of Square
+    check.directions = 8  # of each gradient that SPSA estimates
+    return check
+
+
+def _certify() -> ConfigDict:
+    """Of --mode=certify; see purify/evals/smoothing.py."""
+    certify = ConfigDict()
+    certify.defenses = ("noise_only", "one_step")  # plain, and denoised smoothing
+    certify.sigmas = (0.25,)  # of the certificates' noise, the only one that is injected
+    certify.num_selection = 100  # samples that select the class
+    certify.num_samples = 10_000  # that certify it
+    certify.alpha = 1e-3
+    certify.num_images = 100
+    certify.budgets = ConfigDict()  # by defence: other num_images, num_samples
+    certify.chunk = 1000  # samples computed at once
+    certify.radii = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the table
+    return certify
+
+
+def _corruptions() -> ConfigDict:
+    """Of --mode=eval_corruptions; see purify/corruptions. S is config.defense.num_runs."""
+    corruptions = ConfigDict()
+    corruptions.names = ()  # () for all that there are
+    corruptions.severities = (1, 2, 3, 4, 5)
+    corruptions.defenses = ("identity", "noise_only", "one_step", "adp")
+    corruptions.num_images = 200
+    corruptions.num_draws = 1  # of each corrupted image: fresh ones
+    return corruptions
 
 
 def _train() -> ConfigDict:
@@ -289,6 +303,18 @@ def _add_autoattack(config, *, eps: float, chunk: int) -> None:
     )
     for name, parts in suites.items():
         config.attacks[f"autoattack_{name}"] = suite(*(f"autoattack_{part}" for part in parts))
+
+
+def add_corruptions(config, *more: str, **changes) -> None:
+    """The defences of --mode=eval_corruptions: injected noise hurts where a corruption has removed
+    detail, so ADP with less of it, and with none, stands there too.
+
+    more: other defences. changes: of config.corruptions.
+    """
+    config.variants.update(adp_s0=dict(purifier="adp", sigma=0.0))
+    config.variants.update(adp_s10=dict(purifier="adp", sigma=0.10))
+    defenses = ("identity", "noise_only", "one_step", "adp_s0", "adp_s10", "adp", *more)
+    config.corruptions.update(defenses=defenses, **changes)
 
 
 def set_eps(config, eps: float) -> None:

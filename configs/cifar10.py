@@ -30,7 +30,7 @@ attacking 500 images behind ADP takes 2.6e17 through BPDA and, as its steps are 
 this config yet: it wants GPUs or TPUs.
 """
 
-from configs.base import add_attacks, attack, base, transfer
+from configs.base import add_attacks, add_corruptions, attack, base, transfer
 
 EPS = 8 / 255
 VARIANTS = ("", "reference", "resnet20", "tiny", "tuning", "strong", "pgd_at")
@@ -89,8 +89,13 @@ def get_config(variant: str = ""):
         _strong(config)
     elif variant == "pgd_at":
         _pgd_at(config)
-    if variant != "reference":
-        _corruptions(config, detector=bool(variant))
+    if not variant:
+        add_corruptions(config, num_images=500)
+    elif variant != "reference":
+        # For the score model in pretrained/: 95 % of the score norms of train[3500:4000], which it
+        # did not see, are below.
+        config.variants.update(detect=dict(purifier="detect_then_purify", threshold=0.48))
+        add_corruptions(config, "detect", num_images=100)
     return config
 
 
@@ -172,21 +177,6 @@ def _at_both_sigmas(config, **purifiers: dict) -> list[str]:
     purifiers |= {f"{name}_s10": changes | dict(sigma=0.10) for name, changes in purifiers.items()}
     config.variants = {n: changes for n, changes in purifiers.items() if n not in PURIFIERS}
     return list(purifiers)
-
-
-def _corruptions(config, *, detector: bool) -> None:
-    """Noise hurts where a corruption has removed detail: ADP with less of it, and with none.
-
-    detector: with detect-then-purify, whose threshold is that of the score model in pretrained/.
-    """
-    defenses = ("identity", "noise_only", "one_step", "adp_s0", "adp_s10", "adp")
-    config.variants.update(adp_s0=dict(purifier="adp", sigma=0.0))
-    config.variants.update(adp_s10=dict(purifier="adp", sigma=0.10))
-    if detector:
-        # 95 % of the score norms of train[3500:4000], which it did not see, are below.
-        config.variants.update(detect=dict(purifier="detect_then_purify", threshold=0.48))
-        defenses += ("detect",)
-    config.corruptions.update(defenses=defenses, num_images=100 if detector else 500)
 
 
 def _tiny(config) -> None:

@@ -9,7 +9,7 @@ Expected: 97 to 99 % clean accuracy undefended. eps was chosen so that PGD-40 le
 classifier under 25 %; the purifiers' constants are the paper's.
 """
 
-from configs.base import add_attacks, attack, base, transfer
+from configs.base import add_attacks, add_corruptions, attack, base, transfer
 
 EPS = 0.15
 VARIANTS = ("", "full", "detect", "pgd_at", "trades")
@@ -65,12 +65,7 @@ def get_config(variant: str = ""):
     config.detect_then_purify.threshold = 0.42
     config.certify.defenses = ("noise_only", "one_step", "adp")
     config.certify.budgets.adp = dict(num_images=20, num_samples=1000)
-    # Noise hurts where a corruption has removed detail: ADP with less of it, and with none.
-    config.variants.update(adp_s0=dict(purifier="adp", sigma=0.0))
-    config.variants.update(adp_s10=dict(purifier="adp", sigma=0.10))
-    defenses = ("identity", "noise_only", "one_step", "adp_s0", "adp_s10", "adp")
-    defenses += ("detect_then_purify",)
-    config.corruptions.update(names=DIGITS, defenses=defenses, num_draws=2)
+    add_corruptions(config, "detect_then_purify", names=DIGITS, num_draws=2)
     if variant == "detect":
         _detect(config)
     return config

@@ -46,6 +46,12 @@ class Trained:
     workdir: Path
     tfds: Path
 
+    def linked_into(self, folder: Path) -> Path:
+        """The folder, made a workdir of its own with the trained networks in it."""
+        for role in ("classifier", "score"):
+            (folder / role).symlink_to(self.workdir / role)
+        return folder
+
     def main(self, *arguments: str, devices: int = 1, **run_options):
         """`python main.py` on digits with the TINY budget; arguments come last, and win."""
         return main(*self._flags(arguments), tfds=self.tfds, devices=devices, **run_options)

@@ -40,3 +40,9 @@ def trained(tmp_path_factory) -> Trained:
         result = trained.main(f"--mode={mode}")
         assert result.returncode == 0, result.stderr
     return trained
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A workdir of its own with the trained networks in it."""
+    return trained.linked_into(tmp_path)

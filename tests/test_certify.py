@@ -25,14 +25,6 @@ BUDGET = {
 }
 
 
-@pytest.fixture
-def workdir(trained, tmp_path):
-    """A workdir of its own with the trained networks in it."""
-    for role in ("classifier", "score"):
-        (tmp_path / role).symlink_to(trained.workdir / role)
-    return tmp_path
-
-
 def only_folder(workdir):
     (folder,) = (workdir / "certify").iterdir()
     return folder

@@ -42,13 +42,6 @@ def config(trained, **changes):
     return changed
 
 
-def workdir_of(trained, folder: Path) -> Path:
-    """A workdir of its own with the trained networks in it."""
-    for role in ("classifier", "score"):
-        (folder / role).symlink_to(trained.workdir / role)
-    return folder
-
-
 def only_folder(workdir: Path) -> Path:
     (folder,) = (workdir / "eval_corruptions").iterdir()
     return folder
@@ -65,7 +58,7 @@ class Evaluated(NamedTuple):
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory):
     """By the command, after a first look at some of the images."""
-    workdir = workdir_of(trained, tmp_path_factory.mktemp("corruptions"))
+    workdir = trained.linked_into(tmp_path_factory.mktemp("corruptions"))
     flags = [f"--config.{field}={value}" for field, value in BUDGET.items()]
     shown = []
     for limit in (("--max_images=4",), ()):
@@ -101,7 +94,7 @@ def test_a_first_look_goes_on_to_the_records_of_an_evaluation_in_one_go(
 ):
     assert "stopped after 4 of 10 images" in evaluated.first
     assert "stopped" not in evaluated.shown
-    corruptions.run(config(trained), workdir_of(trained, tmp_path))
+    corruptions.run(config(trained), trained.linked_into(tmp_path))
     folder = only_folder(tmp_path)
     assert folder.name == evaluated.folder.name
     again = untimed(read_lines(folder / "images.jsonl"))
@@ -247,7 +240,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
     changes, said, trained, tmp_path
 ):
     with pytest.raises(ValueError, match=said):
-        corruptions.run(config(trained, **changes), workdir_of(trained, tmp_path))
+        corruptions.run(config(trained, **changes), trained.linked_into(tmp_path))
     assert not (tmp_path / "eval_corruptions").exists()
 
 
@@ -288,7 +281,7 @@ def folder(trained, digits, tmp_path):
 
 
 def test_files_of_the_same_images_give_the_same_records(evaluated, folder, trained, tmp_path):
-    workdir = workdir_of(trained, tmp_path)
+    workdir = trained.linked_into(tmp_path)
     corruptions.run(config(trained), workdir, input=str(folder))
     found = only_folder(workdir)
     assert found.name != evaluated.folder.name  # other files are another evaluation

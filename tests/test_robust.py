@@ -52,14 +52,6 @@ num_images num_draws accuracy low high interim_accuracy direction
 seconds_per_image nfe_per_image nge_per_image seed""".split()
 
 
-@pytest.fixture
-def workdir(trained, tmp_path):
-    """A workdir of its own with the trained networks in it."""
-    for role in ("classifier", "score"):
-        (tmp_path / role).symlink_to(trained.workdir / role)
-    return tmp_path
-
-
 class Evaluated(NamedTuple):
     """One whole evaluation, a fixed-key attack included, and the programs compiled for it."""
 
@@ -71,9 +63,7 @@ class Evaluated(NamedTuple):
 
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("evaluated")
-    for role in ("classifier", "score"):
-        (workdir / role).symlink_to(trained.workdir / role)
+    workdir = trained.linked_into(tmp_path_factory.mktemp("evaluated"))
     with compilations() as names:
         robust.run(whole(trained), workdir)
     folder = only_folder(workdir)

@@ -12,12 +12,14 @@ from purify.evals import plots, smoothing
 from purify.evals.certification import Certification, SmoothedRow, smoothed
 from purify.evals.defenses import build_defense, purifier_options
 from purify.evals.report import empty_table, print_wide
+from purify.evals.results import purifier_fields
 from purify.evals.robust import (
     agreed_classes,
     load_classifiers,
     load_images,
     network_runs,
     network_settings,
+    tell_stopped,
 )
 from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store
@@ -64,9 +66,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         print_wide(results_table(results, cfg.radii))
         written = "\n".join(f"  {p}" for p in (path, store.folder / "images.jsonl", figure))
         print(f"\nwritten:\n{written}")
-    if max_images and max_images < needed:
-        print(f"stopped after {max_images} of {needed} images (--max_images); the same command "
-              "with more of them, or without it, goes on from here")  # fmt: skip
+    tell_stopped(max(row.num_images for row in rows), needed, max_images)
 
 
 def _plan(config, classifiers, score_model, num_images: int) -> list[SmoothedRow]:
@@ -131,14 +131,8 @@ def _result(row: SmoothedRow, store: Store, cfg, *, seed: int) -> dict:
     abstained = proportion([r["radius"] == 0 for r in records])
     largest = smoothing.largest_radius(row.num_samples, cfg.alpha, row.sigma)
     average = bootstrap_mean(np.maximum(radii, 0.0), seed=seed, bounds=(0.0, largest))
-    purifier = row.defense.purifier
     return {
-        "defense": {
-            "name": row.defense_name,
-            "sigma": row.sigma,
-            "T": getattr(purifier, "num_steps", 1 if row.nfe else 0),
-            "curvature": getattr(purifier, "curvature", None),
-        },
+        "defense": {"name": row.defense_name, **purifier_fields(row.defense.purifier)},
         "num_images": len(records),
         "num_samples": row.num_samples,
         "num_selection": cfg.num_selection,

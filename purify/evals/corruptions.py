@@ -22,6 +22,7 @@ from purify.evals.robust import (
     network_runs,
     network_settings,
     tell_seen,
+    tell_stopped,
 )
 from purify.evals.rows import Row, limited
 from purify.evals.store import Store
@@ -135,11 +136,7 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
         )
         evaluation.run(rows, CaseImages(images, cases, make))
         corruption_report.write(config, evaluation, rows, cases, settings, runs, source=input)
-    if taken < cfg.num_images:
-        print(
-            f"stopped after {taken} of {cfg.num_images} images (--max_images={max_images}); the "
-            "same command with more of them, or without it, goes on from here"
-        )
+    tell_stopped(taken, cfg.num_images, max_images)
 
 
 def plan_rows(

@@ -13,6 +13,7 @@ from purify.evals.stats import (
     paired_share,
     proportion,
 )
+from purify.types import Purifier
 
 SINGLE_RUN = "S=1"
 ATTACK_FIELDS = (
@@ -73,13 +74,16 @@ def defense_fields(row: Row) -> dict:
     """The defence of a row as entries of results.json have it."""
     # Of one that detects first, what it does where it suspects.
     purifier = getattr(row.defense.purifier, "suspected", row.defense.purifier)
+    averaged = {"S": row.defense.num_runs, "average": row.defense.average}
+    return {"name": row.defense_name, **purifier_fields(purifier), **averaged}
+
+
+def purifier_fields(purifier: Purifier) -> dict:
+    """What a purifier adds to these entries: T is 0 where there is no score model."""
     return {
-        "name": row.defense_name,
         "sigma": getattr(purifier, "sigma", 0.0),
         "T": getattr(purifier, "num_steps", 1 if purifier.nfe else 0),
-        "S": row.defense.num_runs,
         "curvature": getattr(purifier, "curvature", None),
-        "average": row.defense.average,
     }
 
 

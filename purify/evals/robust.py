@@ -64,6 +64,11 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
         evaluation.run(rows)
         if parallel.is_first_process():
             report.write(config, evaluation, rows, settings, runs)
+    tell_stopped(taken, needed, max_images)
+
+
+def tell_stopped(taken: int, needed: int, max_images: int | None) -> None:
+    """Say it where --max_images left images for later."""
     if taken < needed:
         print(
             f"stopped after {taken} of {needed} images (--max_images={max_images}); the same "
