@@ -24,6 +24,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem != "test_robust")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_file():
+    """A file's compiled programs go with it.
+
+    On CPU each holds hundreds of memory maps, of which Linux grants a process 65,530
+    (vm.max_map_count); beyond them the compiler ends the process.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Double precision inside the test, so that rounding does not hide (or fake) an error."""
