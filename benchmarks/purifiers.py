@@ -21,7 +21,7 @@ from benchmarks.timing import best_times
 from purify.checkpoint import load_score
 from purify.defense import classify
 from purify.evals.defenses import build_defense
-from purify.evals.robust import load_classifiers, network_runs
+from purify.evals.inputs import load_classifiers, network_runs
 from purify.random import image_keys
 
 ROUNDS, BATCH = 4, 8

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from purify.evals.report import results_table
+from purify.evals.robust_report import results_table
 from tests.command import ROOT, main
 
 BASE = ("--config=configs/digits.py",)

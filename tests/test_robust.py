@@ -30,6 +30,7 @@ from purify.checkpoint import (
 from purify.defense import classify
 from purify.evals import evaluation, robust
 from purify.evals.evaluation import check_in_ball
+from purify.evals.inputs import load_inputs
 from purify.evals.plan import plan
 from purify.evals.results import (
     comparisons,
@@ -686,13 +687,11 @@ def test_a_damaged_record_is_reported_and_not_skipped(evaluated, trained, workdi
 
 
 def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_path):
-    score = load_score(trained.workdir)
-
-    def folder(config):
-        runs = robust.network_runs(config, trained.workdir, config.eval.defenses)
-        classifiers = robust.load_classifiers(runs)
-        rows = plan(config, classifiers, score, 10)
-        settings = robust._settings(config, runs, classifiers, score, rows)
+    def folder(config, **score):
+        inputs = load_inputs(config, trained.workdir, config.eval.defenses)
+        inputs = dataclasses.replace(inputs, score=inputs.score.replace(**score))
+        rows = plan(config, inputs.classifiers, inputs.score, 10)
+        settings = robust._settings(config, inputs, rows)
         with Store(tmp_path, "eval_robust", settings) as store:
             return store.folder
 
@@ -712,8 +711,7 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
         for size in (5, 7)
     ]
     assert folder(coupled[0]) != folder(coupled[1])
-    score = score.replace(head="denoiser")
-    assert folder(trained.config()) != base
+    assert folder(trained.config(), head="denoiser") != base
 
 
 def save_classifier(folder, variables, settings: dict) -> None:

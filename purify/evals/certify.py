@@ -7,22 +7,14 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from purify.checkpoint import image_shape, load_score, weight_hash
 from purify.evals import plots, smoothing
 from purify.evals.certification import Certification, SmoothedRow, smoothed
-from purify.evals.defenses import build_defense, purifier_options
-from purify.evals.report import empty_table, print_wide
+from purify.evals.defenses import purifier_options
+from purify.evals.inputs import Inputs, load_inputs
 from purify.evals.results import purifier_fields
-from purify.evals.robust import (
-    agreed_classes,
-    load_classifiers,
-    load_images,
-    network_runs,
-    network_settings,
-    tell_stopped,
-)
 from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store
+from purify.evals.terminal import empty_table, print_wide, tell_stopped
 from purify.jsonl import write_json
 
 
@@ -33,22 +25,18 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         limit, goes on from there.
     """
     cfg = config.certify
-    runs = network_runs(config, workdir, cfg.defenses)
-    classifiers, score_model = load_classifiers(runs), load_score(workdir)
-    num_classes = agreed_classes(runs, image_shape(workdir))
-    images, labels, indices = load_images(config, image_shape(workdir), num_classes, None)
-    rows = _plan(config, classifiers, score_model, len(labels))
+    inputs = load_inputs(config, workdir, cfg.defenses)
+    rows = _plan(config, inputs)
     needed = max(row.num_images for row in rows)
-    images, labels, indices = images[:needed], labels[:needed], indices[:needed]
-    settings = _settings(config, rows)
-    settings |= network_settings(config, runs, classifiers, score_model)
-    settings["images"] = weight_hash({"images": images, "labels": labels, "indices": indices})
+    inputs = inputs.first(needed)
+    settings = _settings(config, rows) | inputs.settings(config)
     if max_images:
         rows = [dataclasses.replace(r, num_images=min(r.num_images, max_images)) for r in rows]
     with Store(workdir, "certify", settings) as store:
         options = {field: cfg[field] for field in ("num_selection", "alpha", "chunk")}
-        options |= dict(seed=config.seed, num_classes=num_classes)
-        Certification(store, images, labels, indices, **options).run(rows)
+        options |= dict(seed=config.seed, num_classes=inputs.num_classes)
+        arrays = inputs.images, inputs.labels, inputs.indices
+        Certification(store, *arrays, **options).run(rows)
         results = {
             "title": _title(config),
             "rows": [_result(row, store, cfg, seed=config.seed) for row in rows],
@@ -69,7 +57,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     tell_stopped(max(row.num_images for row in rows), needed, max_images)
 
 
-def _plan(config, classifiers, score_model, num_images: int) -> list[SmoothedRow]:
+def _plan(config, inputs: Inputs) -> list[SmoothedRow]:
     """The rows of config.certify; ValueError names what is wrong before anything is computed."""
     cfg, rows = config.certify, []
     if not cfg.defenses or not cfg.sigmas:
@@ -90,8 +78,8 @@ def _plan(config, classifiers, score_model, num_images: int) -> list[SmoothedRow
             raise ValueError(
                 f"config.certify: num_images={budget['num_images']} must be at least 1"
             )
-        budget["num_images"] = min(budget["num_images"], num_images)
-        defense = build_defense(config, name, classifiers=classifiers, score=score_model)
+        budget["num_images"] = min(budget["num_images"], len(inputs.labels))
+        defense = inputs.defense(config, name)
         for sigma in cfg.sigmas:
             smoothing.check(
                 sigma=sigma,

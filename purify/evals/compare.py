@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from purify.checkpoint import differing_fields, read_settings
-from purify.evals.report import empty_table, print_wide
 from purify.evals.results import pair
 from purify.evals.store import read_records
+from purify.evals.terminal import empty_table, print_wide
 from purify.jsonl import write_json
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from purify.checkpoint import read_settings
 from purify.corruptions import EXTRA
 from purify.evals import plots
-from purify.evals.report import empty_table, print_versions, print_wide, variant_lines
 from purify.evals.results import cost_fields, defense_fields, estimate
 from purify.evals.rows import Row
 from purify.evals.stats import paired_difference
+from purify.evals.terminal import empty_table, print_versions, print_wide, variant_lines
 from purify.jsonl import write_json
 
 CLEAN = "clean"

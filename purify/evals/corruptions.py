@@ -8,24 +8,16 @@ import jax
 import numpy as np
 
 from purify import data, parallel
-from purify.checkpoint import image_shape, load_score, weight_hash
 from purify.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from purify.defense import Defense
 from purify.evals import corruption_report
 from purify.evals.corruption_files import CorruptionFiles
-from purify.evals.defenses import build_defense, classifier_run, purifier_options
+from purify.evals.defenses import classifier_run, purifier_options
 from purify.evals.evaluation import Evaluation
-from purify.evals.robust import (
-    agreed_classes,
-    load_classifiers,
-    load_images,
-    network_runs,
-    network_settings,
-    tell_seen,
-    tell_stopped,
-)
+from purify.evals.inputs import load_inputs, tell_seen
 from purify.evals.rows import Row, limited
 from purify.evals.store import Store
+from purify.evals.terminal import tell_stopped
 from purify.random import image_keys
 from purify.tables import choose
 
@@ -95,22 +87,17 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     cfg, where = config.corruptions, dict(data_dir=config.data.dir, path=config.data.path)
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
     cases = _cases(cfg)
-    runs = network_runs(config, workdir, cfg.defenses)
-    classifiers, score_model = load_classifiers(runs), load_score(workdir)
-    shape = image_shape(workdir)
-    images, labels, indices = load_images(config, shape, agreed_classes(runs, shape), None)
-    defenses = {
-        name: build_defense(config, name, classifiers=classifiers, score=score_model)
-        for name in cfg.defenses
-    }
-    rows = plan_rows(cases, defenses, cfg.num_images, cfg.num_draws, available=len(labels))
-    images, labels, indices = (array[: cfg.num_images] for array in (images, labels, indices))
-    settings = _settings(config, cases, defenses)
-    settings |= network_settings(config, runs, classifiers, score_model)
-    settings["images"] = weight_hash({"images": images, "labels": labels, "indices": indices})
-    settings["files"] = {}
+    inputs = load_inputs(config, workdir, cfg.defenses)
+    defenses = {name: inputs.defense(config, name) for name in cfg.defenses}
+    available = len(inputs.labels)
+    rows = plan_rows(cases, defenses, cfg.num_images, cfg.num_draws, available=available)
+    inputs = inputs.first(cfg.num_images)
+    images, labels, indices = inputs.images, inputs.labels, inputs.indices
+    settings = _settings(config, cases, defenses) | inputs.settings(config) | {"files": {}}
     if input:
-        files = CorruptionFiles(input, dict.fromkeys(case.corruption for case in cases), shape)
+        files = CorruptionFiles(
+            input, dict.fromkeys(case.corruption for case in cases), images.shape[1:]
+        )
         numbers = data.published_positions(config.data.name, config.data.test_split, **where)
         numbers = numbers[: cfg.num_images]
         files.check(numbers, labels)
@@ -130,12 +117,14 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
             f"{len(defenses)} defences, clean and on {len(cases)} corruptions with their "
             f"severities, {taken} images: at most {nfe:,} network evaluations; into {store.folder}"
         )
-        tell_seen(config.data, runs, taken)
+        tell_seen(config.data, inputs.runs, taken)
         evaluation = Evaluation(
             store, images, labels, indices, seed=config.seed, batch_size=config.eval.batch_size
         )
         evaluation.run(rows, CaseImages(images, cases, make))
-        corruption_report.write(config, evaluation, rows, cases, settings, runs, source=input)
+        corruption_report.write(
+            config, evaluation, rows, cases, settings, inputs.runs, source=input
+        )
     tell_stopped(taken, cfg.num_images, max_images)
 
 

@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from attacks.gradients import attacked_purifier
 from purify import parallel
-from purify.checkpoint import image_shape, load_score, weight_hash
 from purify.defense import Defense
-from purify.evals.defenses import build_defense, build_purifier, purifier_options
+from purify.evals.defenses import build_purifier, purifier_options
 from purify.evals.evaluation import Evaluation
 from purify.evals.gradient_checks import (
     FAIL,
@@ -30,19 +29,12 @@ from purify.evals.gradient_checks import (
     judge,
     rows_of,
 )
+from purify.evals.inputs import load_inputs
 from purify.evals.probes import Local, Probe, derivative_errors, probe_batch
-from purify.evals.report import empty_table, print_wide
-from purify.evals.robust import (
-    agreed_classes,
-    load_classifiers,
-    load_images,
-    network_runs,
-    score_settings,
-)
 from purify.evals.rows import Row
 from purify.evals.store import Store
+from purify.evals.terminal import empty_table, print_wide
 from purify.jsonl import write_json
-from purify.networks import Score
 from purify.tables import choose
 from purify.types import Purifier
 
@@ -155,24 +147,20 @@ def run(config, workdir: Path) -> None:
     """Check config.defense.purifier within the budget of config.check; print and write verdicts."""
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
     name, cfg = config.defense.purifier, config.check
-    runs = network_runs(config, workdir, [name])
-    classifiers, score_model = load_classifiers(runs), load_score(workdir)
-    num_classes = agreed_classes(runs, image_shape(workdir))
     purifier_options(config, name, field="config.defense.purifier")
-    defense = build_defense(config, name, classifiers=classifiers, score=score_model)
+    inputs = load_inputs(config, workdir, [name])
+    defense = inputs.defense(config, name)
     # Of itself the defence is no surrogate: that is the exact gradient.
     surrogate = "" if cfg.surrogate == name else cfg.surrogate
     if surrogate:
         purifier_options(config, surrogate, field="config.check.surrogate")
     budget = _budget(config)
-    images, labels, indices = load_images(config, image_shape(workdir), num_classes, None)
-    if not 1 <= cfg.num_images <= len(labels):
-        raise ValueError(
-            f"config.check.num_images={cfg.num_images} must be from 1 to {len(labels)}"
-        )
-    images, labels, indices = (array[: cfg.num_images] for array in (images, labels, indices))
-    settings = _settings(config, surrogate, budget, defense, score_model, runs["score"])
-    settings["images"] = weight_hash({"images": images, "labels": labels, "indices": indices})
+    available = len(inputs.labels)
+    if not 1 <= cfg.num_images <= available:
+        raise ValueError(f"config.check.num_images={cfg.num_images} must be from 1 to {available}")
+    inputs = inputs.first(cfg.num_images)
+    images, labels = inputs.images, inputs.labels
+    settings = _settings(config, surrogate, budget, defense) | inputs.settings(config)
     with Store(workdir, "check_gradients", settings) as store:
         print(f"checking {name} on {len(labels)} images, into {store.folder}")
         verdicts = check(
@@ -180,7 +168,7 @@ def run(config, workdir: Path) -> None:
             images,
             labels,
             budget,
-            surrogate=build_purifier(config, surrogate, score_model) if surrogate else None,
+            surrogate=build_purifier(config, surrogate, inputs.score) if surrogate else None,
             seed=config.seed,
             batch_size=config.eval.batch_size,
             store=store,
@@ -221,15 +209,8 @@ def _budget(config) -> Budget:
         raise ValueError(f"config.check: {error}") from None
 
 
-def _settings(
-    config,
-    surrogate: str,
-    budget: Budget,
-    defense: Defense,
-    score_model: Score,
-    score_run: Path,
-) -> dict:
-    """Everything that decides the verdicts, but for the images."""
+def _settings(config, surrogate: str, budget: Budget, defense: Defense) -> dict:
+    """Everything that decides the verdicts, but for the networks and images."""
     name = config.defense.purifier
 
     def purifier(of: str) -> dict:
@@ -237,16 +218,9 @@ def _settings(
         return {"name": of, "purifier": kind, **options}
 
     settings = {
-        "seed": config.seed,
-        "data": {k: v for k, v in config.data.to_dict().items() if k != "dir"},
         "defense": purifier(name) | {"num_runs": defense.num_runs, "average": defense.average},
         "surrogate": purifier(surrogate) if surrogate else None,
         "budget": dataclasses.asdict(budget),
-        "weights": {
-            "classifier": weight_hash(defense.classifier.variables),
-            "score": weight_hash(score_model.variables),
-        },
-        **score_settings(score_model, score_run),
     }
     if defense.couples_batch:
         settings["batch_size"] = config.eval.batch_size

@@ -1,13 +1,10 @@
 """What an evaluation leaves: results.json, attacked images, figures, the table on the terminal."""
 
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from purify.checkpoint import ROLES, read_settings
@@ -15,6 +12,7 @@ from purify.compilation import jit
 from purify.evals import plots
 from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
 from purify.evals.rows import Row, crafting, without_exact
+from purify.evals.terminal import empty_table, print_versions, print_wide, variant_lines
 from purify.jsonl import read_lines, write_json
 from purify.noise import add_noise
 from purify.random import image_keys
@@ -54,25 +52,6 @@ def results_table(results: dict) -> Table:
         )
         previous = defense
     return table
-
-
-def empty_table(title: str, caption: str) -> Table:
-    """Without columns yet; the caption explains them."""
-    return Table(
-        title=title,
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-
-
-def print_wide(table: Table) -> None:
-    # A pipe has no width: give the table what it needs. Markup off: intervals have brackets.
-    needed = Console(width=10_000, markup=False).measure(table).maximum
-    width = None if sys.stdout.isatty() else max(132, min(needed, 160))
-    Console(width=width, markup=False, highlight=False).print(table)
 
 
 COLUMNS = ("defence", "attack", "n", "mean of draws [95 %]", "clean", "1 draw", "vote", "S=1",
@@ -139,13 +118,6 @@ def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str
     print("checkpoints:\n" + "\n".join(f"  {folder / 'checkpoints'}" for folder in runs.values()))
 
 
-def print_versions(results: dict) -> None:
-    """Say it where several versions of the code computed parts of the results."""
-    commits = list(dict.fromkeys(signature["commit"] for signature in results["computed_by"]))
-    if len(commits) > 1:
-        print(f"computed by {len(commits)} versions of the code: {', '.join(commits)}")
-
-
 def print_comparisons(results: dict) -> None:
     for entry in results["comparisons"]:
         verdict = "beats" if entry["beats"] else "does not beat"
@@ -180,16 +152,6 @@ def _title(config, rows: list[Row]) -> str:
         f"{config.data.name} {config.data.test_split}, sigma {config.adp.sigma}, {draws}, {adp}"
     )
     return "\n".join([shared, *variant_lines(config, config.eval.defenses), *budgets])
-
-
-def variant_lines(config, defenses: Iterable[str]) -> list[str]:
-    """Of those defences that are variants, what they are."""
-    variants = config.variants.to_dict()
-    lines = []
-    for name in (name for name in defenses if name in variants):
-        said = [f"{k} {v}" for k, v in variants[name].items() if k != "purifier"]
-        lines.append(f"{name}: {', '.join([variants[name]['purifier'], *said])}")
-    return lines
 
 
 def _indices(evaluation, row: Row) -> list[int]:

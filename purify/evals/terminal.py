@@ -1,0 +1,53 @@
+"""What evaluations print: tables, and what a reader should know beside them."""
+
+import sys
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def empty_table(title: str, caption: str) -> Table:
+    """Without columns yet; the caption explains them."""
+    return Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def print_wide(table: Table) -> None:
+    # A pipe has no width: give the table what it needs. Markup off: intervals have brackets.
+    needed = Console(width=10_000, markup=False).measure(table).maximum
+    width = None if sys.stdout.isatty() else max(132, min(needed, 160))
+    Console(width=width, markup=False, highlight=False).print(table)
+
+
+def print_versions(results: dict) -> None:
+    """Say it where several versions of the code computed parts of the results."""
+    commits = list(dict.fromkeys(signature["commit"] for signature in results["computed_by"]))
+    if len(commits) > 1:
+        print(f"computed by {len(commits)} versions of the code: {', '.join(commits)}")
+
+
+def variant_lines(config, defenses: Iterable[str]) -> list[str]:
+    """Of those defences that are variants, what they are."""
+    variants = config.variants.to_dict()
+    lines = []
+    for name in (name for name in defenses if name in variants):
+        said = [f"{k} {v}" for k, v in variants[name].items() if k != "purifier"]
+        lines.append(f"{name}: {', '.join([variants[name]['purifier'], *said])}")
+    return lines
+
+
+def tell_stopped(taken: int, needed: int, max_images: int | None) -> None:
+    """Say it where --max_images left images for later."""
+    if taken < needed:
+        print(
+            f"stopped after {taken} of {needed} images (--max_images={max_images}); the same "
+            "command with more of them, or without it, goes on from here"
+        )
