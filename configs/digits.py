@@ -63,6 +63,7 @@ def get_config(variant: str = ""):
         _more_attacks(config, **against)
     # 95 % of the score norms of validation images are below.
     config.detect_then_purify.threshold = 0.42
+    config.detect.calibration_split = "validation"
     config.certify.defenses = ("noise_only", "one_step", "adp")
     config.certify.budgets.adp = dict(num_images=20, num_samples=1000)
     add_corruptions(config, "detect_then_purify", names=DIGITS, num_draws=2)
