@@ -28,6 +28,7 @@ def test_help_explains_every_mode():
         "check_gradients",
         "certify",
         "compare",
+        "report",
         "purify",
         "import_weights",
         "export_weights",
