@@ -16,7 +16,8 @@ from purify.evals.report import page
 from purify.evals.report.blocks import from_terminal
 from purify.evals.report.images import OUTCOMES, image_blocks
 from purify.evals.report.runs import Run, find_runs
-from purify.evals.report.sections import all_columns, summary
+from purify.evals.report.sections import all_columns
+from purify.evals.report.summary import summary
 from purify.evals.results import protocol_name
 from purify.evals.sweeps import sweeps
 from purify.evals.terminal import empty_table
@@ -338,7 +339,7 @@ def test_points_of_an_ablation_are_shown_as_curves_only(workdir, tmp_path):
     assert [run.mode for run in found.runs] == ["ablate"] and len(found.points) == 3
     text = page.render(found.runs, found.points)
     assert text.count("Accuracy over samples per gradient (EOT)") > 0
-    assert not summary(found.runs[0]) and 'table class="summary"' not in text
+    assert not summary(found.runs[0].results) and 'table class="summary"' not in text
     one = tmp_path / "eval_robust" / names[4]
     assert [run.folder for run in find_runs([tmp_path, one]).runs][0] == one
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import jinja2
 
+from purify.evals.report.modes import MODES, tone
 from purify.evals.report.runs import Run, find_runs
-from purify.evals.report.sections import MODES, provenance, sections, summary, tone
+from purify.evals.report.sections import provenance, sections
+from purify.evals.report.summary import summary
 from purify.jsonl import write_text
 
 HERE = Path(__file__).parent

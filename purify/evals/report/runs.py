@@ -8,13 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from purify.checkpoint import NeedsMode, read_settings
+from purify.evals.report.modes import MODES
 from purify.evals.store import read_records
-
-# Modes whose results a report shows, in the order in which it shows them.
-MODES = (
-    *("eval_robust", "check_gradients", "certify", "eval_corruptions"),
-    *("detect", "ablate", "sample"),
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,8 +86,10 @@ def find_runs(given: Iterable[Path]) -> Found:
         for run in inside
         if run.mode == "ablate"
         for row in run.results["rows"]
+        if "run" in row
     } - asked
-    order = sorted(each.values(), key=lambda r: (MODES.index(r.mode), r.results.get("time", "")))
+    modes = list(MODES)
+    order = sorted(each.values(), key=lambda r: (modes.index(r.mode), r.results.get("time", "")))
     points = [run for run in order if run.folder.resolve() in of_ablation]
     return Found([run for run in order if run not in points], points, unfinished)
 

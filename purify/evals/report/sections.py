@@ -2,20 +2,10 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from rich.table import Table as Terminal
-
-from purify.evals import (
-    certify,
-    corruption_report,
-    gradient_checks,
-    gradient_health,
-    plots,
-    robust_report,
-)
+from purify.evals import plots, robust_report
 from purify.evals.report.blocks import (
     Block,
     Column,
@@ -33,188 +23,15 @@ from purify.evals.report.blocks import (
     read_figure,
 )
 from purify.evals.report.images import BUDGET, Strips, image_blocks
+from purify.evals.report.modes import FIGURES, MODES, Draw
 from purify.evals.report.runs import Run
-from purify.evals.results import protocol_name
+from purify.evals.report.summary import mean_rows, percent
 from purify.evals.sweeps import sweeps
 
-Draw = Callable[..., list[Path]]
-
-
-class Shown(NamedTuple):
-    """How the results of a mode are shown.
-
-    says: results -> the line that stands for them in the summary. table, draw: the mode's own, of
-    its module; None for a table of all columns, and for the figures that the mode wrote.
-    """
-
-    title: str
-    says: Callable[[Mapping], str]
-    table: Callable[[Mapping], Terminal] | None = None
-    draw: Draw | None = None
-
-
-def _headline_says(results: Mapping) -> str:
-    name = results["config"]["defense"]["purifier"]
-    attack = results["headline"].get(name)
-    rows = {row["attack"]: row for row in mean_rows(results) if row["defense"]["name"] == name}
-    said = [f"{percent(rows['clean'])} clean"] if "clean" in rows else []
-    said += [f"{percent(rows[attack])} under {attack}"] if attack else []
-    return f"{name}: {', '.join(said)}" if said else ""
-
-
-def _radii_say(results: Mapping) -> str:
-    return "average certified radius: " + ", ".join(
-        f"{row['defense']['name']} {row['average_certified_radius']:.3f} at sigma "
-        f"{row['defense']['sigma']:g}"
-        for row in results["rows"]
-    )
-
-
-def _errors_say(results: Mapping) -> str:
-    means = [e for e in results["means"] if e["corruption"] == corruption_report.MEAN]
-    errors = (f"{e['defense']['name']} {100 * (1 - e['accuracy']):.1f} %" for e in means)
-    return f"mean error: {', '.join(errors)}" if means else ""
-
-
-def _nothing(results: Mapping) -> str:
-    return ""
-
-
-MODES = {
-    "eval_robust": Shown(
-        "Accuracy under attack",
-        _headline_says,
-        robust_report.results_table,
-        robust_report.draw_figures,
-    ),
-    "check_gradients": Shown(
-        "Whether attacks see the gradient",
-        gradient_health.conclusion,
-        gradient_health.results_table,
-    ),
-    "certify": Shown("Certified radii", _radii_say, certify.results_table, certify.draw_figures),
-    "eval_corruptions": Shown(
-        "Common corruptions",
-        _errors_say,
-        corruption_report.results_table,
-        corruption_report.draw_figures,
-    ),
-    "detect": Shown("Detection", _nothing),
-    "ablate": Shown("Ablations", _nothing),
-    "sample": Shown("Samples", _nothing),
-}
-# Figures by name: the caption, and what they show for who cannot see them.
-FIGURES = {
-    "accuracy": (
-        "Accuracy by defence and attack",
-        "Bars of the accuracy of each defence under each attack, with 95 % intervals; the numbers "
-        "are in the table",
-    ),
-    "cost": (
-        "Accuracy over what a draw of the defence costs",
-        "Accuracy of each defence over the network evaluations of a draw, a panel for each attack",
-    ),
-    "certified": (
-        "Certified accuracy over the radius",
-        "Certified accuracy over the L2 radius, a falling curve for each defence",
-    ),
-    "corruptions": (
-        "Accuracy by corruption and defence",
-        "Accuracy of each defence on each corruption, with 95 % intervals; the numbers are in the "
-        "table",
-    ),
-    "training": (
-        "How the networks were trained",
-        "Losses and accuracies over the training steps of each network",
-    ),
-    "roc": (
-        "Receiver operating characteristic",
-        "True positives over false positives of each detector",
-    ),
-}
-# How verdicts on gradients are marked, by how they begin.
-TONES = {
-    gradient_checks.PASS: "pass",
-    gradient_checks.FAIL: "fail",
-    gradient_checks.NOT_INFORMATIVE: "neutral",
-}
 SWEEPS = {
     "eps": ("Accuracy over the radius of the attack", "eps, {norm}, in pixel units of [0, 1]"),
     "eot_samples": ("Accuracy over samples per gradient (EOT)", "EOT samples"),
 }
-
-
-class Share(NamedTuple):
-    """An accuracy and its 95 % interval, in %, of so many images."""
-
-    value: float
-    low: float
-    high: float
-    num_images: int
-
-
-class Defended(NamedTuple):
-    """One defence in the summary: clean, under the attack that leaves it least, and that attack's
-    worst of all draws. unproven: no exact gradient stands beside that attack."""
-
-    name: str
-    clean: Share | None
-    attack: str
-    attacked: Share | None
-    worst: Share | None
-    unproven: bool
-    nfe: float
-
-
-def summary(run: Run) -> list[Defended]:
-    """Of an evaluation under attack, each defence at a glance; none of another mode's."""
-    if run.mode != "eval_robust":
-        return []
-    rows: dict[str, dict[tuple[str, str], Mapping]] = {}
-    for row in run.results["rows"]:
-        named = rows.setdefault(row["defense"]["name"], {})
-        named[row["attack"], protocol_name(row)] = row
-    found = []
-    for name, own in rows.items():
-        attack = run.results["headline"].get(name, "given")  # images attacked elsewhere
-        clean, attacked, worst = (
-            own.get(key) for key in (("clean", "mean"), (attack, "mean"), (attack, "worst_of_n"))
-        )
-        found.append(
-            Defended(
-                name,
-                _share(clean),
-                attack if attacked else "",
-                _share(attacked),
-                _share(worst),
-                bool(attacked) and attacked["exact_beside"] is False,
-                next(iter(own.values()))["defense_nfe_per_image"],
-            )
-        )
-    return found
-
-
-def _share(row: Mapping | None) -> Share | None:
-    if row is None:
-        return None
-    value, low, high = (100 * row[name] for name in ("accuracy", "low", "high"))
-    return Share(value, low, high, row["num_images"])
-
-
-def tone(text: str) -> str:
-    """How a cell of a table is marked, '' for not at all."""
-    return next((tone for verdict, tone in TONES.items() if text.startswith(verdict)), "")
-
-
-def percent(row: Mapping) -> str:
-    """'37.0 % [30, 45]', of the accuracy of a row and its 95 % interval."""
-    value, low, high = (100 * row[name] for name in ("accuracy", "low", "high"))
-    return f"{value:.1f} % [{low:.0f}, {high:.0f}]"
-
-
-def mean_rows(results: Mapping) -> list[Mapping]:
-    """Of results.json of eval_robust, the rows whose protocol is the mean of draws."""
-    return [row for row in results["rows"] if protocol_name(row) == "mean"]
 
 
 def sections(runs: Sequence[Run], points: Sequence[Run]) -> list[Section]:
