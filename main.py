@@ -19,6 +19,9 @@ Modes, in the order in which they are needed:
                     gain what it says; a verdict for each check
   certify           L2 radii within which the answer of the smoothed defence does not change, by
                     randomised smoothing; --max_images as above
+  detect            how well score norm, reconstruction error, energy and change of prediction tell
+                    attacked images from natural ones, for attackers who know of them and for those
+                    who do not: ROC curves, AUROC, rates at a threshold; --max_images as above
   compare           pair the rows that two evaluations share, image by image:
                     --input=RUN_A,RUN_B, and --output=FILE.json to write it too
   report            write one HTML file of finished evaluations, to be read without a network: of
@@ -63,6 +66,7 @@ MODES = {
     "eval_corruptions": "purify.evals.corruptions",
     "check_gradients": "purify.evals.gradient_health",
     "certify": "purify.evals.certify",
+    "detect": "purify.evals.detect",
     "compare": "purify.evals.compare",
     "report": "purify.evals.report.page",
     "purify": "purify.evals.purify_files",
@@ -76,6 +80,7 @@ CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem != "
 OPTIONS = {
     "eval_robust": ("input", "max_images"),
     "certify": ("max_images",),
+    "detect": ("max_images",),
     "eval_corruptions": ("input", "max_images"),
     "compare": ("input", "output"),
     "report": ("input", "output"),

@@ -100,6 +100,7 @@ def base() -> ConfigDict:
     config.check = _check()
     config.certify = _certify()
     config.corruptions = _corruptions()
+    config.detect = _detect()
 
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
@@ -151,6 +152,22 @@ def _corruptions() -> ConfigDict:
     corruptions.num_images = 200
     corruptions.num_draws = 1  # of each corrupted image: fresh ones
     return corruptions
+
+
+def _detect() -> ConfigDict:
+    """Of --mode=detect; see purify/detectors.py."""
+    detect = ConfigDict()
+    detect.statistics = ()  # () for all that the score model has
+    detect.purifier = "one_step"  # whose reconstruction and whose predictions are compared
+    detect.defense = "identity"  # behind the detector: what attacked images have to fool
+    detect.calibration_split = "validation"  # of natural images, by which thresholds are set
+    detect.num_images = 200  # of the test split
+    detect.attack = "blind"  # of config.attacks, whose ball and steps all attacks have
+    detect.weights = (0.1, 1.0, 10.0, 100.0)  # of a statistic, for attackers who know of it
+    detect.eot_samples = 4  # of these, where anything draws
+    detect.corruptions = ("gaussian_noise", "defocus_blur", "brightness", "contrast")
+    detect.severity = 3  # of these natural images
+    return detect
 
 
 def _train() -> ConfigDict:

@@ -1,7 +1,7 @@
 """Detect, then purify: what looks natural is spared most of the noise, and of the purification.
 
 By the score norm, which attacked images raise (Yoon, Hwang and Lee, ICML 2021): an attacker who
-knows of the detector keeps it low, see ScoreNormPenalty.
+knows of the detector keeps it low, see purify.detectors.
 """
 
 from typing import ClassVar
@@ -13,10 +13,15 @@ from purify.networks import Score
 from purify.types import Array, Image, Key, Purifier, Trace, static
 
 
-def score_norm(score: Score, image: Image) -> Array:
-    """The root-mean-square of h(x), a scalar, whose gradient is 0 where h is."""
-    squared = jnp.mean(score(image) ** 2)
+def rms(values: Array) -> Array:
+    """The root-mean-square, a scalar, whose gradient is 0 where all values are."""
+    squared = jnp.mean(values**2)
     return jnp.sqrt(jnp.maximum(squared, jnp.finfo(squared.dtype).tiny))
+
+
+def score_norm(score: Score, image: Image) -> Array:
+    """The root-mean-square of h(x)."""
+    return rms(score(image))
 
 
 @flax.struct.dataclass
@@ -76,29 +81,3 @@ class DetectThenPurify:
             nfe=self.score.nfe + trace.nfe + other.nfe
         )
         return jnp.where(suspected, purified, spared), taken
-
-
-@flax.struct.dataclass
-class ScoreNormPenalty:
-    """weight * max(0, score norm - threshold): what an attack subtracts from its loss in order to
-    look natural, a penalty_fn of attacks.ascent."""
-
-    score: Score
-    threshold: float = static(0.0)
-    weight: float = static(1.0)
-
-    @classmethod
-    def of(cls, purifier: Purifier, weight: float) -> "ScoreNormPenalty":
-        """Of that purifier's detector; ValueError where it has none."""
-        if not isinstance(purifier, DetectThenPurify):
-            raise ValueError(
-                f"penalty={weight} does not apply to {type(purifier).__name__}: it has no detector"
-            )
-        return cls(purifier.score, purifier.threshold, weight)
-
-    @property
-    def nfe(self) -> int:
-        return self.score.nfe
-
-    def __call__(self, key: Key, image: Image) -> Array:
-        return self.weight * jnp.maximum(score_norm(self.score, image) - self.threshold, 0.0)

@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from purify.models.layers import Conv
 from purify.networks import Score
@@ -168,3 +169,13 @@ def relative_error(actual, expected) -> float:
     """||actual - expected|| / ||expected||, over all entries."""
     actual, expected = (np.asarray(a, np.float64).ravel() for a in (actual, expected))
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def near(value):
+    """What equals a structure of dicts, lists and numbers up to rounding: another place in a batch,
+    as after an interruption, rounds differently on some processors."""
+    if isinstance(value, dict):
+        return {key: near(of) for key, of in value.items()}
+    if isinstance(value, list):
+        return [near(of) for of in value]
+    return pytest.approx(value, rel=1e-5, abs=1e-6) if isinstance(value, float) else value

@@ -7,7 +7,8 @@ import pytest
 
 import attacks
 from attacks.gradients import attacked_purifier
-from purify.detection import DetectThenPurify, ScoreNormPenalty, score_norm
+from purify.detection import DetectThenPurify, score_norm
+from purify.detectors import Penalty
 from purify.purifiers import Identity, NoiseOnly, OneStep, Schedule, build
 from tests.oracles import LinearScore
 from tests.test_ascent import Linear, quick
@@ -86,7 +87,7 @@ def test_a_penalised_attack_stays_natural_at_the_optimum_of_those_that_do():
         attack = attacks.build(
             "apgd", eps=0.2, num_steps=200, loss="margin", selection_draws=1, restarts=4
         )
-        options = {"penalty_fn": ScoreNormPenalty.of(purifier, weight)} if weight else {}
+        options = {"penalty_fn": Penalty.of(purifier, weight)} if weight else {}
         return quick(lambda k: attack(k, logits_fn, image, 0, **options).image)(KEY)
 
     assert purifier.is_suspected(ended(0.0))
@@ -100,7 +101,7 @@ def test_a_penalised_attack_stays_natural_at_the_optimum_of_those_that_do():
 
 
 def test_the_penalty_is_what_exceeds_the_threshold():
-    penalty = ScoreNormPenalty.of(detector(0.2), 3.0)
+    penalty = Penalty.of(detector(0.2), 3.0)
     assert penalty(KEY, at_norm(0.3)) == pytest.approx(0.3, rel=1e-4)
     assert penalty(KEY, at_norm(0.1)) == 0.0
 
@@ -113,7 +114,7 @@ def test_the_penalty_is_what_exceeds_the_threshold():
             lambda: detector(natural=build("adp_reference", SCORE)),
             "ReferenceADP decides a batch together",
         ),
-        (lambda: ScoreNormPenalty.of(NoiseOnly(), 1.0), "penalty=1.0 does not apply to NoiseOnly"),
+        (lambda: Penalty.of(NoiseOnly(), 1.0), "penalty=1.0 does not apply to NoiseOnly"),
         (
             lambda: build("detect_then_purify", SCORE, natural=dict(purifier="identity")),
             "detect_then_purify needs suspected=dict",

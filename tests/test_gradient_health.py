@@ -39,7 +39,7 @@ from purify.evals.gradient_health import CURED, STILL_FAIL, check, exact
 from purify.evals.probes import Local
 from purify.evals.store import Store
 from purify.purifiers import Identity, NoiseOnly, Schedule
-from tests.oracles import QUICK, GaussianScore
+from tests.oracles import QUICK, GaussianScore, near
 
 SIGMA, EPS = 0.25, 0.15
 NUM_TRAINED, NUM_CHECKED = 1000, 50
@@ -308,7 +308,8 @@ def test_an_interrupted_report_goes_on(tmp_path):
     whole = file.read_text().splitlines(keepends=True)
     assert again() == (verdicts, file) and file.read_text() == "".join(whole)
     file.write_text("".join(whole[::2]))
-    assert again()[0] == verdicts
+    for verdict, before in zip(again()[0], verdicts, strict=True):
+        assert verdict._asdict() == near(before._asdict())
     assert len(file.read_text().splitlines()) == len(whole)
 
 

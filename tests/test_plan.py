@@ -14,7 +14,7 @@ from configs import cifar10, digits
 from configs.base import suite
 from purify import models
 from purify.checkpoint import differing_fields
-from purify.detection import ScoreNormPenalty
+from purify.detectors import Penalty, ScoreNorm
 from purify.evals.defenses import classifier_run
 from purify.evals.plan import plan
 from purify.evals.rows import crafting, limited, main_ball, with_stages, without_exact
@@ -402,7 +402,7 @@ def test_attacks_that_know_of_a_detector_keep_below_its_threshold():
     assert purifier.natural == Schedule(purifier.score, sigma=0.1)
     assert purifier.suspected.num_steps == config.adp.num_steps
     for row in (defended, attacked):
-        assert row.beside == {"penalty_fn": ScoreNormPenalty(purifier.score, 0.42, 30.0)}
+        assert row.beside == {"penalty_fn": Penalty(ScoreNorm(purifier.score), 0.42, 30.0)}
     assert attacked.attacked.purifier == purifier.natural
     queries = defended.attack.gradient_queries + defended.attack.selection_queries
     assert (purifier.nfe, purifier.nge) == (1 + 5 + 20, 5 + 20)

@@ -83,7 +83,7 @@ def workdir(evaluated, tmp_path_factory):
     write_lines(folder / "images.jsonl", records)
     add(workdir, "check_gradients", CHECKS)
     add(workdir, "certify", json.loads((ROOT / "docs" / "digits" / "certify.json").read_text()))
-    figure = add(workdir, "detect", OTHER) / "figures" / "roc.png"
+    figure = add(workdir, "sample", OTHER) / "figures" / "grid.png"
     figure.parent.mkdir()
     shutil.copy(folder / "figures" / "cost.png", figure)
     return workdir
@@ -394,7 +394,7 @@ def test_texts_of_the_evaluations_are_shown_and_not_run(workdir, tmp_path):
         (dict(input="{}/certify/00000000"), NeedsMode, "is not finished: it has no results.json"),
         (dict(input="{}/waiting"), NeedsMode, "is not finished: it has no results.json"),
         (dict(input="{}/classifier/00000000"), ValueError, "in the folder 'classifier', which is"),
-        (dict(input="{}/detect/damaged"), ValueError, "results.json is damaged"),
+        (dict(input="{}/sample/damaged"), ValueError, "results.json is damaged"),
         (dict(output="{}/report.txt"), ValueError, "must end in .html"),
         (dict(output="{}/there.html"), ValueError, "exists already"),
         (dict(output="{}/no/report.html"), ValueError, "needs a folder"),
@@ -407,7 +407,7 @@ def test_what_cannot_be_reported_is_refused(tmp_path, arguments, error, said):
         (tmp_path / name).mkdir(parents=True)
         write_json(tmp_path / name / "settings.json", {})
     (tmp_path / "empty").mkdir()
-    (add(tmp_path, "detect", OTHER, "damaged") / "results.json").write_text("{")
+    (add(tmp_path, "sample", OTHER, "damaged") / "results.json").write_text("{")
     (tmp_path / "there.html").touch()
     given = dict(input=f"{tmp_path}/check_gradients/0123abcd", output=None, workdir=tmp_path)
     given |= {name: value and value.format(tmp_path) for name, value in arguments.items()}

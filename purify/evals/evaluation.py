@@ -149,13 +149,17 @@ class Evaluation:
         )
         left += sum(len(self.pending(row.name, row)) * row.score_work for row in rows)
         if left:
-            self.store.sign(batch_size=self._batch_size, devices=jax.device_count())
+            self.sign()
         with tqdm(total=left, bar_format=BAR, smoothing=0, mininterval=1.0) as self.progress:
             for row in rows:
                 if row.attack:
                     self.attack(row)
                 self._score(row, images_of)
             self.progress.set_description("all rows done")
+
+    def sign(self) -> None:
+        """Note in the store that this process computes records, and in which shape."""
+        self.store.sign(batch_size=self._batch_size, devices=jax.device_count())
 
     def attacked_images(self, row: Row) -> np.ndarray:
         """The attacked images of a row, float32 [n, H, W, C], NaN where not attacked yet."""

@@ -20,8 +20,10 @@ from purify.evals.defenses import build_defense, classifier_run
 from purify.image_io import load_labelled_npz, to_float
 from purify.networks import Classifier, Score
 
+_IMAGES = ("images", "labels", "indices")
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Inputs:
     """The networks of an evaluation and the images that they are evaluated on.
 
@@ -38,8 +40,14 @@ class Inputs:
     indices: np.ndarray
 
     def first(self, num_images: int) -> "Inputs":
-        cut = {name: getattr(self, name)[:num_images] for name in ("images", "labels", "indices")}
+        cut = {name: getattr(self, name)[:num_images] for name in _IMAGES}
         return dataclasses.replace(self, **cut)
+
+    def of_split(self, config, split: str) -> "Inputs":
+        """With the images of another split of the data set; ValueError where they do not fit."""
+        shape = self.images.shape[1:]
+        images = _load_images(config, shape, self.num_classes, None, split)
+        return dataclasses.replace(self, **dict(zip(_IMAGES, images, strict=True)))
 
     def defense(self, config, name: str) -> Defense:
         return build_defense(config, name, classifiers=self.classifiers, score=self.score)
@@ -48,7 +56,7 @@ class Inputs:
         """Seed, data set, networks and the images themselves: files of the same name may hold
         others."""
         networks: dict[str, Classifier | Score] = {**self.classifiers, "score": self.score}
-        arrays = {name: getattr(self, name) for name in ("images", "labels", "indices")}
+        arrays = {name: getattr(self, name) for name in _IMAGES}
         return {
             "seed": config.seed,
             "data": without(config.data.to_dict(), "dir"),
@@ -99,13 +107,14 @@ def _agreed_classes(runs: Mapping[str, Path], shape: tuple) -> int:
 
 
 def _load_images(
-    config, shape: tuple, num_classes: int, input: str | None
+    config, shape: tuple, num_classes: int, input: str | None, split: str = ""
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(images float32 in [0, 1], labels, dataset indices) of the test split, or of `input`."""
+    """(images float32 in [0, 1], labels, dataset indices) of `input`, or of a split, by default the
+    test split."""
     if input:
         return load_labelled_npz(input, shape, num_classes=num_classes)
     cfg = config.data
-    dataset = data.load(cfg.name, cfg.test_split, data_dir=cfg.dir, path=cfg.path)
+    dataset = data.load(cfg.name, split or cfg.test_split, data_dir=cfg.dir, path=cfg.path)
     if dataset.images.shape[1:] != shape:
         raise ValueError(
             f"{cfg.name} has images of shape {dataset.images.shape[1:]}, the networks were trained "
@@ -119,20 +128,25 @@ def _load_images(
     return to_float(dataset.images), dataset.labels, np.arange(len(dataset.labels))
 
 
-def tell_seen(cfg, runs: Mapping[str, Path], num_images: int) -> None:
-    """Say it where a network was trained on images that it is evaluated on."""
+def tell_seen(cfg, runs: Mapping[str, Path], num_images: int, split: str = "") -> list[str]:
+    """Say it where a network was trained on the first images of a split, by default the test split,
+    and return the names of those."""
     where = dict(data_dir=cfg.dir, path=cfg.path)
-    evaluated = data.members(cfg.name, cfg.test_split, **where)[:num_images]
+    evaluated = data.members(cfg.name, split or cfg.test_split, **where)[:num_images]
+    told = []
     for name, folder in runs.items():
         trained = read_settings(folder).get("data")
         if not trained or (trained["name"], trained["path"]) != (cfg.name, cfg.path):
             continue
         seen = set(data.members(cfg.name, trained["train_split"], **where)) & set(evaluated)
         if seen:
+            told.append(name)
+            of = f"images of {split!r}" if split else "these images"
             print(
-                f"note: the {name} was trained on {len(seen)} of these images; config.data."
+                f"note: the {name} was trained on {len(seen)} of {of}; config.data."
                 f"test_split={cfg.test_split!r}, its train_split={trained['train_split']!r}"
             )
+    return told
 
 
 def _score_settings(score_model: Score, run: Path) -> dict:

@@ -9,7 +9,7 @@ from attacks.directions import Direction, build_direction
 from attacks.gradients import AVERAGES, attacked_purifier
 from attacks.types import Attack
 from purify.defense import Defense
-from purify.detection import ScoreNormPenalty
+from purify.detectors import Penalty
 from purify.evals.defenses import build_defense, build_purifier, classifier_run, purifier_options
 from purify.evals.rows import Row, strongest_of, strongest_rows, without_exact
 from purify.evals.strongest import MIN_SELECTION_DRAWS
@@ -240,7 +240,7 @@ def attack_direction(name: str, options: Mapping, attack: Attack, purifier) -> D
     return build_direction(direction, purifier, num_samples=attack.eot_samples, chunk=attack.chunk)
 
 
-def _penalty(field: str, options: Mapping, defense: Defense) -> ScoreNormPenalty | None:
+def _penalty(field: str, options: Mapping, defense: Defense) -> Penalty | None:
     """What an attack subtracts from its loss to look natural to the defence; None for nothing."""
     weight = options.get("penalty", 0.0)
     if weight < 0:
@@ -248,7 +248,7 @@ def _penalty(field: str, options: Mapping, defense: Defense) -> ScoreNormPenalty
     if weight and options["fixed_key"]:
         raise ValueError(f"{field}.fixed_key=True does not fit penalty={weight}")
     try:
-        return ScoreNormPenalty.of(defense.purifier, weight) if weight else None
+        return Penalty.of(defense.purifier, weight) if weight else None
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from None
 

@@ -9,7 +9,7 @@ from attacks.gradients import OTHER_FUNCTIONS, binding_nfe
 from attacks.types import Attack
 from purify import purifiers
 from purify.defense import Defense
-from purify.detection import ScoreNormPenalty
+from purify.detectors import Penalty
 from purify.evals.strongest import Strongest, selection_runs
 
 
@@ -40,7 +40,7 @@ class Row:
     num_draws: int
     classifier_name: str = ""
     direction: Direction | None = None
-    penalty: ScoreNormPenalty | None = None
+    penalty: Penalty | None = None
     starts: tuple[str, ...] = ()
     stages: tuple["Row", ...] = ()
 

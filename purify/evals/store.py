@@ -70,6 +70,7 @@ class Store:
             self.folder = Path(shutil.copytree(self.folder, self._copy.name, dirs_exist_ok=True))
         parallel.wait_for_all("the folder is copied")
         self._records = read_records(self._path, repair=True)
+        self._signed = False
 
     def __enter__(self):
         return self
@@ -82,7 +83,11 @@ class Store:
         return self.folder / "images.jsonl"
 
     def sign(self, **shape) -> None:
-        """Note what is about to compute records, and in which shape; before the first of them."""
+        """Note what is about to compute records, and in which shape; before the first of them.
+        Once is enough: later calls do nothing."""
+        if self._signed:
+            return
+        self._signed = True
         path = self.folder / "provenance.jsonl"
         read_lines(path, repair=True)
         append_lines(path, [provenance() | shape])

@@ -5,6 +5,7 @@ from purify.evals.plots.certified import certified_curves
 from purify.evals.plots.corruptions import corruption_accuracies
 from purify.evals.plots.curves import training_curves
 from purify.evals.plots.images import image_rows
+from purify.evals.plots.roc import roc_curves, statistic_ranges
 from purify.evals.plots.sweeps import accuracy_curves
 
 __all__ = [
@@ -14,5 +15,7 @@ __all__ = [
     "certified_curves",
     "corruption_accuracies",
     "image_rows",
+    "roc_curves",
+    "statistic_ranges",
     "training_curves",
 ]

@@ -6,7 +6,14 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from purify.evals import certify, corruption_report, gradient_checks, gradient_health, robust_report
+from purify.evals import (
+    certify,
+    corruption_report,
+    detect_report,
+    gradient_checks,
+    gradient_health,
+    robust_report,
+)
 from purify.evals.report.summary import mean_rows, percent
 
 Draw = Callable[..., list[Path]]
@@ -48,6 +55,16 @@ def _errors_say(results: Mapping) -> str:
     return f"mean error: {', '.join(errors)}" if means else ""
 
 
+def _detectors_say(results: Mapping) -> str:
+    left = {
+        row["statistic"]: row["left"]
+        for row in results["rows"]
+        if row["kind"] == detect_report.STRONGEST
+    }
+    said = (f"{name} {100 * share['value']:.1f} %" for name, share in left.items())
+    return f"left under all attacks: {', '.join(said)}" if left else _title_says(results)
+
+
 def _title_says(results: Mapping) -> str:
     return str(results["title"]).partition("\n")[0]
 
@@ -72,7 +89,7 @@ MODES = {
         corruption_report.results_table,
         corruption_report.draw_figures,
     ),
-    "detect": Shown("Detection", _title_says),
+    "detect": Shown("Detection of attacks", _detectors_say, detect_report.results_table),
     "ablate": Shown("Ablations", _title_says),
     "sample": Shown("Samples", _title_says),
 }
@@ -101,8 +118,13 @@ FIGURES = {
         "Losses and accuracies over the training steps of each network",
     ),
     "roc": (
-        "Receiver operating characteristic",
-        "True positives over false positives of each detector",
+        "Receiver operating characteristics (ROC)",
+        "True positives over false positives of each detector, a panel for each kind of attacker; "
+        "the areas are in the table",
+    ),
+    "statistics": (
+        "What the detectors see",
+        "Ranges of each detector's statistic over clean, natural and attacked images",
     ),
 }
 # How verdicts on gradients are marked, by how they begin.

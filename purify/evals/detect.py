@@ -1,0 +1,143 @@
+"""--mode=detect: how well statistics of an image tell that it was attacked, by attackers who do not
+know of them and by attackers who do."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from purify import parallel
+from purify.corruptions import CORRUPTIONS, SEVERITIES
+from purify.detectors import STATISTICS, Statistic, build_statistic
+from purify.evals import detect_report
+from purify.evals.corruptions import Case, corrupted
+from purify.evals.defenses import purifier_options
+from purify.evals.detection import RATE, Calibrated, attack_rows, calibrate, measure_images, noisy
+from purify.evals.evaluation import Evaluation
+from purify.evals.inputs import Inputs, load_inputs, tell_seen
+from purify.evals.roc import threshold
+from purify.evals.rows import Row
+from purify.evals.store import Store
+from purify.evals.terminal import tell_stopped
+from purify.tables import choose
+
+
+def run(config, workdir: Path, max_images: int | None = None) -> None:
+    """Attack, measure the statistics, print a table, and write results.json and the curves.
+
+    max_images: attack and measure so many test images at most, for a first look; a later run, with
+        more of them or without a limit, goes on from there.
+    """
+    cfg = config.detect
+    parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
+    _check(config)
+    inputs = load_inputs(config, workdir, [cfg.defense, cfg.purifier])
+    available = len(inputs.labels)
+    if not 1 <= cfg.num_images <= available:
+        raise ValueError(f"config.detect.num_images={cfg.num_images} must be 1 to {available}")
+    inputs = inputs.first(cfg.num_images)
+    calibration = inputs.of_split(config, cfg.calibration_split)
+    statistics = _statistics(config, inputs)
+    settings = _settings(config, inputs, calibration, statistics)
+    threshold(np.zeros(len(calibration.labels)), RATE)  # are there enough?
+    taken = min(cfg.num_images, max_images or cfg.num_images)
+    _rows(config, inputs, {}, taken)  # does the attack fit?
+    with Store(workdir, "detect", settings) as store:
+        print(
+            f"{len(statistics)} statistics, set on {len(calibration.labels)} natural images, on "
+            f"{taken} others and on what attacks make of them; into {store.folder}"
+        )
+        tell_seen(config.data, inputs.runs, taken)
+        split = cfg.calibration_split
+        seen = tell_seen(config.data, inputs.runs, len(calibration.labels), split)
+        by_itself, evaluation = (_evaluation(config, store, each) for each in (calibration, inputs))
+        natural = {"calibration": calibration.images}
+        values = measure_images(by_itself, statistics, natural, len(calibration.labels))
+        calibrated = calibrate(statistics, values["calibration"])
+        rows = _rows(config, inputs, calibrated, taken)
+        evaluation.run(list(rows.values()))
+        sets = {"clean": inputs.images, **_natural(config, inputs)}
+        sets |= {name: evaluation.attacked_images(row) for name, row in rows.items() if row.attack}
+        values |= measure_images(evaluation, statistics, sets, taken)
+        detect_report.write(config, evaluation, rows, values, settings, seen)
+    tell_stopped(taken, cfg.num_images, max_images)
+
+
+def _check(config) -> None:
+    """ValueError for what config.detect cannot mean."""
+    cfg = config.detect
+    for field in ("purifier", "defense"):
+        purifier_options(config, cfg[field], field=f"config.detect.{field}")
+    for name in cfg.statistics:
+        choose("config.detect.statistics entry", STATISTICS, name)
+    for name in cfg.corruptions:
+        choose("config.detect.corruptions entry", CORRUPTIONS, name)
+    if cfg.severity not in SEVERITIES:
+        raise ValueError(f"config.detect.severity={cfg.severity} must be one of {SEVERITIES}")
+    if not all(weight > 0 for weight in cfg.weights):
+        raise ValueError(f"config.detect.weights={tuple(cfg.weights)} must all be positive")
+    if cfg.eot_samples < 1:
+        raise ValueError(f"config.detect.eot_samples={cfg.eot_samples} must be at least 1")
+    choose("config.detect.attack", config.attacks.to_dict(), cfg.attack)
+
+
+def _statistics(config, inputs: Inputs) -> dict[str, Statistic]:
+    """Those that are asked for, or all that there are of this score model."""
+    has = inputs.score.head == "energy"
+    names = config.detect.statistics or [n for n in STATISTICS if has or n != "energy"]
+    defense = inputs.defense(config, config.detect.purifier)
+    return {name: build_statistic(name, defense, inputs.score) for name in names}
+
+
+def _evaluation(config, store: Store, inputs: Inputs) -> Evaluation:
+    arrays = inputs.images, inputs.labels, inputs.indices
+    return Evaluation(store, *arrays, seed=config.seed, batch_size=config.eval.batch_size)
+
+
+def _rows(
+    config, inputs: Inputs, calibrated: Mapping[str, Calibrated], num_images: int
+) -> dict[str, Row]:
+    """The defence behind the detector on clean images and under every attack, by the attack."""
+    cfg = config.detect
+    defense = inputs.defense(config, cfg.defense)
+    clean = Row(cfg.defense, "clean", defense, None, None, {}, num_images, num_draws=1)
+    return {"clean": clean} | attack_rows(
+        cfg.defense,
+        defense,
+        cfg.attack,
+        config.attacks[cfg.attack].to_dict(),
+        calibrated,
+        weights=tuple(cfg.weights),
+        eot_samples=cfg.eot_samples,
+        num_images=num_images,
+    )
+
+
+def _natural(config, inputs: Inputs) -> dict[str, np.ndarray]:
+    """Images that are not clean, but nobody's attack: noise as large as an attack, corruptions."""
+    cfg, attack = config.detect, config.attacks[config.detect.attack]
+    images, indices = inputs.images, inputs.indices
+    made = {"noise": noisy(config.seed, images, indices, attack.norm, attack.eps)}
+    for name in cfg.corruptions:
+        made[name] = corrupted(config.seed, images, indices, Case(name, cfg.severity))
+    return made
+
+
+def _settings(
+    config, inputs: Inputs, calibration: Inputs, statistics: Mapping[str, Statistic]
+) -> dict:
+    """Everything that decides the results."""
+    cfg = config.detect.to_dict()
+    described = {
+        name: dict(zip(("purifier", "options"), purifier_options(config, name), strict=True))
+        for name in (cfg["defense"], cfg["purifier"])
+    }
+    attack = {k: v for k, v in config.attacks[cfg["attack"]].to_dict().items() if k != "chunk"}
+    return {
+        "detect": cfg | {"statistics": list(statistics)},
+        "purifiers": described,
+        "defense": {"num_runs": config.defense.num_runs, "average": config.defense.average},
+        "attack": attack,
+        "calibration_images": calibration.settings(config)["images"],
+        **inputs.settings(config),
+    }

@@ -1,0 +1,248 @@
+"""What --mode=detect leaves: results.json, the figures, the table on the terminal."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from rich.table import Table
+
+from purify.evals import plots
+from purify.evals.detection import RATE, UNKNOWING
+from purify.evals.evaluation import Evaluation
+from purify.evals.roc import auroc, curve, threshold
+from purify.evals.rows import Row
+from purify.evals.stats import proportion
+from purify.evals.terminal import empty_table, print_versions, print_wide, variant_lines
+from purify.jsonl import write_json
+
+# A second rate, told only where ENOUGH natural images set its threshold and are judged by it.
+SMALL_RATE, ENOUGH = 0.01, 1000
+STRONGEST = "strongest"
+
+Values = Mapping[str, Mapping[str, np.ndarray]]  # images -> statistic -> [n]
+
+
+def write(
+    config,
+    evaluation: Evaluation,
+    rows: Mapping[str, Row],
+    values: Values,
+    settings: Mapping,
+    seen: Sequence[str],
+) -> None:
+    """Write results.json and figures; print the table and the paths.
+
+    rows: of the defence behind the detector, by attack, 'clean' without. values: of the
+    'calibration' images, of clean ones, of natural ones and of attacked ones. seen: the networks
+    that were trained on calibration images.
+    """
+    store = evaluation.store
+    right = {name: _right(evaluation, row) for name, row in rows.items()}
+    results = {
+        "title": _title(config, rows, values),
+        "rows": result_rows(values, right, seed=config.seed),
+        "statistics": {name: _thresholds(v) for name, v in values["calibration"].items()},
+        "calibration_seen_by": list(seen),
+        "meaning": MEANING,
+        **settings,
+        **store.signatures()[-1],
+        "computed_by": store.signatures(),
+        "config": config.to_dict(),
+    }
+    folder = store.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    paths = [store.folder / "results.json", store.folder / "images.jsonl"]
+    write_json(paths[0], results)
+    if panels := _panels(values, right, results["rows"]):
+        paths.append(folder / "roc.png")
+        plots.roc_curves(paths[-1], panels, rate=RATE)
+    paths.append(folder / "statistics.png")
+    plots.statistic_ranges(paths[-1], _by_statistic(values, right), results["statistics"])
+    print_wide(results_table(results))
+    if seen:
+        print(f"calibrated on images that a network has seen: {', '.join(seen)}")
+    print_versions(results)
+    print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
+
+
+def result_rows(values: Values, right: Mapping[str, np.ndarray], *, seed: int) -> list[dict]:
+    """An entry for each statistic and set of images, and one for the strongest attack on each.
+
+    right: of clean and attacked images, whether the defence behind the detector is, [n] each.
+
+    images: their name; kind: 'clean', 'natural', 'unknowing' or 'knowing'. num_positives: how many
+    images it is about: all of natural ones, of attacked ones those that fool the defence. auroc:
+    against the clean images. flagged: the share of these that is above the threshold for RATE, the
+    realised false-positive rate where nobody attacks. left: of clean images, the share that is
+    right and not flagged; of attacked ones, that does not fool the defence or is flagged.
+    accuracy: of the defence without a detector.
+    """
+    entries = []
+    for statistic, calibration in values["calibration"].items():
+        limit, survived = threshold(calibration, RATE), []
+        clean = values["clean"][statistic]
+        enough = min(len(calibration), len(clean)) >= ENOUGH
+        smaller = threshold(calibration, SMALL_RATE) if enough else None
+        for name in (name for name in values if name != "calibration"):
+            kind = _kind(name, statistic, right)
+            if not kind:
+                continue
+            found = values[name][statistic]
+            attacked = kind in ("unknowing", "knowing")
+            chosen = np.flatnonzero(~right[name]) if attacked else np.arange(len(found))
+            entry = {
+                "statistic": statistic,
+                "images": name,
+                "kind": kind,
+                "num_images": len(found),
+                "num_positives": len(chosen),
+                "auroc": None,
+                "flagged": _share(found[chosen] > limit),
+                "flagged_small": None if smaller is None else _share(found[chosen] > smaller),
+                "accuracy": _share(right[name]) if name in right else None,
+                "left": None,
+            }
+            if len(chosen) and name != "clean":
+                entry["auroc"] = auroc(clean, found[chosen], chosen, seed=seed)._asdict()
+            if name == "clean":
+                entry["left"] = _share(right[name] & (found <= limit))
+            elif attacked:
+                survived.append(right[name] | (found > limit))
+                entry["left"] = _share(survived[-1])
+            entries.append(entry)
+        if len(survived) > 1:
+            strongest = dict.fromkeys(entries[-1]) | {
+                "statistic": statistic,
+                "images": STRONGEST,
+                "kind": STRONGEST,
+                "num_images": len(clean),
+                "left": _share(np.all(survived, axis=0)),
+            }
+            entries.append(strongest)
+    return entries
+
+
+def _kind(name: str, statistic: str, right: Mapping) -> str:
+    """What images of that name are to a statistic; '' for those that attack another one."""
+    if name in ("clean", UNKNOWING):
+        return name
+    if name not in right:
+        return "natural"
+    return "knowing" if name.rpartition("_")[0] == statistic else ""
+
+
+def _right(evaluation: Evaluation, row: Row) -> np.ndarray:
+    records = evaluation.store.records(row.name)
+    correct = [records[evaluation.index(at)]["correct"] for at in range(row.num_images)]
+    return np.array(correct)[:, 0]
+
+
+def _share(outcomes: np.ndarray) -> dict | None:
+    return proportion(outcomes)._asdict() if len(outcomes) else None
+
+
+def _thresholds(natural: np.ndarray) -> dict:
+    return {
+        "num_calibration": len(natural),
+        "standard_deviation": float(natural.std()),
+        "threshold": threshold(natural, RATE),
+        "false_positive_rate": RATE,
+    }
+
+
+def _panels(values: Values, right: Mapping[str, np.ndarray], entries: list[dict]) -> dict:
+    """title -> curves, for the attackers who do not know the detector, and for the attack on each
+    statistic that leaves least."""
+    panels: dict[str, list[dict]] = {"unknowing attackers": [], "knowing attackers": []}
+    for statistic in values["calibration"]:
+        for title, kind in zip(panels, ("unknowing", "knowing"), strict=True):
+            own = [e for e in entries if e["statistic"] == statistic and e["kind"] == kind]
+            if not (own := [entry for entry in own if entry["auroc"]]):
+                continue
+            entry = min(own, key=lambda entry: entry["left"]["value"])
+            name = entry["images"]
+            fooled = values[name][statistic][~right[name]]
+            false, true = curve(values["clean"][statistic], fooled)
+            panels[title].append(
+                {"name": statistic, "false": false, "true": true, **entry["auroc"]}
+            )
+    return {title: curves for title, curves in panels.items() if curves}
+
+
+def _by_statistic(values: Values, right: Mapping) -> dict[str, dict[str, np.ndarray]]:
+    """statistic -> images -> values, without attacks on other statistics."""
+    return {
+        statistic: {
+            readable(name, statistic): found[statistic]
+            for name, found in values.items()
+            if _kind(name, statistic, right)
+        }
+        for statistic in values["clean"]
+    }
+
+
+def _title(config, rows: Mapping[str, Row], values: Values) -> str:
+    cfg, row = config.detect, rows[UNKNOWING]
+    natural = len(next(iter(values["calibration"].values())))
+    first = (
+        f"{config.data.name} {config.data.test_split}: detecting attacks on {cfg.defense}, "
+        f"thresholds from {natural} images of {cfg.calibration_split}"
+    )
+    attack = f"unknowing: {row.options['attack']}, {row.attack.norm} {row.attack.eps:.3g}, "
+    knowing = "knowing: the same, margin - c x (excess of the statistic, in standard deviations)"
+    variants = variant_lines(config, dict.fromkeys((cfg.defense, cfg.purifier)))
+    return "\n".join([first, *variants, attack + row.attack.budget, knowing])
+
+
+def results_table(results: Mapping) -> Table:
+    """The rows of results.json."""
+    table = empty_table(results["title"], CAPTION)
+    small = any(row["flagged_small"] for row in results["rows"])
+    for column in ("statistic", "images", "n", "of", "AUROC [95 %]", "flagged at 5 % [95 %]"):
+        table.add_column(column, justify="left" if column[0] in "si" else "right", no_wrap=True)
+    for column in (*(["at 1 %"] if small else []), "left [95 %]"):
+        table.add_column(column, justify="right", no_wrap=True)
+    previous = None
+    for row in results["rows"]:
+        if previous not in (None, row["statistic"]):
+            table.add_section()
+        of = row["num_positives"]
+        area = row["auroc"]
+        table.add_row(
+            "" if previous == row["statistic"] else row["statistic"],
+            readable(row["images"], row["statistic"]),
+            "" if of is None else str(of),
+            str(row["num_images"]),
+            "" if area is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**area),
+            _percent(row["flagged"]),
+            *([_percent(row["flagged_small"])] if small else []),
+            _percent(row["left"]),
+        )
+        previous = row["statistic"]
+    return table
+
+
+def readable(images: str, statistic: str) -> str:
+    """Of attackers who know the statistic, how they weigh it."""
+    return re.sub(f"^{statistic}_", "c ", images).replace("_", " ")
+
+
+def _percent(share: Mapping | None) -> str:
+    if share is None:
+        return ""
+    value, low, high = (100 * share[end] for end in ("value", "low", "high"))
+    return f"{value:.1f} [{low:3.0f}, {high:3.0f}]"
+
+
+MEANING = (
+    "Positives are the attacked images that fool the classifier or defence behind the detector. A "
+    "rejected clean image counts as an error, a rejected attacked one as stopped. Natural images "
+    "with noise or corruptions are nobody's attack: what a detector flags of them are false alarms."
+)
+CAPTION = """\
+n: natural images, or of the attacked ones those that fool the defence behind the detector
+AUROC: the chance that one of these is above a clean image (bootstrap over images)
+flagged: share of these above the threshold that 5 % of natural images exceed, in %: of clean images
+  the realised false-positive rate
+left: clean images that are right and not flagged; attacked ones that are flagged or do not fool
+strongest: images that withstand all attacks above; c: how attackers who know it weigh an excess"""

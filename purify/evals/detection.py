@@ -1,0 +1,155 @@
+"""What a detector is measured on: attacked images, natural ones, and the statistics of both."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from attacks.gradients import attacked_purifier
+from attacks.norms import NORMS
+from purify import parallel
+from purify.compilation import jit
+from purify.corruptions import CORRUPTIONS
+from purify.defense import Defense
+from purify.detectors import Penalty, Statistic
+from purify.evals.evaluation import BAR, Evaluation
+from purify.evals.plan import build_attacks
+from purify.evals.roc import threshold
+from purify.evals.rows import Row
+from purify.evals.strongest import MIN_SELECTION_DRAWS
+from purify.random import image_keys
+from purify.types import Array, Key
+
+UNKNOWING = "unknowing"
+RATE = 0.05  # the false-positive rate of the threshold that attackers know
+
+
+class Calibrated(NamedTuple):
+    """A statistic, the threshold that the attacker knows, and the standard deviation on calibration
+    images, in units of which the attacker weighs an excess."""
+
+    statistic: Statistic
+    threshold: float
+    scale: float
+
+
+def calibrate(
+    statistics: Mapping[str, Statistic], natural: Mapping[str, np.ndarray]
+) -> dict[str, Calibrated]:
+    """Each with what its values [n] on natural images make of it."""
+    calibrated = {}
+    for name, statistic in statistics.items():
+        values = natural[name]
+        calibrated[name] = Calibrated(statistic, threshold(values, RATE), values.std() or 1.0)
+    return calibrated
+
+
+@jit
+def measure(statistics: Mapping[str, Statistic], keys: Key, images: Array) -> dict[str, Array]:
+    """The statistics of images [n, H, W, C] with keys [n]: name -> [n]."""
+
+    def one(key, image):
+        return {name: statistic(key, image) for name, statistic in statistics.items()}
+
+    return jax.vmap(one, axis_name="batch")(keys, images)
+
+
+def measure_images(
+    evaluation: Evaluation,
+    statistics: Mapping[str, Statistic],
+    sets: Mapping[str, np.ndarray],
+    num_images: int,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Name of a set -> statistic -> [num_images], of its first images, kept in the store.
+
+    sets: name -> float32 [n, H, W, C], in the order of the evaluation's images.
+    """
+    store, on_devices = evaluation.store, parallel.replicate(dict(statistics))
+    rows = {name: f"statistics:{name}" for name in sets}
+    pending = {
+        name: [at for at in range(num_images) if evaluation.index(at) not in store.records(row)]
+        for name, row in rows.items()
+    }
+    left = sum(map(len, pending.values()))
+    if left:
+        evaluation.sign()
+    with tqdm(total=left, bar_format=BAR, disable=not left) as evaluation.progress:
+        for name, missing in pending.items():
+            evaluation.check_there(sets[name], missing, name)
+            for at in evaluation.batches(missing, f"statistics of {name}"):
+                keys, batch, _ = evaluation.batch(at, sets[name], "detection")
+                found, _ = evaluation.timed(measure, on_devices, keys, batch)
+                each = ({key: float(found[key][i]) for key in statistics} for i in range(len(at)))
+                records = [
+                    {"index": evaluation.index(position), **values}
+                    for position, values in zip(at, each, strict=True)
+                ]
+                store.append(rows[name], records)
+                evaluation.progress.update(len(at))
+    values = {}
+    for name, row in rows.items():
+        records = [store.records(row)[evaluation.index(at)] for at in range(num_images)]
+        values[name] = {key: np.array([r[key] for r in records]) for key in statistics}
+    return values
+
+
+def noisy(seed: int, images: np.ndarray, indices: np.ndarray, norm: str, eps: float) -> np.ndarray:
+    """A random point of the attack's ball and of [0, 1] around each of images [n, H, W, C]."""
+    keys = image_keys(seed, indices, stream="corruption")
+    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, len(CORRUPTIONS))
+    random = jax.vmap(lambda key, image: NORMS[norm].random(key, image, eps))
+    return np.asarray(random(keys, images))
+
+
+def attack_rows(
+    name: str,
+    defense: Defense,
+    attack: str,
+    options: Mapping,
+    calibrated: Mapping[str, Calibrated],
+    *,
+    weights: tuple[float, ...],
+    eot_samples: int,
+    num_images: int,
+) -> dict[str, Row]:
+    """The attacks by name, as rows of an evaluation: the one described by `options`, which knows of
+    no detector; and for each statistic and weight c one along the exact gradient of
+
+        margin - c max(0, statistic - threshold) / scale
+
+    name: of the defence. attack: the name of the options. eot_samples: of the knowing attacks,
+    where the defence or the statistic draws.
+
+    ValueError where the attack takes no penalty, as all but pgd and apgd.
+    """
+
+    def row(attack_name: str, options: Mapping, penalty: Penalty | None, draws: bool) -> Row:
+        purifier = attacked_purifier(options["gradient"], defense.purifier)
+        attacked = dataclasses.replace(defense, purifier=purifier)
+        built: Any = build_attacks(attack, options, attacked)[attack]
+        if not built.takes_penalty:
+            raise ValueError(
+                f"config.detect.attack={attack!r} does not fit: {options['attack']} takes no "
+                "penalty; pgd and apgd do"
+            )
+        if draws:  # though the defence may draw nothing
+            several = dict(eot_samples=eot_samples, selection_draws=MIN_SELECTION_DRAWS)
+            built = dataclasses.replace(built, **several, remeasure=True)
+        return Row(
+            *(name, attack_name, defense, built, attacked, options, num_images),
+            num_draws=1,
+            penalty=penalty,
+        )
+
+    rows = {UNKNOWING: row(UNKNOWING, options, None, False)}
+    knowing = dict(options) | dict(gradient="exact", loss="margin")
+    for statistic_name, (statistic, limit, scale) in calibrated.items():
+        for weight in weights:
+            penalty = Penalty(statistic, limit, weight / scale)
+            draws = statistic.stochastic or defense.purifier.stochastic
+            attack_name = f"{statistic_name}_{weight:g}"
+            rows[attack_name] = row(attack_name, knowing, penalty, draws)
+    return rows
