@@ -256,6 +256,23 @@ def test_a_report_without_the_images_says_so(workdir, tmp_path):
         page.run(None, tmp_path, None, None)
 
 
+def test_evaluations_of_one_mode_are_told_apart(workdir, tmp_path):
+    """One of them with another budget, the other without attacks."""
+    results = results_of(workdir, "eval_robust")
+    add(tmp_path, "eval_robust", results, "00000001")
+    clean = [row for row in results["rows"] if row["method"] is None]
+    nothing = results | {"rows": clean, "headline": {}, "comparisons": []}
+    add(tmp_path, "eval_robust", nothing, "00000002")
+    document = page.render(find_runs([tmp_path]).runs)
+    ids, targets = (
+        re.findall(pattern, document) for pattern in (r" id=\"([^\"]+)", r"href=\"#([^\"]+)")
+    )
+    assert len(set(ids)) == len(ids) and set(targets) == set(ids)
+    for name in ("00000001", "00000002"):
+        assert f"<h2>Accuracy under attack, {name}</h2>" in document
+    assert "not measured" in document and "Not kept: the images of blind, wide." in document
+
+
 def test_a_table_of_the_terminal_keeps_its_texts_and_its_groups():
     table = empty_table("title", "one: first\n  and more\ntwo: second")
     for name, justify in (("name", "left"), ("attack", "left"), ("mean", "right")):

@@ -74,9 +74,10 @@ class Table(Block):
 
 @dataclasses.dataclass(frozen=True)
 class Figure(Block):
-    """uri: of the image's own bytes. width: on the page, in its pixels. alt: what it shows, for who
-    cannot see it."""
+    """name: of its file. uri: of the image's own bytes. width: on the page, in its pixels.
+    alt: what it shows, for who cannot see it."""
 
+    name: str
     uri: str
     width: int
     alt: str
@@ -107,9 +108,8 @@ class Pairs(Block):
 
 @dataclasses.dataclass(frozen=True)
 class Section(Block):
-    """anchor: its id. says: the one line that stands for it in the summary."""
+    """says: the one line that stands for it in the summary, '' for none."""
 
-    anchor: str
     heading: str
     says: str
     blocks: Sequence[Block]
@@ -154,7 +154,8 @@ def read_figure(path: Path, *, alt: str, caption: str) -> Figure:
     else:
         with Image.open(path) as image:
             inches = image.width / DPI
-    return Figure(data_uri(content, path.suffix), round(INCH * inches), alt, caption)
+    uri, width = data_uri(content, path.suffix), round(INCH * inches)
+    return Figure(path.stem, uri, width, alt, caption)
 
 
 def data_uri(content: bytes, suffix: str) -> str:

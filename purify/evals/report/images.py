@@ -84,9 +84,8 @@ class Strips(Block):
 
 @dataclasses.dataclass(frozen=True)
 class Browser(Block):
-    """name: what ids begin with. chosen: the attack that is shown first."""
+    """chosen: the attack that is shown first."""
 
-    name: str
     rows: Sequence[AttackedRow]
     chosen: str
     outcomes: Mapping[str, str] = dataclasses.field(default_factory=lambda: OUTCOMES)
@@ -134,7 +133,7 @@ def image_blocks(run: Run, *, budget: int = BUDGET) -> list[Block]:
     if cut:
         notes.append(f"The first images of the data set, of each attack so many: {', '.join(cut)}.")
     chosen = rows[0].attack
-    return [Prose(notes), Strips(defense, rows), Browser(f"{run.name}-images", rows, chosen)]
+    return [Prose(notes), Strips(defense, rows), Browser(rows, chosen)]
 
 
 def _attacked_row(row: Mapping, versions: Versions, records: Mapping, budget: int) -> AttackedRow:

@@ -28,11 +28,6 @@ class Run:
     def workdir(self) -> Path:
         return self.folder.parent.parent
 
-    @property
-    def name(self) -> str:
-        """Distinct among the runs of a report, and a valid id in HTML."""
-        return f"{self.mode}-{self.folder.name}"
-
     @functools.cached_property
     def records(self) -> dict[str, dict[int, dict]]:
         """row -> dataset index -> record."""

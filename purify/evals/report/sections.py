@@ -22,12 +22,13 @@ from purify.evals.report.blocks import (
     from_terminal,
     read_figure,
 )
-from purify.evals.report.images import BUDGET, Strips, image_blocks
+from purify.evals.report.images import BUDGET, image_blocks
 from purify.evals.report.modes import FIGURES, MODES, Draw
 from purify.evals.report.runs import Run
 from purify.evals.report.summary import mean_rows, percent
 from purify.evals.sweeps import sweeps
 
+COST = "cost"  # the figure that stands with that table
 SWEEPS = {
     "eps": ("Accuracy over the radius of the attack", "eps, {norm}, in pixel units of [0, 1]"),
     "eot_samples": ("Accuracy over samples per gradient (EOT)", "EOT samples"),
@@ -37,18 +38,22 @@ SWEEPS = {
 def sections(runs: Sequence[Run], points: Sequence[Run]) -> list[Section]:
     """Of each run, its numbers; curves over several rows or runs, the points among them; of each
     run, its images."""
-    own = [_numbers(run) for run in runs]
     attacked = [run for run in runs if run.mode == "eval_robust"]
-    images = []
-    for run in attacked:
-        if blocks := image_blocks(run, budget=BUDGET // len(attacked)):
-            says = "" if any(isinstance(block, Strips) for block in blocks) else "not kept"
-            heading = f"Images of {run.folder.name}" if len(attacked) > 1 else "Images"
-            images.append(Section(f"{run.name}-shown", heading, says, blocks))
-    return [*own, *_curves([*points, *attacked]), *images]
+    images = [
+        Section(_heading("Images", run, attacked), "", blocks)
+        for run in attacked
+        if (blocks := image_blocks(run, budget=BUDGET // len(attacked)))
+    ]
+    return [*(_numbers(run, runs) for run in runs), *_curves([*points, *attacked]), *images]
 
 
-def _numbers(run: Run) -> Section:
+def _heading(text: str, run: Run, runs: Sequence[Run]) -> str:
+    """With the folder of the run where others of these are of the same mode."""
+    alone = [other.mode for other in runs].count(run.mode) == 1
+    return text if alone else f"{text}, {run.folder.name}"
+
+
+def _numbers(run: Run, runs: Sequence[Run]) -> Section:
     shown, results = MODES[run.mode], run.results
     first, *settings = str(results["title"]).splitlines()
     blocks: list[Block] = [Prose([first])]
@@ -64,16 +69,18 @@ def _numbers(run: Run) -> Section:
     if results.get("comparisons"):
         lines = robust_report.comparison_lines(results)
         blocks.append(Details("Paired comparisons on the same images", [Notes(lines)]))
-    blocks += _figures(run, shown.draw)
+    figures = _figures(run, shown.draw)
+    blocks += [figure for figure in figures if figure.name != COST]
     if run.mode == "eval_robust":
-        blocks += [Heading("Cost"), cost_table(results)]
-    return Section(run.name, shown.title, shown.says(results), blocks)
+        of_cost = [figure for figure in figures if figure.name == COST]
+        blocks += [Heading("Cost"), cost_table(results), *of_cost]
+    return Section(_heading(shown.title, run, runs), shown.says(results), blocks)
 
 
-def _figures(run: Run, draw: Draw | None) -> list[Block]:
+def _figures(run: Run, draw: Draw | None) -> list[Figure]:
     """Drawn anew where they can be, sharp at any size; the others as the mode wrote them, but for
     those of images, which have a section of their own."""
-    figures: list[Block] = []
+    figures: list[Figure] = []
     drawn = set()
     if draw:
         with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +121,7 @@ def _curves(runs: Sequence[Run]) -> list[Section]:
             )
             caption = f"{caption}; whiskers: 95 % interval"
             figures.append(read_figure(path, alt=alt, caption=caption))
-    return [Section("curves", "Curves", "", figures)]
+    return [Section("Curves", "", figures)]
 
 
 def cost_table(results: Mapping) -> Table:
