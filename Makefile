@@ -14,6 +14,7 @@ demo: $(VENV)/ready  ## train, purify, attack and report on real digits
 	$(RUN:digits.py=digits.py:pgd_at) --mode=train_classifier
 	$(RUN) --mode=train
 	$(RUN) --mode=eval_robust
+	$(RUN) --mode=report
 
 cifar10: $(VENV)/ready  ## evaluate a purified ResNet-20: TFDS_DATA_DIR=DIR [CLASSIFIER=FILE]
 	test -e $(CIFAR10_RUN)/score || \

@@ -24,6 +24,9 @@ Modes, in the order in which they are needed:
                     who do not: ROC curves, AUROC, rates at a threshold; --max_images as above
   compare           pair the rows that two evaluations share, image by image:
                     --input=RUN_A,RUN_B, and --output=FILE.json to write it too
+  report            write one HTML file of finished evaluations, to be read without a network: of
+                    --input=RUN[,RUN...], their folders or workdirs, by default all in --workdir;
+                    to --output=FILE.html, by default report.html in the workdir
   purify            purify the images in --input (a folder of PNG or JPEG files, .npy, .npz) and
                     write the same form to --output
   import_weights    make a checkpoint of published PyTorch weights: --input=FILE.safetensors or
@@ -36,8 +39,8 @@ the same command in each, with a --workdir that all can reach. Clusters (Slurm, 
 Kubernetes) are found by themselves; elsewhere, as on two machines with GPUs or on CPUs, add
 --coordinator_address=HOST:PORT --num_processes=N --process_id=0 (1, ... N - 1 in the others).
 
-compare, and import_weights and export_weights where the flags say where to read and write, need no
---config.
+compare and report, and import_weights and export_weights where the flags say where to read and
+write, need no --config.
 
 Checkpoints and results go to --workdir (default: runs/<config name>). A run that was cut off goes
 on where it stopped when the same command is given again.
@@ -65,12 +68,13 @@ MODES = {
     "certify": "purify.evals.certify",
     "detect": "purify.evals.detect",
     "compare": "purify.evals.compare",
+    "report": "purify.evals.report.page",
     "purify": "purify.evals.purify_files",
     "import_weights": "purify.import_weights",
     "export_weights": "purify.export_weights",
 }
 DISTRIBUTED = ("train_classifier", "train", "eval_robust")
-WITHOUT_CONFIG = ("compare", "import_weights", "export_weights")
+WITHOUT_CONFIG = ("compare", "report", "import_weights", "export_weights")
 CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem != "base")
 # mode -> the flags below that it takes
 OPTIONS = {
@@ -79,6 +83,7 @@ OPTIONS = {
     "detect": ("max_images",),
     "eval_corruptions": ("input", "max_images"),
     "compare": ("input", "output"),
+    "report": ("input", "output"),
     "purify": ("input", "output"),
     "import_weights": ("input", "output", "arch"),
     "export_weights": ("input", "output"),
@@ -209,7 +214,7 @@ def main(argv: list[str]) -> None:
         if value and name not in OPTIONS.get(mode, ()):
             fail(f"--{name} has no meaning for --mode={mode}")
     has_config = flags.FLAGS["config"].value is not None
-    config_file = has_config and config_flags.get_config_filename(flags.FLAGS["config"])
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"]) if has_config else None
     workdir = _WORKDIR.value or (config_file and default_workdir(config_file))
 
     if flags.FLAGS.verbosity == 0:  # as app.run leaves it; Orbax then tells its whole day
@@ -219,14 +224,14 @@ def main(argv: list[str]) -> None:
     elif _COORDINATOR.value or _PROCESSES.value is not None or _PROCESS.value is not None:
         fail("--coordinator_address, --num_processes and --process_id belong to --distributed")
     # Imported here, so that --help and a mistyped flag answer at once.
-    from purify.checkpoint import MissingCheckpoint
+    from purify.checkpoint import NeedsMode
 
     try:
         run = importlib.import_module(MODES[mode]).run
         taken = {name: options[name] for name in OPTIONS.get(mode, ())}
         run(_CONFIG.value, Path(workdir) if workdir else None, **taken)
-    except MissingCheckpoint as error:
-        if not workdir or error.workdir != Path(workdir):
+    except NeedsMode as error:
+        if not config_file or error.workdir != Path(workdir):
             config_file = config_of(error.workdir)
         command = f"--config={config_file} --mode={error.mode} --workdir={error.workdir}"
         fail(f"{error}\nrun: python main.py {command}")

@@ -22,12 +22,21 @@ ROLES = {"classifier": "train_classifier", "score": "train"}
 HASHES = "sha256.json"  # in each checkpoint, of its files
 
 
-class MissingCheckpoint(FileNotFoundError):
-    """There is no checkpoint of a role in `workdir`; `mode` of main.py makes one."""
+class NeedsMode(FileNotFoundError):
+    """Something is not there that `mode` of main.py makes, in `workdir`."""
+
+    def __init__(self, message: str, *, mode: str, workdir: Path):
+        self.mode, self.workdir = mode, workdir
+        super().__init__(message)
+
+
+class MissingCheckpoint(NeedsMode):
+    """There is no checkpoint of a role."""
 
     def __init__(self, folder: Path, role: str):
-        self.mode, self.workdir = ROLES[role], folder.parent
-        super().__init__(f"no {role} checkpoint in {folder}: make it with --mode={self.mode}")
+        mode = ROLES[role]
+        message = f"no {role} checkpoint in {folder}: make it with --mode={mode}"
+        super().__init__(message, mode=mode, workdir=folder.parent)
 
 
 class Checkpoints:

@@ -34,6 +34,7 @@ def demo(tmp_path_factory):
         (":pgd_at", "train_classifier", baseline),
         ("", "train", workdir),
         ("", "eval_robust", workdir),
+        ("", "report", workdir),
     ):
         arguments = [f"--config=configs/digits.py{variant}", f"--mode={mode}", f"--workdir={where}"]
         if mode == "eval_robust":
@@ -61,6 +62,15 @@ def test_the_demo_shows_what_the_readme_says(demo):
     bpda, exact = rows["adp", "bpda"], rows["adp", "exact"]
     for field in ("loss", "norm", "eps", "eot", "eot_samples", "attack_steps", "restarts"):
         assert bpda[field] == exact[field], field
+
+
+def test_the_demo_ends_with_a_report_of_its_numbers(demo):
+    page = (demo.workdir / "report.html").read_text()
+    assert len(page) < 3_000_000
+    for row in demo.results["rows"]:
+        if row["defense"]["name"] == "adp" and row["protocol"] == "mean" and not row["single_run"]:
+            assert f">{100 * row['accuracy']:.1f} [" in page, row["attack"]
+    assert page.count('class="card ') == 4 * 100  # blind, bpda, exact, strongest
 
 
 def purified(adp, images, batch_size: int):

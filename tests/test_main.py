@@ -29,6 +29,7 @@ def test_help_explains_every_mode():
         "certify",
         "detect",
         "compare",
+        "report",
         "purify",
         "import_weights",
         "export_weights",

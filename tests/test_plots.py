@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from matplotlib.image import imread
 from purify.evals.plots import (
     accuracy_bars,
     accuracy_by_cost,
+    accuracy_curves,
     certified_curves,
     corruption_accuracies,
     image_rows,
@@ -278,3 +280,28 @@ def test_certified_curves_fall_with_the_radius(tmp_path):
     for wrong in ([], [rows[0] | {"certified_radii": []}]):
         with pytest.raises(ValueError, match="at least one"):
             certified_curves(tmp_path / "no.png", wrong)
+
+
+def test_accuracy_curves_rise_and_fall_with_their_rows(tmp_path):
+    """One colour for each curve: the higher one's pixels lie above the lower one's."""
+    curves = {
+        name: [{"eps": eps, **result(None, None, *ends)} for eps in (0.0, 0.1, 0.2)]
+        for name, ends in (("high", (0.9, 0.85, 0.95)), ("low", (0.3, 0.2, 0.4)))
+    }
+    accuracy_curves(tmp_path / "curves.png", curves, "eps", "eps")
+    figure = read(tmp_path / "curves.png")
+    high, low = (np.argwhere(where(figure, color))[:, 0] for color in COLORS[:2])
+    legend = len(figure) // 6
+    assert high[high > legend].max() + 100 < low[low > legend].min()
+    for wrong in ({}, {"none": []}):
+        with pytest.raises(ValueError, match="at least one"):
+            accuracy_curves(tmp_path / "no.png", wrong, "eps", "eps")
+
+
+def test_a_figure_can_be_svg_and_is_the_same_each_time(tmp_path):
+    for name in ("one.svg", "other.svg"):
+        accuracy_bars(tmp_path / name, [result("<adp & co>")])
+    one = (tmp_path / "one.svg").read_text()
+    assert one == (tmp_path / "other.svg").read_text()
+    bars = ET.fromstring(one).iter("{http://www.w3.org/2000/svg}path")
+    assert any(COLORS[0].lower() in bar.get("style", "") for bar in bars)

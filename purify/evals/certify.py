@@ -1,7 +1,7 @@
 """--mode=certify: L2 certificates of "purify, then classify", by randomised smoothing."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +46,12 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
             "computed_by": store.signatures(),
             "config": config.to_dict(),
         }
-        path = store.folder / "results.json"
-        figure = store.folder / "figures" / "certified.png"
-        figure.parent.mkdir(exist_ok=True)
-        write_json(path, results)
-        plots.certified_curves(figure, results["rows"])
-        print_wide(results_table(results, cfg.radii))
-        written = "\n".join(f"  {p}" for p in (path, store.folder / "images.jsonl", figure))
+        paths = [store.folder / "results.json", store.folder / "images.jsonl"]
+        write_json(paths[0], results)
+        (store.folder / "figures").mkdir(exist_ok=True)
+        paths += draw_figures(store.folder / "figures", results)
+        print_wide(results_table(results))
+        written = "\n".join(f"  {path}" for path in paths)
         print(f"\nwritten:\n{written}")
     tell_stopped(max(row.num_images for row in rows), needed, max_images)
 
@@ -148,11 +147,19 @@ def _title(config) -> str:
     )
 
 
-def results_table(results: dict, radii: Sequence[float]) -> Table:
+def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[Path]:
+    """Draw what the rows of results.json say, as files of that suffix; their paths."""
+    path = folder / f"certified{suffix}"
+    plots.certified_curves(path, results["rows"])
+    return [path]
+
+
+def results_table(results: Mapping) -> Table:
     """The rows of results.json."""
     table = empty_table(results["title"], CAPTION)
     names = ("defence", "sigma", "n", "samples", "ACR [95 %]", "abstains", "answers right")
-    for column in (*names, *(f"r {radius:g}" for radius in radii), "nfe", "s/image"):
+    radii = [f"r {at['radius']:g}" for at in results["rows"][0]["certified"]]
+    for column in (*names, *radii, "nfe", "s/image"):
         table.add_column(column, justify="left" if column == "defence" else "right", no_wrap=True)
     for row in results["rows"]:
         average, low, high = (row[k] for k in ("average_certified_radius", "low", "high"))

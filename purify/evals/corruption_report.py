@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 
 from purify.checkpoint import read_settings
 from purify.corruptions import EXTRA
@@ -44,13 +45,12 @@ def write(
     for row in rows:
         records, indices = store.records(row.name), evaluation.indices[: row.num_images]
         done[row.defense_name, row.attack_name] = row, [records[int(index)] for index in indices]
-    means = corruption_means(done, cases, seed=seed)
     frost = not source and any(case.corruption == "frost" for case in cases)
     results = {
         "title": _title(config, rows[0].num_images, source),
         "note": FROST if frost else "",
         "rows": result_rows(done, cases, seed=seed),
-        "means": means,
+        "means": corruption_means(done, cases, seed=seed),
         "source": source,
         "weights": settings["weights"],
         **store.signatures()[-1],
@@ -59,12 +59,11 @@ def write(
         "config": config.to_dict(),
     }
     write_json(store.folder / "results.json", results)
-    figure = store.folder / "figures" / "corruptions.png"
-    figure.parent.mkdir(exist_ok=True)
-    plots.corruption_accuracies(figure, [entry for entry in means if not _over_several(entry)])
-    print_table(results)
+    (store.folder / "figures").mkdir(exist_ok=True)
+    paths = [store.folder / "results.json", store.folder / "images.jsonl"]
+    paths += draw_figures(store.folder / "figures", results)
+    print_wide(results_table(results))
     print_versions(results)
-    paths = [store.folder / "results.json", store.folder / "images.jsonl", figure]
     print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
 
 
@@ -149,7 +148,14 @@ def _over_several(entry: Mapping) -> bool:
     return entry["corruption"] in (MEAN, EXTRA_MEAN)
 
 
-def print_table(results: dict) -> None:
+def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[Path]:
+    """Draw what the means of results.json say, as files of that suffix; their paths."""
+    path = folder / f"corruptions{suffix}"
+    plots.corruption_accuracies(path, [e for e in results["means"] if not _over_several(e)])
+    return [path]
+
+
+def results_table(results: Mapping) -> Table:
     """Corruptions by defences, means over severities; then mean corruption errors."""
     caption = "\n".join(filter(None, [CAPTION, results["note"]]))
     table = empty_table(results["title"], caption)
@@ -166,7 +172,7 @@ def print_table(results: dict) -> None:
         for name in (name for name in group if name in lines):
             table.add_row(_label(name, common, extra), *map(_cell, lines[name]))
         table.add_section()
-    print_wide(table)
+    return table
 
 
 def _label(name: str, common: list[str], extra: list[str]) -> str:

@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import jax
 import numpy as np
+from rich.table import Table
 from tqdm import tqdm
 
 from attacks.gradients import attacked_purifier
@@ -187,7 +188,8 @@ def run(config, workdir: Path) -> None:
             "config": config.to_dict(),
         }
         write_json(store.folder / "results.json", results)
-        print_verdicts(title, verdicts)
+        print_wide(results_table(results))
+        print(conclusion(results))
         print(f"\nwritten:\n  {store.folder / 'results.json'}\n  {store.folder / 'images.jsonl'}")
 
 
@@ -227,19 +229,23 @@ def _settings(config, surrogate: str, budget: Budget, defense: Defense) -> dict:
     return settings
 
 
-def print_verdicts(title: str, verdicts: list[Verdict]) -> None:
-    """A line for each check, and what the report as a whole says."""
-    table = empty_table(title, CAPTION)
+def results_table(results: Mapping) -> Table:
+    """A line for each check of results.json."""
+    table = empty_table(results["title"], CAPTION)
     for column in ("check", "verdict", "p", "what decides"):
         justify: Literal["left", "right"] = "right" if column == "p" else "left"
         table.add_column(column, justify=justify, no_wrap=column != "what decides")
-    for verdict in verdicts:
-        numbers = ", ".join(f"{name} {value:.3g}" for name, value in verdict.numbers.items())
-        p = "" if verdict.p is None else f"{verdict.p:.2g}"
-        table.add_row(verdict.check, verdict.verdict or "(no verdict)", p, numbers)
-    print_wide(table)
-    failed = [verdict.check for verdict in verdicts if verdict.verdict.startswith(FAIL)]
-    print(f"FAIL: {'; '.join(failed)}" if failed else "no check failed")
+    for found in results["checks"]:
+        numbers = ", ".join(f"{name} {value:.3g}" for name, value in found["numbers"].items())
+        p = "" if found["p"] is None else f"{found['p']:.2g}"
+        table.add_row(found["check"], found["verdict"] or "(no verdict)", p, numbers)
+    return table
+
+
+def conclusion(results: Mapping) -> str:
+    """What the report as a whole says."""
+    failed = [found["check"] for found in results["checks"] if found["verdict"].startswith(FAIL)]
+    return f"FAIL: {'; '.join(failed)}" if failed else "no check failed"
 
 
 CAPTION = f"""\

@@ -1,26 +1,24 @@
-"""What an evaluation leaves: results.json, attacked images, figures, the table on the terminal."""
+"""What an evaluation leaves: results.json, images, figures, the table on the terminal."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 from rich.table import Table
 
 from purify.checkpoint import ROLES, read_settings
-from purify.compilation import jit
 from purify.evals import plots
 from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
 from purify.evals.rows import Row, crafting, without_exact
 from purify.evals.terminal import empty_table, print_versions, print_wide, variant_lines
+from purify.evals.versions import Versions, read_versions, save_versions
+from purify.image_io import to_float
 from purify.jsonl import read_lines, write_json
-from purify.noise import add_noise
-from purify.random import image_keys
 
 FIGURE_IMAGES = 10
 
 
-def results_table(results: dict) -> Table:
+def results_table(results: Mapping) -> Table:
     """The rows of results.json; '*' marks the lowest attacked mean of each defence."""
     table = empty_table(results["title"], CAPTION)
     for column in COLUMNS:
@@ -110,15 +108,19 @@ def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str
     # Records may outlive the images, which are a hundred times as large.
     kept = {row.crafted for row in crafting(rows) if _has_images(evaluation, row)}
     paths += [_save_attacked(evaluation, row) for row in crafting(rows) if row.crafted in kept]
-    paths += _figures(config, evaluation, done, entries, runs)
+    (store.folder / "figures").mkdir(exist_ok=True)
+    paths += draw_figures(store.folder / "figures", results)
+    paths += _other_figures(config, evaluation, rows, runs)
     print_wide(results_table(results))
-    print_comparisons(results)
+    print("\n".join(comparison_lines(results)))
     print_versions(results)
     print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
     print("checkpoints:\n" + "\n".join(f"  {folder / 'checkpoints'}" for folder in runs.values()))
 
 
-def print_comparisons(results: dict) -> None:
+def comparison_lines(results: Mapping) -> list[str]:
+    """The paired comparisons of results.json as sentences."""
+    lines = []
     for entry in results["comparisons"]:
         verdict = "beats" if entry["beats"] else "does not beat"
         line = (
@@ -128,7 +130,8 @@ def print_comparisons(results: dict) -> None:
         if share := entry.get("share"):
             low, value, high = (100 * share[end] for end in ("low", "value", "high"))
             line += f"; {value:.0f} % [{low:.0f}, {high:.0f}] of it withstands the latter"
-        print(line)
+        lines.append(line)
+    return lines
 
 
 def _title(config, rows: list[Row]) -> str:
@@ -178,55 +181,38 @@ def _save_attacked(evaluation, row: Row) -> Path:
     return path
 
 
-def _figures(
-    config, evaluation, done: list, entries: list[dict], runs: Mapping[str, Path]
-) -> list[Path]:
-    """PNG files beside results.json; their paths."""
-    folder = evaluation.store.folder / "figures"
-    folder.mkdir(exist_ok=True)
-    paths = [folder / "accuracy.png", folder / "cost.png"]
-    shown = [e for e in entries if protocol_name(e) in ("mean", "fixed_key")]
+def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[Path]:
+    """Draw what the rows of results.json say, as files of that suffix; their paths."""
+    paths = [folder / f"{name}{suffix}" for name in ("accuracy", "cost")]
+    shown = [e for e in results["rows"] if protocol_name(e) in ("mean", "fixed_key")]
     plots.accuracy_bars(paths[0], shown)
     plots.accuracy_by_cost(paths[1], shown)
+    return paths
+
+
+def _other_figures(config, evaluation, rows: list[Row], runs: Mapping[str, Path]) -> list[Path]:
+    """How the networks learnt, and what purification does to images; the paths, of the images
+    themselves too."""
+    folder, paths = evaluation.store.folder / "figures", []
     curves = {role: read_lines(runs[role] / "metrics.jsonl") for role in ROLES}
     if any(curves.values()):
         paths.append(folder / "training.png")
         plots.training_curves(paths[-1], {role: lines for role, lines in curves.items() if lines})
-    for row, _ in done:
+    for row in rows:
         headline = row.attack and row.defense_name == config.defense.purifier
         if headline and _has_images(evaluation, row):
-            paths.append(folder / f"{row.name}.png")
-            _image_figure(paths[-1], evaluation, row)
+            saved = save_versions(evaluation, row, batch_size=config.eval.batch_size)
+            paths += [saved, folder / f"{row.name}.png"]
+            _image_figure(paths[-1], read_versions(saved))
     return paths
 
 
-def _image_figure(path: Path, evaluation, row: Row) -> None:
-    """Clean, attacked, noised and purified versions of the first images, with predictions; noise
-    and purification are those of the first run of the first draw that was scored."""
-    n = min(FIGURE_IMAGES, row.num_images)
-    clean, attacked = evaluation.images[:n], np.array(evaluation.attacked_images(row)[:n])
-    keys = image_keys(evaluation.seed, evaluation.indices[:n])
-
-    noised, purified, *logits = jax.device_get(_versions(row.defense, keys, attacked))
-    clean_logits = jax.device_get(_versions(row.defense, keys, clean))[2]
-    shown = dict(clean=clean, attacked=attacked, noised=noised, purified=purified)
-    labels = evaluation.labels[:n]
+def _image_figure(path: Path, versions: Versions) -> None:
+    """Clean, attacked, noised and purified versions of the first images, with predictions."""
+    n = FIGURE_IMAGES
     captions = {
-        name: [(str(p), bool(p == y)) for p, y in zip(values.argmax(-1), labels, strict=True)]
-        for name, values in zip(shown, (clean_logits, *logits), strict=True)
+        name: [(str(a), bool(a == y)) for a, y in zip(answers, versions.labels, strict=True)][:n]
+        for name, answers in versions.answers.items()
     }
+    shown = {name: to_float(images[:n]) for name, images in versions.images.items()}
     plots.image_rows(path, shown, captions)
-
-
-@jit
-def _versions(defense, keys, images):
-    """(noised, purified) images of the first run of the first draw, and the classifier's logits for
-    the images, the noised and the purified ones."""
-
-    def one(key, image):
-        run_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
-        noised = add_noise(run_key, image, getattr(defense.purifier, "sigma", 0.0))
-        return noised, defense.purifier(run_key, image)
-
-    noised, purified = jax.vmap(one, axis_name="batch")(keys, images)
-    return noised, purified, *map(jax.vmap(defense.classifier), (images, noised, purified))

@@ -1,4 +1,4 @@
-"""Accuracies with their intervals, as one PNG."""
+"""Accuracies with their intervals, as one figure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ from purify.evals.plots.style import (
     TINY,
     WIDTH,
     legend,
+    save,
     text_width,
     tidy,
 )
@@ -38,7 +39,7 @@ def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
     number of images stands below, once or under every bar where it differs.
 
     Args:
-        path: of the PNG.
+        path: .png, or .svg.
         rows: results with `defense` (a mapping with `name`), `attack`, `num_images`, and
             `accuracy`, `low` and `high` in [0, 1]. Defences and attacks keep their order.
 
@@ -71,7 +72,7 @@ def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
     all_axes[-1].set_xlabel(note, size=SMALL, color=GREY, labelpad=8)
     handles = [Patch(**_bar_style(i), label=attack) for i, attack in enumerate(attacks)]
     legend(fig, loc="outside upper left", handles=handles, ncols=min(len(attacks), 4))
-    fig.savefig(path, format="png")
+    save(fig, path)
 
 
 def accuracy_by_cost(path: str | Path, rows: Sequence[Mapping]) -> None:
@@ -79,7 +80,7 @@ def accuracy_by_cost(path: str | Path, rows: Sequence[Mapping]) -> None:
     one colour and marker for each defence, a few per cent aside so that equal costs can be seen.
 
     Args:
-        path: of the PNG.
+        path: .png, or .svg.
         rows: as for accuracy_bars, and `defense_nfe_per_image`: network evaluations of one draw.
 
     Raises:
@@ -123,7 +124,7 @@ def accuracy_by_cost(path: str | Path, rows: Sequence[Mapping]) -> None:
             axes.tick_params(axis="x", labelbottom=True)
             axes.set_xlabel("network evaluations a draw", size=SMALL, color=GREY)
     legend(fig, loc="outside upper left", handles=handles, ncols=min(len(groups), 5))
-    fig.savefig(path, format="png")
+    save(fig, path)
 
 
 class _Group(NamedTuple):

@@ -1,4 +1,4 @@
-"""Certified accuracy over the radius, as one PNG."""
+"""Certified accuracy over the radius, as one figure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from purify.evals.plots.style import COLORS, DPI, GREY, SMALL, WIDTH, legend, tidy
+from purify.evals.plots.style import COLORS, DPI, GREY, SMALL, WIDTH, legend, save, tidy
 from purify.evals.stats import proportion
 
 STYLES = ("-", "--", ":", "-.")
@@ -17,7 +17,7 @@ def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
     exact 95 % intervals; one colour for each defence, one dash for each sigma.
 
     Args:
-        path: of the PNG.
+        path: .png, or .svg.
         rows: with `defense` (a mapping with `name` and `sigma`), `num_images`, and
             `certified_radii`, one per image, 0 where it is wrong or not certified.
 
@@ -51,4 +51,4 @@ def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
     axes.set_xlabel("L2 radius, in pixel units of [0, 1]", size=SMALL, color=GREY)
     axes.set_ylabel("certified accuracy, %", size=SMALL, color=GREY)
     legend(axes, loc="upper right")
-    fig.savefig(path, format="png")
+    save(fig, path)

@@ -1,4 +1,4 @@
-"""Accuracy by corruption and defence, as one PNG."""
+"""Accuracy by corruption and defence, as one figure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from purify.evals.plots.style import (
     SMALL,
     WIDTH,
     legend,
+    save,
 )
 
 PITCH = 0.075  # inches from one defence to the next within a corruption
@@ -27,7 +28,7 @@ def corruption_accuracies(path: str | Path, entries: Sequence[Mapping]) -> None:
     defence, one colour and marker each.
 
     Args:
-        path: of the PNG.
+        path: .png, or .svg.
         entries: results with `defense` (a mapping with `name`), `corruption`, `num_images`, and
             `accuracy`, `low` and `high` in [0, 1]. Defences and corruptions keep their order.
 
@@ -85,4 +86,4 @@ def corruption_accuracies(path: str | Path, entries: Sequence[Mapping]) -> None:
     axes.set_xlabel(note, size=SMALL, color=GREY)
     handles = [Line2D([], [], label=n, markersize=4, ls="none", **styles[n]) for n in defenses]
     legend(fig, loc="outside upper left", handles=handles, ncols=min(len(defenses), 7))
-    fig.savefig(path, format="png")
+    save(fig, path)

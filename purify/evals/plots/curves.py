@@ -1,4 +1,4 @@
-"""Training curves, as one PNG."""
+"""Training curves, as one figure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from purify.evals.plots.style import COLORS, DPI, GREY, INK, SMALL, WIDTH, legend, tidy
+from purify.evals.plots.style import COLORS, DPI, GREY, INK, SMALL, WIDTH, legend, save, tidy
 
 BY_SIGMA = "loss by noise level"
 
@@ -26,7 +26,7 @@ def training_curves(path: str | Path, curves: Mapping[str, Sequence[Mapping]]) -
     last counts, so the log of a run that went back to a checkpoint can be passed as it is.
 
     Args:
-        path: of the PNG.
+        path: .png, or .svg.
         curves: name of the network -> lines of its metrics file, {'step': int, metric: float}.
 
     Raises:
@@ -44,7 +44,7 @@ def training_curves(path: str | Path, curves: Mapping[str, Sequence[Mapping]]) -
         for axes, (title, series) in zip(all_axes, panels.items(), strict=True):
             _draw_series(axes, series, by_sigma=title == BY_SIGMA, log="loss" in title)
             axes.set_title(f"{name}: {title}", size=SMALL, color=INK, loc="left")
-    fig.savefig(path, format="png")
+    save(fig, path)
 
 
 def _panels(name: str, lines: Sequence[Mapping]) -> dict[str, dict]:

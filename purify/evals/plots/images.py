@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from purify.evals.plots.style import BODY, DPI, INK, SMALL, WIDTH, WRONG, text_width
+from purify.evals.plots.style import BODY, DPI, INK, SMALL, WIDTH, WRONG, save, text_width
 
 
 def image_rows(
@@ -20,7 +20,7 @@ def image_rows(
     themselves. A column is as wide as the widest caption, so text does not overlap.
 
     Args:
-        path: of the PNG.
+        path: .png, whose pixels are the images'.
         rows: name -> images [n, H, W, C] in [0, 1], C 1 or 3; the same n, H and W in all.
         captions: name -> n pairs (text, ok); text that is not ok, such as a wrong class, is bold
             vermilion. Rows left out have none.
@@ -64,7 +64,7 @@ def image_rows(
                 place = (x + width / 2, top + height + 0.2 * line)
                 color = INK if ok else WRONG
                 write(*place, text, color=color, ha="center", va="top", **_caption_style(ok))
-    fig.savefig(path, format="png")
+    save(fig, path)
 
 
 def _check_images(rows: Mapping[str, np.ndarray]) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Detectors: their receiver operating characteristics, and what they see, as one PNG each."""
+"""Detectors: their receiver operating characteristics, and what they see, as one figure each."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from purify.evals.plots.style import (
     WIDTH,
     WRONG,
     legend,
+    save,
     tidy,
 )
 
@@ -26,7 +27,7 @@ def roc_curves(path: str | Path, panels: Mapping[str, Sequence[Mapping]], *, rat
     false-positive rate of the thresholds.
 
     Args:
-        path: of the PNG.
+        path: .png, or .svg.
         panels: title -> curves with `name`, `false` and `true` (rates in [0, 1], rising), and
             `value`, `low` and `high` of the area.
         rate: in [0, 1].
@@ -59,7 +60,7 @@ def roc_curves(path: str | Path, panels: Mapping[str, Sequence[Mapping]], *, rat
         axes.set_xlabel("clean images flagged, %", size=SMALL, color=GREY)
         axes.set_ylabel("attacked images that fool flagged, %", size=SMALL, color=GREY)
         legend(axes, loc="lower right")
-    fig.savefig(path, format="png")
+    save(fig, path)
 
 
 def statistic_ranges(
@@ -71,7 +72,7 @@ def statistic_ranges(
     the middle 90 %, with a rule at the threshold.
 
     Args:
-        path: of the PNG.
+        path: .png, or .svg.
         values: statistic -> images -> [n].
         thresholds: statistic -> a mapping with `threshold`.
 
@@ -98,4 +99,4 @@ def statistic_ranges(
         axes.set_title(statistic.replace("_", " "), size=BODY, color=INK, loc="left")
     for axes in panels[len(values) :]:
         axes.remove()
-    fig.savefig(path, format="png")
+    save(fig, path)

@@ -1,0 +1,162 @@
+"""What a page is made of: plain text and numbers, which the template alone turns into HTML."""
+
+import base64
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from rich.table import Table as Terminal
+
+from purify.evals.plots.style import DPI
+
+INCH = 118  # pixels of the page: the small type of figures is then 12 of them high
+TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+
+
+class Block:
+    """A part of a section; the template has a macro for each kind."""
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+
+@dataclasses.dataclass(frozen=True)
+class Prose(Block):
+    """lines: a paragraph each."""
+
+    lines: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Notes(Block):
+    """lines: of a list, in small type."""
+
+    lines: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Heading(Block):
+    text: str
+
+
+class Column(NamedTuple):
+    name: str
+    numeric: bool = False
+    wraps: bool = False
+
+
+class Line(NamedTuple):
+    """One line of a table. span: over how many lines its first cell reaches, 0 where one above
+    reaches down to it."""
+
+    cells: Sequence[str]
+    span: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(Block):
+    """groups: lines between which the table has a rule. notes: what its columns mean."""
+
+    caption: str
+    columns: Sequence[Column]
+    groups: Sequence[Sequence[Line]]
+    notes: Sequence[str] = ()
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the first column names several lines at once, and the second one each."""
+        return any(line.span != 1 for group in self.groups for line in group)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure(Block):
+    """name: of its file. uri: of the image's own bytes. width: on the page, in its pixels.
+    alt: what it shows, for who cannot see it."""
+
+    name: str
+    uri: str
+    width: int
+    alt: str
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Details(Block):
+    """Folded away until asked for."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text(Block):
+    """Preformatted, as JSON."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs(Block):
+    """name -> what it is; values are names of things, not sentences."""
+
+    pairs: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section(Block):
+    """says: the one line that stands for it in the summary, '' for none."""
+
+    heading: str
+    says: str
+    blocks: Sequence[Block]
+
+
+def from_terminal(table: Terminal, caption: str) -> Table:
+    """The same table, with its texts as they are. Empty first cells continue the one above; a
+    line of the terminal's caption that begins with blanks, the line before it."""
+    columns = [
+        Column(str(c.header), numeric=c.justify == "right", wraps=not c.no_wrap)
+        for c in table.columns
+    ]
+    cells = list(zip(*([str(cell) for cell in c.cells] for c in table.columns), strict=True))
+    groups: list[list[Line]] = [[]]
+    for row, texts in zip(table.rows, cells, strict=True):
+        # Blanks align digits on a terminal: '[  5,  13]'.
+        texts = tuple(
+            re.sub(r"(?<=[\[,]) +", " ", text).replace("[ ", "[").strip() for text in texts
+        )
+        if texts[0] or not groups[-1]:
+            groups[-1].append(Line(texts))
+        else:
+            first = max(i for i, line in enumerate(groups[-1]) if line.span)
+            groups[-1][first] = groups[-1][first]._replace(span=groups[-1][first].span + 1)
+            groups[-1].append(Line(texts, span=0))
+        if row.end_section:
+            groups.append([])
+    notes: list[str] = []
+    for line in str(table.caption or "").splitlines():
+        if line.startswith(" ") and notes:
+            notes[-1] += f" {line.strip()}"
+        else:
+            notes.append(line.strip())
+    return Table(caption, columns, [group for group in groups if group], notes)
+
+
+def read_figure(path: Path, *, alt: str, caption: str) -> Figure:
+    """A figure of plots.style, .svg or .png: a page that has it needs no other file."""
+    content = path.read_bytes()
+    if path.suffix == ".svg":
+        inches = float(re.search(rb'<svg[^>]* width="([\d.]+)pt"', content)[1]) / 72
+    else:
+        with Image.open(path) as image:
+            inches = image.width / DPI
+    uri, width = data_uri(content, path.suffix), round(INCH * inches)
+    return Figure(path.stem, uri, width, alt, caption)
+
+
+def data_uri(content: bytes, suffix: str) -> str:
+    return f"data:{TYPES[suffix]};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,178 @@
+"""What the headline defence does to each attacked image: strips, and cards to browse."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from purify.evals.report.blocks import Block, Prose, data_uri
+from purify.evals.report.runs import Run
+from purify.evals.results import protocol_name
+from purify.evals.versions import VERSIONS, Versions, read_versions
+from purify.image_io import encode_image
+
+STRIP = 10  # images of a strip
+MAX_CARDS = 100  # of a row
+# Of all images of a report, in bytes of the page: more of them would open slowly.
+BUDGET = 8_000_000
+ALWAYS = 10  # cards of a row, whatever they need
+OUTCOMES = {
+    "right": "right in all draws",
+    "some": "wrong in some",
+    "wrong": "wrong in all",
+}
+
+
+class Picture(NamedTuple):
+    """One version of an image, and what the classifier alone sees in it."""
+
+    version: str
+    uri: str
+    size: tuple[int, int]  # height, width
+    answer: int
+    right: bool
+
+
+class Card(NamedTuple):
+    """One attacked image.
+
+    number: its index in the data set. draws: whether each draw of the defence is right; runs: what
+    its single runs said, most often first, with how often. loss: None where the attack knows none.
+    chosen: of an attack that takes the strongest of several, which one; else ''.
+    """
+
+    number: int
+    label: int
+    pictures: Sequence[Picture]
+    draws: Sequence[bool]
+    runs: Sequence[tuple[int, int]]
+    loss: float | None
+    distance: float
+    chosen: str
+
+    @property
+    def outcome(self) -> str:
+        return outcome(self.draws)
+
+
+class AttackedRow(NamedTuple):
+    """counts: outcome -> how many of all its images; cards: of the first ones."""
+
+    attack: str
+    row: Mapping
+    counts: Mapping[str, int]
+    cards: Sequence[Card]
+
+    @property
+    def num_images(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def strip(self) -> Sequence[Card]:
+        return self.cards[:STRIP]
+
+
+@dataclasses.dataclass(frozen=True)
+class Strips(Block):
+    defense: str
+    rows: Sequence[AttackedRow]
+    versions: Sequence[str] = VERSIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class Browser(Block):
+    """chosen: the attack that is shown first."""
+
+    rows: Sequence[AttackedRow]
+    chosen: str
+    outcomes: Mapping[str, str] = dataclasses.field(default_factory=lambda: OUTCOMES)
+
+
+def outcome(draws: Sequence[bool]) -> str:
+    """One of OUTCOMES."""
+    return "right" if all(draws) else "some" if any(draws) else "wrong"
+
+
+def image_blocks(run: Run, *, budget: int = BUDGET) -> list[Block]:
+    """The strips and the browser of an evaluation's headline defence, none where it was not
+    attacked. budget: bytes that its images may take.
+
+    Raises ValueError where a file of them is damaged.
+    """
+    defense = run.results["config"]["defense"]["purifier"]
+    found: dict[str, tuple[Mapping, Versions]] = {}
+    lacking = []
+    for row in run.results["rows"]:
+        attacked = row["defense"]["name"] == defense and row["method"] is not None
+        if not attacked or protocol_name(row) not in ("mean", "fixed_key"):
+            continue
+        path = run.folder / "purified" / f"{defense}-{row['attack']}.npz"
+        if path.is_file():
+            found[row["attack"]] = row, read_versions(path)
+        else:
+            lacking.append(row["attack"])
+    notes = []
+    if lacking:
+        notes.append(
+            f"Not kept: the images of {', '.join(lacking)}. Where the attacked ones are there, the "
+            "evaluation's command, given again, writes them."
+        )
+    if not found:
+        return [Prose(notes)] if notes else []
+    share = budget // len(found)
+    rows = [
+        _attacked_row(row, versions, run.records[f"{defense}-{attack}"], share)
+        for attack, (row, versions) in found.items()
+    ]
+    headline = run.results["headline"].get(defense)
+    rows.sort(key=lambda row: row.attack != headline)
+    cut = [f"{row.attack}: {len(row.cards)}" for row in rows if len(row.cards) < row.num_images]
+    if cut:
+        notes.append(f"The first images of the data set, of each attack so many: {', '.join(cut)}.")
+    chosen = rows[0].attack
+    return [Prose(notes), Strips(defense, rows), Browser(rows, chosen)]
+
+
+def _attacked_row(row: Mapping, versions: Versions, records: Mapping, budget: int) -> AttackedRow:
+    """Cards of the first images, as many as the budget holds."""
+    places = [at for at, index in enumerate(versions.index) if int(index) in records]
+    cards: list[Card] = []
+    spent = 0
+    for card in _cards(versions, records, places[:MAX_CARDS]):
+        spent += sum(len(picture.uri) for picture in card.pictures)
+        if len(cards) >= ALWAYS and spent > budget:
+            break
+        cards.append(card)
+    counts = collections.Counter(outcome(record["correct"]) for record in records.values())
+    return AttackedRow(row["attack"], row, {name: counts[name] for name in OUTCOMES}, cards)
+
+
+def _cards(versions: Versions, records: Mapping, places: Sequence[int]) -> Iterator[Card]:
+    for at in places:
+        index, label = int(versions.index[at]), int(versions.labels[at])
+        record = records[index]
+        answers = collections.Counter(np.ravel(record["predictions"]).tolist())
+        loss = record.get("loss")
+        pictures = [
+            Picture(
+                name,
+                data_uri(encode_image(versions.images[name][at], ".png"), ".png"),
+                versions.images[name].shape[1:3],
+                int(versions.answers[name][at]),
+                int(versions.answers[name][at]) == label,
+            )
+            for name in VERSIONS
+        ]
+        yield Card(
+            index,
+            label,
+            pictures,
+            record["correct"],
+            answers.most_common(),
+            loss if loss is not None and math.isfinite(loss) else None,
+            record["distance"],
+            record.get("chosen", ""),
+        )

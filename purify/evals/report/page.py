@@ -1,0 +1,88 @@
+"""--mode=report: one HTML file of finished evaluations."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from purify.evals.report.modes import MODES, tone
+from purify.evals.report.runs import Run, find_runs
+from purify.evals.report.sections import provenance, sections
+from purify.evals.report.summary import summary
+from purify.jsonl import write_text
+
+HERE = Path(__file__).parent
+
+
+def run(config, workdir: Path | None, input: str | None, output: str | None) -> None:
+    """Write the page and say where it is.
+
+    input: 'RUN[,RUN...]', folders of evaluations, or workdirs, for all finished ones in them; the
+    workdir by default. output: an .html file that does not exist; by default report.html in the
+    workdir, which is replaced.
+
+    Raises NeedsMode where an evaluation is not finished or not there, ValueError for anything else
+    that does not fit.
+    """
+    if not input and workdir is None:
+        raise ValueError(
+            "--mode=report needs --input=RUN[,RUN...], folders of evaluations or workdirs, or "
+            "--workdir=DIR or --config=FILE"
+        )
+    given = [Path(name).expanduser() for name in input.split(",")] if input else [workdir]
+    found = find_runs(given)
+    path = _output(output) if output else (workdir or found.runs[0].workdir) / "report.html"
+    write_text(path, render(found.runs, found.points))
+    for run in found.runs:
+        print(f"read: {run.folder}")
+    for folder in found.unfinished:
+        print(f"left out, not finished: {folder}")
+    print(f"\nwritten:\n  {path}  ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"open it in a browser: {path.absolute().as_uri()}")
+
+
+def _output(output: str) -> Path:
+    path = Path(output).expanduser()
+    if path.suffix != ".html":
+        raise ValueError(f"--output='{output}' must end in .html")
+    if path.exists():
+        raise ValueError(f"'{output}' exists already; choose another --output, or delete it")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output='{output}' needs a folder '{path.parent}': make it")
+    return path
+
+
+def render(runs: Sequence[Run], points: Sequence[Run] = ()) -> str:
+    """The page: HTML that loads nothing, not even where a text in it tries to.
+
+    points: more evaluations under attack, of which only curves are shown.
+    """
+    style, script = ((HERE / name).read_text() for name in ("page.css", "page.js"))
+    digest = hashlib.sha256(script.encode()).digest()
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        style=style,
+        script=script,
+        script_hash=base64.b64encode(digest).decode(),
+        runs=runs,
+        newest=max((run.results for run in runs), key=lambda results: results.get("time", "")),
+        modes=MODES,
+        sections=sections(runs, points),
+        summary=summary,
+        provenance=provenance,
+        tone=tone,
+        data=", ".join(dict.fromkeys(_data(run) for run in runs)),
+    )
+
+
+def _data(run: Run) -> str:
+    data = run.results["config"]["data"]
+    return f"{data['name']} {data['test_split']}"

@@ -1,0 +1,128 @@
+"""The evaluations that a report is about, read from their folders."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from purify.checkpoint import NeedsMode, read_settings
+from purify.evals.report.modes import MODES
+from purify.evals.store import read_records
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One finished evaluation, <workdir>/<mode>/<hash>: its settings.json and results.json."""
+
+    folder: Path
+    settings: dict
+    results: dict
+
+    @property
+    def mode(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def workdir(self) -> Path:
+        return self.folder.parent.parent
+
+    @functools.cached_property
+    def records(self) -> dict[str, dict[int, dict]]:
+        """row -> dataset index -> record."""
+        return read_records(self.folder / "images.jsonl")
+
+
+class Found(NamedTuple):
+    """runs: in the order of MODES and then of time. points: evaluations that an ablation made, of
+    which it has the numbers: they are of interest together only. unfinished: their folders."""
+
+    runs: list[Run]
+    points: list[Run]
+    unfinished: list[Path]
+
+
+def find_runs(given: Iterable[Path]) -> Found:
+    """Finished evaluations. given: each the folder of one, or a workdir, for all in it, of which
+    those that are not finished are left out.
+
+    Raises NeedsMode where something is missing that a command makes, ValueError for folders that
+    are neither.
+    """
+    named: list[Run] = []
+    inside: list[Run] = []
+    unfinished = []
+    for folder in given:
+        if not folder.is_dir():
+            raise ValueError(
+                f"'{folder}' does not exist; give the folder of an evaluation, as "
+                "runs/digits/eval_robust/0123abcd, or a workdir"
+            )
+        if _is_evaluation(folder):
+            named.append(_named(folder))
+            continue
+        found = [path for mode in MODES for path in sorted(folder.glob(f"{mode}/*"))]
+        found = [path for path in found if _is_evaluation(path)]
+        done = [path for path in found if _is_finished(path)]
+        if not found:
+            raise NeedsMode(
+                f"there is no evaluation in '{folder}'", mode="eval_robust", workdir=folder
+            )
+        if not done:
+            raise _unfinished(found[0])
+        inside += map(_read, done)
+        unfinished += [path for path in found if path not in done]
+    # Two names of one folder are one run.
+    each = {run.folder.resolve(): run for run in (*inside, *named)}
+    asked = {run.folder.resolve() for run in named}
+    of_ablation = {
+        (run.workdir / "eval_robust" / row["run"]).resolve()
+        for run in inside
+        if run.mode == "ablate"
+        for row in run.results["rows"]
+        if "run" in row
+    } - asked
+    modes = list(MODES)
+    order = sorted(each.values(), key=lambda r: (modes.index(r.mode), r.results.get("time", "")))
+    points = [run for run in order if run.folder.resolve() in of_ablation]
+    return Found([run for run in order if run not in points], points, unfinished)
+
+
+def _named(folder: Path) -> Run:
+    """The one in that folder, which must be finished."""
+    if (mode := folder.absolute().parent.name) not in MODES:
+        raise ValueError(
+            f"'{folder}' is in the folder '{mode}', which is no mode whose results a report shows: "
+            f"{', '.join(MODES)}"
+        )
+    if not _is_finished(folder):
+        raise _unfinished(folder)
+    return _read(folder)
+
+
+def _is_evaluation(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("settings.json", "results.json"))
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "results.json").is_file()
+
+
+def _unfinished(folder: Path) -> NeedsMode:
+    mode, workdir = folder.absolute().parent.name, folder.absolute().parent.parent
+    message = (
+        f"'{folder}' is not finished: it has no results.json; the command that began it ends it"
+    )
+    return NeedsMode(message, mode=mode, workdir=workdir)
+
+
+def _read(folder: Path) -> Run:
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text())
+    except ValueError:
+        results = None
+    if not isinstance(results, dict) or not {"title", "config"} <= results.keys():
+        raise ValueError(f"{path} is damaged; delete it and give the evaluation's command again")
+    return Run(folder.absolute(), read_settings(folder), results)

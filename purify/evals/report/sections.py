@@ -1,0 +1,206 @@
+"""What a page says of each evaluation: its numbers, figures, images, and where they come from."""
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from purify.evals import plots, robust_report
+from purify.evals.report.blocks import (
+    Block,
+    Column,
+    Details,
+    Figure,
+    Heading,
+    Line,
+    Notes,
+    Pairs,
+    Prose,
+    Section,
+    Table,
+    Text,
+    from_terminal,
+    read_figure,
+)
+from purify.evals.report.images import BUDGET, image_blocks
+from purify.evals.report.modes import FIGURES, MODES, Draw
+from purify.evals.report.runs import Run
+from purify.evals.report.summary import mean_rows, percent
+from purify.evals.sweeps import sweeps
+
+COST = "cost"  # the figure that stands with that table
+SWEEPS = {
+    "eps": ("Accuracy over the radius of the attack", "eps, {norm}, in pixel units of [0, 1]"),
+    "eot_samples": ("Accuracy over samples per gradient (EOT)", "EOT samples"),
+}
+
+
+def sections(runs: Sequence[Run], points: Sequence[Run]) -> list[Section]:
+    """Of each run, its numbers; curves over several rows or runs, the points among them; of each
+    run, its images."""
+    attacked = [run for run in runs if run.mode == "eval_robust"]
+    images = [
+        Section(_heading("Images", run, attacked), "", blocks)
+        for run in attacked
+        if (blocks := image_blocks(run, budget=BUDGET // len(attacked)))
+    ]
+    return [*(_numbers(run, runs) for run in runs), *_curves([*points, *attacked]), *images]
+
+
+def _heading(text: str, run: Run, runs: Sequence[Run]) -> str:
+    """With the folder of the run where others of these are of the same mode."""
+    alone = [other.mode for other in runs].count(run.mode) == 1
+    return text if alone else f"{text}, {run.folder.name}"
+
+
+def _numbers(run: Run, runs: Sequence[Run]) -> Section:
+    shown, results = MODES[run.mode], run.results
+    first, *settings = str(results["title"]).splitlines()
+    blocks: list[Block] = [Prose([first])]
+    blocks += [Notes(settings)] if settings else []
+    caption = f"{shown.title}: all rows"
+    if shown.table:
+        rows = from_terminal(shown.table(results), caption)
+    else:
+        rows = all_columns(results.get("rows", []), caption)
+    meaning = [results[name] for name in ("meaning", "note") if results.get(name)]
+    blocks += [Prose(meaning)] if meaning else []
+    blocks += [rows] if rows.groups else []
+    if results.get("comparisons"):
+        lines = robust_report.comparison_lines(results)
+        blocks.append(Details("Paired comparisons on the same images", [Notes(lines)]))
+    figures = _figures(run, shown.draw)
+    blocks += [figure for figure in figures if figure.name != COST]
+    if run.mode == "eval_robust":
+        of_cost = [figure for figure in figures if figure.name == COST]
+        blocks += [Heading("Cost"), cost_table(results), *of_cost]
+    return Section(_heading(shown.title, run, runs), shown.says(results), blocks)
+
+
+def _figures(run: Run, draw: Draw | None) -> list[Figure]:
+    """Drawn anew where they can be, sharp at any size; the others as the mode wrote them, but for
+    those of images, which have a section of their own."""
+    figures: list[Figure] = []
+    drawn = set()
+    if draw:
+        with tempfile.TemporaryDirectory() as folder:
+            for path in draw(Path(folder), run.results, ".svg"):
+                drawn.add(path.stem)
+                figures.append(_figure(path))
+    kept = {path.stem for path in run.folder.glob("purified/*.npz")}
+    written = sorted((run.folder / "figures").glob("*.png"))
+    return figures + [_figure(path) for path in written if path.stem not in drawn | kept]
+
+
+def _figure(path: Path) -> Figure:
+    name = path.stem.replace("_", " ")
+    caption, alt = FIGURES.get(path.stem, (name, name))
+    return read_figure(path, alt=alt, caption=caption)
+
+
+def _curves(runs: Sequence[Run]) -> list[Section]:
+    """Accuracy over eps, a figure for each norm, and over EOT samples, where rows differ in it."""
+    found = []
+    for field, (caption, label) in SWEEPS.items():
+        curves = sweeps((run.results for run in runs), field)
+        norms = dict.fromkeys(curve.norm for curve in curves) if field == "eps" else {None: None}
+        for norm in norms:
+            own = {c.label: c.points for c in curves if norm in (None, c.norm)}
+            if own:
+                found.append((field, caption, label.format(norm=norm), own))
+    if not found:
+        return []
+    figures: list[Block] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for field, caption, label, own in found:
+            path = Path(folder) / f"{field}-{len(figures)}.svg"
+            plots.accuracy_curves(path, own, field, label)
+            alt = "; ".join(
+                f"{name}: {', '.join(f'{row[field]:g}: {percent(row)}' for row in points)}"
+                for name, points in own.items()
+            )
+            caption = f"{caption}; whiskers: 95 % interval"
+            figures.append(read_figure(path, alt=alt, caption=caption))
+    return [Section("Curves", "", figures)]
+
+
+def cost_table(results: Mapping) -> Table:
+    """What a draw of each defence takes, and what each attack on an image took."""
+    attacks = list(dict.fromkeys(row["attack"] for row in mean_rows(results)))
+    by_name: dict[str, dict[str, Mapping]] = {}
+    for row in mean_rows(results):
+        by_name.setdefault(row["defense"]["name"], {})[row["attack"]] = row
+    columns = [Column("defence"), Column("nfe a draw", True), Column("s a draw", True)]
+    columns += [Column(f"{attack}, s/image", True) for attack in attacks]
+    lines = []
+    for name, rows in by_name.items():
+        any_row = next(iter(rows.values()))
+        draw = (f"{any_row['defense_nfe_per_image']:,.0f}", _seconds(any_row, "defense_"))
+        each = (_seconds(rows[a]) if a in rows else "" for a in attacks)
+        lines.append(Line((name, *draw, *each)))
+    notes = (
+        "nfe: score-network forwards; a draw: S purifications of one image",
+        "s/image: attack and scoring of one image, median, without compiling",
+    )
+    return Table("Cost by defence and attack", columns, [lines], notes)
+
+
+def _seconds(row: Mapping, prefix: str = "") -> str:
+    return f"{row[f'{prefix}seconds_per_image']:.4f}"
+
+
+def all_columns(rows: Iterable[Mapping], caption: str) -> Table:
+    """Whatever the rows hold that is one number, word or truth value; what is the same in all of
+    them is a note."""
+    flat = [dict(_flat(row)) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    same = {n for n in names if len(flat) > 1 and len({str(row.get(n)) for row in flat}) == 1}
+    varying = [name for name in names if name not in same]
+    columns = [
+        Column(name, all(isinstance(row.get(name), int | float | None) for row in flat))
+        for name in varying
+    ]
+    lines = [Line([_scalar(row.get(name)) for name in varying]) for row in flat]
+    told = [f"{n} {_scalar(flat[0][n])}" for n in names if n in same and flat[0][n] is not None]
+    notes = [f"the same in all rows: {', '.join(told)}"] if told else []
+    return Table(caption, columns, [lines] if lines else [], notes)
+
+
+def _flat(row: Mapping, prefix: str = "") -> Iterable[tuple[str, object]]:
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name} ")
+        elif value is None or isinstance(value, str | int | float):
+            yield f"{prefix}{name}", value
+
+
+def _scalar(value) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def provenance(run: Run) -> list[Block]:
+    """What computed a run, from what: commits, versions, machine, weights, settings, config."""
+    results = run.results
+    signatures = results.get("computed_by", [])
+    known = ("time", "commit", "machine", "python", "devices", "batch_size", "chunk")
+    names = [name for name in known if any(name in signature for signature in signatures)]
+    lines = [Line([_scalar(signature.get(n)) for n in names]) for signature in signatures]
+    columns = [Column(name.replace("_", " ")) for name in names]
+    versions = results.get("versions", {})
+    pairs = {"folder": str(run.folder)}
+    pairs |= {f"weights of {name}": value for name, value in results.get("weights", {}).items()}
+    pairs["packages"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    blocks: list[Block] = [Table("Computed by", columns, [lines]), Pairs(pairs)]
+    parts = {
+        "Settings that name the folder": run.settings,
+        "How the networks were trained": results.get("trained"),
+        "Config": results["config"],
+    }
+    blocks += [
+        Details(summary, [Text(json.dumps(value, indent=1))])
+        for summary, value in parts.items()
+        if value
+    ]
+    return blocks

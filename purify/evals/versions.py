@@ -1,0 +1,95 @@
+"""What a defence does to attacked images: each as it was, attacked, noised and purified."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from purify.compilation import jit
+from purify.evals.evaluation import BAR, Evaluation
+from purify.evals.rows import Row
+from purify.image_io import MAX_INTEGER, load_npz, take_images, take_integers, to_uint8
+from purify.noise import add_noise
+from purify.random import image_keys
+
+VERSIONS = ("clean", "attacked", "noised", "purified")
+
+
+class Versions(NamedTuple):
+    """images: version -> uint8 [n, H, W, C]; answers: version -> the class that the classifier
+    alone sees in it, int [n]; labels, index (in the data set): int [n]."""
+
+    images: dict[str, np.ndarray]
+    answers: dict[str, np.ndarray]
+    labels: np.ndarray
+    index: np.ndarray
+
+
+def save_versions(evaluation: Evaluation, row: Row, *, batch_size: int) -> Path:
+    """Write purified/<row>.npz in the evaluation's folder, of all images of the row; its path.
+
+    Noise and purification are those of the first run of the first draw that was scored, computed in
+    batches of that size. A file that has these images already stays as it is.
+    """
+    path = evaluation.store.folder / "purified" / f"{row.name}.npz"
+    index = evaluation.indices[: row.num_images]
+    if path.exists() and np.array_equal(read_versions(path).index, index):
+        return path
+    attacked, keys = evaluation.attacked_images(row), image_keys(evaluation.seed, index)
+    parts = []
+    starts = range(0, row.num_images, batch_size)
+    for start in tqdm(starts, desc=f"{row.name}: images", bar_format=BAR, leave=False):
+        # The batches of the scoring: behind some purifiers neighbours count.
+        own = np.arange(start, min(start + batch_size, row.num_images))
+        at = np.resize(own, batch_size)
+        images = evaluation.images[at], np.array(attacked[at])
+        noised, purified, answers = jax.device_get(_versions(row.defense, keys[at], *images))
+        batch = {**dict(zip(VERSIONS, (*images, noised, purified), strict=True)), **answers}
+        parts.append({name: array[: len(own)] for name, array in batch.items()})
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    arrays |= {name: to_uint8(arrays[name]) for name in VERSIONS}
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    labels = evaluation.labels[: row.num_images]
+    np.savez_compressed(partial, **arrays, labels=labels, index=index)
+    partial.replace(path)
+    return path
+
+
+def read_versions(path: Path) -> Versions:
+    """What save_versions wrote; ValueError where the file is damaged."""
+    name = f"'{path}'"
+    arrays = load_npz(path, name)
+    shape = take_images(arrays, "clean", name).shape
+    integers = {
+        field: take_integers(arrays, field, name, shape[0], MAX_INTEGER)
+        for field in (*map(_answers, VERSIONS), "labels", "index")
+    }
+    return Versions(
+        {version: take_images(arrays, version, name, shape[1:]) for version in VERSIONS},
+        {version: integers[_answers(version)] for version in VERSIONS},
+        integers["labels"],
+        integers["index"],
+    )
+
+
+def _answers(version: str) -> str:
+    return f"{version}_answers"
+
+
+@jit
+def _versions(defense, keys, clean, attacked):
+    """(noised, purified) images of the first run of the first draw, and the classifier's answers to
+    the clean, the attacked, the noised and the purified ones, by name of the array."""
+
+    def one(key, image):
+        run_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+        noised = add_noise(run_key, image, getattr(defense.purifier, "sigma", 0.0))
+        return noised, defense.purifier(run_key, image)
+
+    noised, purified = jax.vmap(one, axis_name="batch")(keys, attacked)
+    versions = zip(VERSIONS, (clean, attacked, noised, purified), strict=True)
+    logits = {_answers(name): jax.vmap(defense.classifier)(images) for name, images in versions}
+    return noised, purified, {name: values.argmax(-1) for name, values in logits.items()}
