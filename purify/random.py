@@ -13,7 +13,7 @@ from purify.types import Array, Key
 # 'selection' is the attacker's too: on its draws it chooses among images that attacks have found.
 # On those of 'perturbation' the size of what a score model learns to undo is measured.
 STREAMS = {"init": 0, "train": 1, "attack": 2, "defense": 3, "purify": 4, "selection": 5}
-STREAMS |= {"perturbation": 6, "corruption": 7}
+STREAMS |= {"perturbation": 6, "corruption": 7, "sample": 8}
 
 
 def stream_key(seed: int, stream: str) -> Key:

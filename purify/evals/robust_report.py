@@ -9,6 +9,7 @@ from rich.table import Table
 
 from purify.checkpoint import ROLES, read_settings
 from purify.compilation import jit
+from purify.defense import first_run
 from purify.evals import plots
 from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
 from purify.evals.rows import Row, crafting, without_exact
@@ -224,7 +225,7 @@ def _versions(defense, keys, images):
     the images, the noised and the purified ones."""
 
     def one(key, image):
-        run_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+        run_key = first_run(key)
         noised = add_noise(run_key, image, getattr(defense.purifier, "sigma", 0.0))
         return noised, defense.purifier(run_key, image)
 

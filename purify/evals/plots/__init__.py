@@ -4,13 +4,14 @@ from purify.evals.plots.accuracy import accuracy_bars, accuracy_by_cost
 from purify.evals.plots.certified import certified_curves
 from purify.evals.plots.corruptions import corruption_accuracies
 from purify.evals.plots.curves import training_curves
-from purify.evals.plots.images import image_rows
+from purify.evals.plots.images import image_grid, image_rows
 
 __all__ = [
     "accuracy_bars",
     "accuracy_by_cost",
     "certified_curves",
     "corruption_accuracies",
+    "image_grid",
     "image_rows",
     "training_curves",
 ]
