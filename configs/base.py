@@ -101,6 +101,7 @@ def base() -> ConfigDict:
     config.certify = _certify()
     config.corruptions = _corruptions()
     config.detect = _detect()
+    config.sample = _sample()
 
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
@@ -141,6 +142,21 @@ def _certify() -> ConfigDict:
     certify.chunk = 1000  # samples computed at once
     certify.radii = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the table
     return certify
+
+
+def _sample() -> ConfigDict:
+    """Of --mode=sample; see purify/langevin.py."""
+    sample = ConfigDict()
+    sample.num_images = 64  # samples, 0 for none
+    sample.start = "noised"  # images of the test split, or 'prior': mid-grey, so noise alone
+    sample.sigma_max = 0.0  # of the first level and the noise at the start, 0: as it was trained
+    sample.sigma_min = 0.0  # 0: as it was trained, too
+    sample.num_levels = 0  # and so here
+    sample.steps_per_level = 5
+    sample.step_size = 0.0  # alpha_i / sigma_i^2, 0: by NCSNv2's rule
+    sample.purifiers = ("one_step", "schedule", "adp")  # whose paths are shown
+    sample.positions = (0, 1, 2, 3)  # of the images whose paths these are, () for none
+    return sample
 
 
 def _corruptions() -> ConfigDict:

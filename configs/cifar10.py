@@ -63,6 +63,7 @@ def get_config(variant: str = ""):
     )
     config.score.network = dict(arch="ncsnv2", features=128)
     config.score.update(sigma_max=50.0, num_levels=232)
+    config.sample.start = "prior"
     config.score.train.update(
         num_steps=300_000,
         batch_size=128,
@@ -126,6 +127,7 @@ def _small(config) -> None:
     config.score.network = dict(arch="unet", widths=(32, 64, 64), blocks=2)
     # Purification at sigma 0.25 sees no larger noise; 50 is for sampling.
     config.score.update(sigma_max=0.6, num_levels=40)
+    config.sample.start = "noised"
     config.score.train.update(
         num_steps=3400,
         batch_size=64,

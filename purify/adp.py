@@ -108,26 +108,46 @@ class ADP:
 
     def trace(self, key: Key, image: Image) -> tuple[Image, Trace]:
         """The purified image, and what was done to it."""
+        run = self._scan if self.loop == "scan" else self._while
+        x, *info = run(self._start(key, image))
+        return x, self._told(*info)
+
+    def path(self, key: Key, image: Image) -> tuple[Array, Trace]:
+        """As purify.types.Stepwise says; after its stop an image is repeated."""
+        state = self._start(key, image)
+
+        def body(state, _):
+            after, info = self._advance(state)
+            return after, (after.x, *info)
+
+        _, (xs, *info) = jax.lax.scan(body, state, None, length=self.num_steps)
+        return jnp.concatenate([state.x[None], xs]), self._told(*info)
+
+    def _start(self, key: Key, image: Image) -> _State:
         x = add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
         h = self.score(x) if self.curvature == "secant" else jnp.zeros_like(x)
-        state = _State(x, x, h, moved=jnp.array(False), active=jnp.array(True))
-        run = self._scan if self.loop == "scan" else self._while
-        x, evaluated, alphas, norms = run(state)
+        return _State(x, x, h, moved=jnp.array(False), active=jnp.array(True))
+
+    def _told(self, evaluated: Array, alphas: Array, norms: Array) -> Trace:
         first, per_step = self._evaluations
-        return x, Trace(
+        return Trace(
             steps=jnp.sum(evaluated & (alphas > self.tau)),
             step_sizes=alphas,
             score_norms=norms,
             nfe=(first + per_step * jnp.sum(evaluated)) * self.score.nfe,
         )
 
+    def _advance(self, state: _State) -> tuple[_State, tuple[Array, Array, Array]]:
+        """`_step` of an image that may have stopped, and (whether it had not, alpha, rms of h)."""
+        after, info = self._step(state)
+        alpha, norm = (jnp.where(state.active, a, 0.0) for a in info)
+        # A stopped image is carried unchanged, so that it stays stopped.
+        after = jax.tree.map(lambda new, old: jnp.where(state.active, new, old), after, state)
+        return after, (state.active, alpha, norm)
+
     def _scan(self, state: _State):
         def body(state, _):
-            after, (alpha, norm) = self._step(state)
-            info = (state.active, *(jnp.where(state.active, a, 0.0) for a in (alpha, norm)))
-            # A stopped image is carried unchanged, so that it stays stopped.
-            after = jax.tree.map(lambda new, old: jnp.where(state.active, new, old), after, state)
-            return after, info
+            return self._advance(state)
 
         def steps(state, length):
             step = jax.checkpoint(body) if self.checkpoint else body

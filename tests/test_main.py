@@ -28,6 +28,7 @@ def test_help_explains_every_mode():
         "check_gradients",
         "certify",
         "detect",
+        "sample",
         "compare",
         "report",
         "purify",

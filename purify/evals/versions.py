@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from purify.compilation import jit
+from purify.defense import first_run
 from purify.evals.evaluation import BAR, Evaluation
 from purify.evals.rows import Row
 from purify.image_io import MAX_INTEGER, load_npz, take_images, take_integers, to_uint8
@@ -85,7 +86,7 @@ def _versions(defense, keys, clean, attacked):
     the clean, the attacked, the noised and the purified ones, by name of the array."""
 
     def one(key, image):
-        run_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+        run_key = first_run(key)
         noised = add_noise(run_key, image, getattr(defense.purifier, "sigma", 0.0))
         return noised, defense.purifier(run_key, image)
 

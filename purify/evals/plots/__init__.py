@@ -4,7 +4,7 @@ from purify.evals.plots.accuracy import accuracy_bars, accuracy_by_cost
 from purify.evals.plots.certified import certified_curves
 from purify.evals.plots.corruptions import corruption_accuracies
 from purify.evals.plots.curves import training_curves
-from purify.evals.plots.images import image_rows
+from purify.evals.plots.images import image_grid, image_rows
 from purify.evals.plots.roc import roc_curves, statistic_ranges
 from purify.evals.plots.sweeps import accuracy_curves
 
@@ -14,6 +14,7 @@ __all__ = [
     "accuracy_curves",
     "certified_curves",
     "corruption_accuracies",
+    "image_grid",
     "image_rows",
     "roc_curves",
     "statistic_ranges",
