@@ -19,6 +19,9 @@ Modes, in the order in which they are needed:
                     gain what it says; a verdict for each check
   certify           L2 radii within which the answer of the smoothed defence does not change, by
                     randomised smoothing; --max_images as above
+  ablate            evaluate the configured defence with one factor at a time at other values, each
+                    as eval_robust would, and print a table; what either has done is not done
+                    again; --max_images as of eval_robust
   compare           pair the rows that two evaluations share, image by image:
                     --input=RUN_A,RUN_B, and --output=FILE.json to write it too
   purify            purify the images in --input (a folder of PNG or JPEG files, .npy, .npz) and
@@ -60,6 +63,7 @@ MODES = {
     "eval_corruptions": "purify.evals.corruptions",
     "check_gradients": "purify.evals.gradient_health",
     "certify": "purify.evals.certify",
+    "ablate": "purify.evals.ablate",
     "compare": "purify.evals.compare",
     "purify": "purify.evals.purify_files",
     "import_weights": "purify.import_weights",
@@ -73,6 +77,7 @@ OPTIONS = {
     "eval_robust": ("input", "max_images"),
     "certify": ("max_images",),
     "eval_corruptions": ("input", "max_images"),
+    "ablate": ("max_images",),
     "compare": ("input", "output"),
     "purify": ("input", "output"),
     "import_weights": ("input", "output", "arch"),

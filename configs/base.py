@@ -86,7 +86,7 @@ def base() -> ConfigDict:
         )
     )
     # More defences, by name: {"purifier": one of the above, and what is different}.
-    config.variants = ConfigDict()
+    config.variants = ConfigDict(dict(two_levels=dict(purifier="adp", second_sigma=0.1)))
 
     config.defense = ConfigDict()
     config.defense.purifier = "adp"  # the headline defence, and what --mode=purify runs
@@ -100,6 +100,7 @@ def base() -> ConfigDict:
     config.check = _check()
     config.certify = _certify()
     config.corruptions = _corruptions()
+    config.ablate = _ablate()
 
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
@@ -151,6 +152,30 @@ def _corruptions() -> ConfigDict:
     corruptions.num_images = 200
     corruptions.num_draws = 1  # of each corrupted image: fresh ones
     return corruptions
+
+
+def _ablate() -> ConfigDict:
+    """Of --mode=ablate: the evaluations of config.defense.purifier that have one factor at another
+    value than the config, which is the default that all of them share."""
+    eot = ("attacks.bpda.eot_samples", "attacks.exact.eot_samples")
+    purifiers = ("noise_only", "one_step", "schedule", "two_levels")
+    ablate = ConfigDict()
+    ablate.attacks = ("blind", "bpda", "exact")  # of config.attacks, with what they have there
+    ablate.num_images = 100
+    ablate.names = ()  # of the factors, () for all
+    # By name: fields of this config that change together, and their values but for the default.
+    ablate.factors = ConfigDict(
+        dict(
+            sigma=dict(fields=("adp.sigma",), values=(0.05, 0.1, 0.15, 0.2, 0.3, 0.4)),
+            lam=dict(fields=("adp.lam",), values=(0.02, 0.1, 0.2)),
+            T=dict(fields=("adp.num_steps",), values=(2, 5, 20)),
+            S=dict(fields=("defense.num_runs",), values=(1, 2, 10)),
+            curvature=dict(fields=("adp.curvature",), values=("finite_difference", "secant")),
+            eot=dict(fields=eot, values=(1, 16)),
+            purifier=dict(fields=("defense.purifier",), values=purifiers),
+        )
+    )
+    return ablate
 
 
 def _train() -> ConfigDict:

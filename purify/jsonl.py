@@ -40,19 +40,20 @@ def append_lines(path: Path, records: Iterable[dict]) -> None:
 
 def write_json(path: Path, value: Mapping) -> None:
     """Write the file whole or not at all."""
-    _replace(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_lines(path: Path, records: Iterable[dict]) -> None:
     """Write a file of these records, whole or not at all."""
-    _replace(path, _lines(records))
+    write_text(path, _lines(records))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write the file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def _lines(records: Iterable[dict]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -27,6 +27,7 @@ def test_help_explains_every_mode():
         "eval_corruptions",
         "check_gradients",
         "certify",
+        "ablate",
         "compare",
         "purify",
         "import_weights",

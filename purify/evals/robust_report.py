@@ -7,10 +7,19 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from purify.adp import ADP
 from purify.checkpoint import ROLES, read_settings
 from purify.compilation import jit
 from purify.evals import plots
-from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
+from purify.evals.evaluation import Evaluation
+from purify.evals.results import (
+    MAIN,
+    SINGLE_RUN,
+    comparisons,
+    headlines,
+    protocol_name,
+    result_rows,
+)
 from purify.evals.rows import Row, crafting, without_exact
 from purify.evals.terminal import empty_table, print_versions, print_wide, variant_lines
 from purify.jsonl import read_lines, write_json
@@ -79,13 +88,24 @@ def _worst(row: dict | None) -> str:
     return f"{_percent(row)} [{100 * row['low']:3.0f}, {100 * row['high']:3.0f}] {beside}"
 
 
-def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str, Path]) -> None:
-    """Write results.json, attacked images (.npz) and figures; print the table and the paths.
+# A row, and the records of its images in their order.
+Done = list[tuple[Row, list[dict]]]
+
+
+def done_rows(evaluation: Evaluation, rows: list[Row]) -> Done:
+    """Of rows that were run."""
+    store = evaluation.store
+    return [(row, [store.records(row.name)[i] for i in _indices(evaluation, row)]) for row in rows]
+
+
+def summary(
+    config, evaluation: Evaluation, done: Done, settings: dict, runs: Mapping[str, Path]
+) -> dict:
+    """What results.json holds.
 
     runs: name -> folder of the runs that made the networks, those of this workdir by role.
     """
-    store, seed = evaluation.store, config.seed
-    done = [(row, [store.records(row.name)[i] for i in _indices(evaluation, row)]) for row in rows]
+    store, seed, rows = evaluation.store, config.seed, [row for row, _ in done]
     clean = {row.defense_name: records for row, records in done if row.attack_name == "clean"}
     alone = {row.name for row in without_exact(rows)}
     entries = []
@@ -94,7 +114,7 @@ def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str
         unattacked = [same[r["index"]] for r in records] if same else []
         exact_beside = row.name not in alone if "bpda" in row.gradients else None
         entries += result_rows(row, records, unattacked, seed=seed, exact_beside=exact_beside)
-    results = {
+    return {
         "title": _title(config, rows),
         "rows": entries,
         "headline": headlines(done),
@@ -105,12 +125,23 @@ def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str
         "trained": {name: read_settings(folder) for name, folder in runs.items()},
         "config": config.to_dict(),
     }
+
+
+def write(
+    config, evaluation: Evaluation, rows: list[Row], settings: dict, runs: Mapping[str, Path]
+) -> None:
+    """Write results.json, attacked images (.npz) and figures; print the table and the paths.
+
+    runs: as of `summary`.
+    """
+    store, done = evaluation.store, done_rows(evaluation, rows)
+    results = summary(config, evaluation, done, settings, runs)
     write_json(store.folder / "results.json", results)
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
     # Records may outlive the images, which are a hundred times as large.
     kept = {row.crafted for row in crafting(rows) if _has_images(evaluation, row)}
     paths += [_save_attacked(evaluation, row) for row in crafting(rows) if row.crafted in kept]
-    paths += _figures(config, evaluation, done, entries, runs)
+    paths += _figures(config, evaluation, done, results["rows"], runs)
     print_wide(results_table(results))
     print_comparisons(results)
     print_versions(results)
@@ -179,13 +210,13 @@ def _save_attacked(evaluation, row: Row) -> Path:
 
 
 def _figures(
-    config, evaluation, done: list, entries: list[dict], runs: Mapping[str, Path]
+    config, evaluation: Evaluation, done: Done, entries: list[dict], runs: Mapping[str, Path]
 ) -> list[Path]:
     """PNG files beside results.json; their paths."""
     folder = evaluation.store.folder / "figures"
     folder.mkdir(exist_ok=True)
     paths = [folder / "accuracy.png", folder / "cost.png"]
-    shown = [e for e in entries if protocol_name(e) in ("mean", "fixed_key")]
+    shown = [entry for entry in entries if protocol_name(entry) in MAIN]
     plots.accuracy_bars(paths[0], shown)
     plots.accuracy_by_cost(paths[1], shown)
     curves = {role: read_lines(runs[role] / "metrics.jsonl") for role in ROLES}
@@ -222,11 +253,15 @@ def _image_figure(path: Path, evaluation, row: Row) -> None:
 def _versions(defense, keys, images):
     """(noised, purified) images of the first run of the first draw, and the classifier's logits for
     the images, the noised and the purified ones."""
+    purifier = defense.purifier
 
     def one(key, image):
         run_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
-        noised = add_noise(run_key, image, getattr(defense.purifier, "sigma", 0.0))
-        return noised, defense.purifier(run_key, image)
+        if isinstance(purifier, ADP):
+            noised = purifier.noised(run_key, image)
+        else:
+            noised = add_noise(run_key, image, getattr(purifier, "sigma", 0.0))
+        return noised, purifier(run_key, image)
 
     noised, purified = jax.vmap(one, axis_name="batch")(keys, images)
     return noised, purified, *map(jax.vmap(defense.classifier), (images, noised, purified))
