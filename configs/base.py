@@ -160,19 +160,20 @@ def _ablate() -> ConfigDict:
     eot = ("attacks.bpda.eot_samples", "attacks.exact.eot_samples")
     purifiers = ("noise_only", "one_step", "schedule", "two_levels")
     ablate = ConfigDict()
-    ablate.attacks = ("blind", "bpda", "exact")  # of config.attacks, with what they have there
+    ablate.attacks = ("blind", "exact")  # of config.attacks, with what they have there
     ablate.num_images = 100
     ablate.names = ()  # of the factors, () for all
-    # By name: fields of this config that change together, and their values but for the default.
+    # By name: fields of this config that change together, and the values at which they are tried
+    # beside the default.
     ablate.factors = ConfigDict(
         dict(
-            sigma=dict(fields=("adp.sigma",), values=(0.05, 0.1, 0.15, 0.2, 0.3, 0.4)),
-            lam=dict(fields=("adp.lam",), values=(0.02, 0.1, 0.2)),
-            T=dict(fields=("adp.num_steps",), values=(2, 5, 20)),
-            S=dict(fields=("defense.num_runs",), values=(1, 2, 10)),
-            curvature=dict(fields=("adp.curvature",), values=("finite_difference", "secant")),
-            eot=dict(fields=eot, values=(1, 16)),
-            purifier=dict(fields=("defense.purifier",), values=purifiers),
+            sigma=dict(fields=("adp.sigma",), at=(0.05, 0.1, 0.15, 0.2, 0.3, 0.35, 0.4)),
+            lam=dict(fields=("adp.lam",), at=(0.02, 0.1, 0.2)),
+            T=dict(fields=("adp.num_steps",), at=(2, 5, 20)),
+            S=dict(fields=("defense.num_runs",), at=(1, 5, 20)),
+            curvature=dict(fields=("adp.curvature",), at=("finite_difference", "secant")),
+            eot=dict(fields=eot, at=(1, 5, 50)),
+            purifier=dict(fields=("defense.purifier",), at=purifiers),
         )
     )
     return ablate

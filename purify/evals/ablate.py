@@ -154,11 +154,11 @@ def _factors(config) -> list[Factor]:
 def _factor(config, name: str, known: Mapping) -> Factor:
     options = choose("config.ablate.names entry", known, name)
     where = f"config.ablate.factors.{name}"
-    for option in ("fields", "values"):
+    for option in ("fields", "at"):
         if not isinstance(options.get(option), tuple | list) or not options[option]:
             raise ValueError(f"{where}.{option} must be a tuple that names at least one")
-    if not all(isinstance(value, int | float | str) for value in options["values"]):
-        raise ValueError(f"{where}.values must be numbers or names")
+    if not all(isinstance(value, int | float | str) for value in options["at"]):
+        raise ValueError(f"{where}.at must be numbers or names")
     fields, values = tuple(options["fields"]), []
     for field in fields:
         if field.partition(".")[0] in FIXED:
@@ -167,7 +167,7 @@ def _factor(config, name: str, known: Mapping) -> Factor:
             )
     try:
         defaults = [field_of(config, field) for field in fields]
-        for value in options["values"]:
+        for value in options["at"]:
             # Read back: a 1 for a field with floats is the default 1.0.
             point = changed(config, dict.fromkeys(fields, value))
             values += [field_of(point, field) for field in fields[:1]]

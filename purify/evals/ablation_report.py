@@ -121,7 +121,7 @@ def _csv(lines: list[dict]) -> str:
 def _title(config, default: dict) -> str:
     """What is ablated, and the default with its attacks as its own table has them."""
     compared = config.ablate.factors.to_dict().values()
-    named = [value for factor in compared for value in factor["values"] if isinstance(value, str)]
+    named = [value for factor in compared for value in factor["at"] if isinstance(value, str)]
     lines = [f"one factor at a time around {config.defense.purifier}", default["title"]]
     return "\n".join([*lines, *variant_lines(config, dict.fromkeys(named))])
 
