@@ -25,6 +25,9 @@ Modes, in the order in which they are needed:
   sample            draw images from the score model by annealed Langevin dynamics, and show the way
                     of chosen images through purifiers step by step; with --input=adv.npz, of given
                     images (arrays images, labels)
+  ablate            evaluate the configured defence with one factor at a time at other values, each
+                    as eval_robust would, and print a table; what either has done is not done
+                    again; --max_images as of eval_robust
   compare           pair the rows that two evaluations share, image by image:
                     --input=RUN_A,RUN_B, and --output=FILE.json to write it too
   report            write one HTML file of finished evaluations, to be read without a network: of
@@ -71,6 +74,7 @@ MODES = {
     "certify": "purify.evals.certify",
     "detect": "purify.evals.detect",
     "sample": "purify.evals.sample",
+    "ablate": "purify.evals.ablate",
     "compare": "purify.evals.compare",
     "report": "purify.evals.report.page",
     "purify": "purify.evals.purify_files",
@@ -87,6 +91,7 @@ OPTIONS = {
     "detect": ("max_images",),
     "eval_corruptions": ("input", "max_images"),
     "sample": ("input",),
+    "ablate": ("max_images",),
     "compare": ("input", "output"),
     "report": ("input", "output"),
     "purify": ("input", "output"),

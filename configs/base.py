@@ -86,7 +86,7 @@ def base() -> ConfigDict:
         )
     )
     # More defences, by name: {"purifier": one of the above, and what is different}.
-    config.variants = ConfigDict()
+    config.variants = ConfigDict(dict(two_levels=dict(purifier="adp", second_sigma=0.1)))
 
     config.defense = ConfigDict()
     config.defense.purifier = "adp"  # the headline defence, and what --mode=purify runs
@@ -102,6 +102,7 @@ def base() -> ConfigDict:
     config.corruptions = _corruptions()
     config.detect = _detect()
     config.sample = _sample()
+    config.ablate = _ablate()
 
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
@@ -185,6 +186,31 @@ def _detect() -> ConfigDict:
     detect.corruptions = ("gaussian_noise", "defocus_blur", "brightness", "contrast")
     detect.severity = 3  # of these natural images
     return detect
+
+
+def _ablate() -> ConfigDict:
+    """Of --mode=ablate: the evaluations of config.defense.purifier that have one factor at another
+    value than the config, which is the default that all of them share."""
+    eot = ("attacks.bpda.eot_samples", "attacks.exact.eot_samples")
+    purifiers = ("noise_only", "one_step", "schedule", "two_levels")
+    ablate = ConfigDict()
+    ablate.attacks = ("blind", "exact")  # of config.attacks, with what they have there
+    ablate.num_images = 100
+    ablate.names = ()  # of the factors, () for all
+    # By name: fields of this config that change together, and the values at which they are tried
+    # beside the default.
+    ablate.factors = ConfigDict(
+        dict(
+            sigma=dict(fields=("adp.sigma",), at=(0.05, 0.1, 0.15, 0.2, 0.3, 0.35, 0.4)),
+            lam=dict(fields=("adp.lam",), at=(0.02, 0.1, 0.2)),
+            T=dict(fields=("adp.num_steps",), at=(2, 5, 20)),
+            S=dict(fields=("defense.num_runs",), at=(1, 5, 20)),
+            curvature=dict(fields=("adp.curvature",), at=("finite_difference", "secant")),
+            eot=dict(fields=eot, at=(1, 5, 50)),
+            purifier=dict(fields=("defense.purifier",), at=purifiers),
+        )
+    )
+    return ablate
 
 
 def _train() -> ConfigDict:

@@ -57,6 +57,8 @@ def get_config(variant: str = ""):
     else:
         add_attacks(config, eps=EPS, num_steps=15, eot_samples=4, **against)
         config.attacks.exact.num_images = 100
+        config.ablate.factors.sigma.at = (0.05, 0.1, 0.2, 0.3, 0.4)
+        config.ablate.factors.eot.at = (1, 16)
     if trained_robust:  # what fools another classifier
         config.attacks.from_pgd_at_exact = transfer("pgd_at-exact", defenses=PURIFIERS)
         config.attack_lists.strong += ("from_pgd_at_exact",)

@@ -29,6 +29,7 @@ def test_help_explains_every_mode():
         "certify",
         "detect",
         "sample",
+        "ablate",
         "compare",
         "report",
         "purify",

@@ -14,6 +14,7 @@ from purify.evals.rows import Row
 from purify.image_io import MAX_INTEGER, load_npz, take_images, take_integers, to_uint8
 from purify.noise import add_noise
 from purify.random import image_keys
+from purify.types import Stepwise
 
 VERSIONS = ("clean", "attacked", "noised", "purified")
 
@@ -87,8 +88,13 @@ def _versions(defense, keys, clean, attacked):
 
     def one(key, image):
         run_key = first_run(key)
-        noised = add_noise(run_key, image, getattr(defense.purifier, "sigma", 0.0))
-        return noised, defense.purifier(run_key, image)
+        if isinstance(purifier, Stepwise):
+            path, _ = purifier.path(run_key, image)
+            return path[0], path[-1]
+        noised = add_noise(run_key, image, getattr(purifier, "sigma", 0.0))
+        return noised, purifier(run_key, image)
+
+    purifier = defense.purifier
 
     noised, purified = jax.vmap(one, axis_name="batch")(keys, attacked)
     versions = zip(VERSIONS, (clean, attacked, noised, purified), strict=True)

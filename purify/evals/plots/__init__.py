@@ -1,5 +1,6 @@
 """Figures for a report, each written as one file, PNG or SVG."""
 
+from purify.evals.plots.ablation import ablation_panels
 from purify.evals.plots.accuracy import accuracy_bars, accuracy_by_cost
 from purify.evals.plots.certified import certified_curves
 from purify.evals.plots.corruptions import corruption_accuracies
@@ -9,6 +10,7 @@ from purify.evals.plots.roc import roc_curves, statistic_ranges
 from purify.evals.plots.sweeps import accuracy_curves
 
 __all__ = [
+    "ablation_panels",
     "accuracy_bars",
     "accuracy_by_cost",
     "accuracy_curves",
