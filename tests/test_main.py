@@ -56,7 +56,10 @@ def test_help_explains_every_mode():
         ((*BASE, "--mode=train", "--config.score.network.arch=resnet"), "it needs num_classes"),
         ((*BASE, "--mode=fly"), "train_classifier|train|eval_robust|eval_corruptions|"),
         ((*BASE, "--mode=train", "--config.adp.sgima=1"), "known: alpha_max, alpha_min"),
-        ((*BASE, "--mode=train", "--config.nope.x=1"), "known: ablate, adp, adp_reference, attack_lists"),
+        (
+            (*BASE, "--mode=train", "--config.nope.x=1"),
+            "known: ablate, adp, adp_reference, attack_lists",
+        ),
         ((*BASE, "--mode=train", "--config.adp.sigma=big"), "could not convert"),
         ((*BASE, "--mode=train", "--config.adp.num_steps=1.5"), "invalid literal"),
         ((*BASE, "--mode=train", "--fast"), "fast"),

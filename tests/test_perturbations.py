@@ -18,7 +18,7 @@ from purify import perturbations, train_score
 from purify.augmix import OPERATIONS, AugMix
 from purify.checkpoint import load_score, read_settings
 from purify.data import load
-from purify.evals import robust
+from purify.evals.inputs import score_settings
 from purify.image_io import to_float
 from purify.jsonl import read_lines, write_json
 from purify.losses import dsm
@@ -429,12 +429,12 @@ def test_a_run_and_an_evaluation_record_what_it_has_learnt_to_undo(learnt, tfds_
         line = read_lines(workdir / "score/metrics.jsonl")[-1]
         assert line[f"loss_by_sigma/{sigma_eff:.3g}"] == pytest.approx(line["loss"])
     expected = {"head": "score", "perturbation": settings["perturbation"]}
-    assert robust.score_settings(load_score(workdir), workdir / "score") == expected
+    assert score_settings(load_score(workdir), workdir / "score") == expected
     # Settings of Gaussian runs, and of their evaluations, are what they were before there was more.
     del settings["perturbation"]
     (workdir / "gaussian").mkdir()
     write_json(workdir / "gaussian/settings.json", settings)
-    given = robust.score_settings(load_score(workdir), workdir / "gaussian")
+    given = score_settings(load_score(workdir), workdir / "gaussian")
     assert given == {"head": "score"}
 
 

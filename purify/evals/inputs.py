@@ -68,7 +68,7 @@ class Inputs:
             "weights": {name: weight_hash(net.variables) for name, net in networks.items()},
             "networks": {name: read_settings(run)["network"] for name, run in self.runs.items()},
             "images": weight_hash(arrays),
-            **_score_settings(self.score, self.runs["score"]),
+            **score_settings(self.score, self.runs["score"]),
         }
 
 
@@ -168,7 +168,7 @@ def tell_seen(cfg, runs: Mapping[str, Path], num_images: int, split: str = "") -
     return told
 
 
-def _score_settings(score_model: Score, run: Path) -> dict:
+def score_settings(score_model: Score, run: Path) -> dict:
     """What a score model is beside network and weights: its head and, where it was not Gaussian
     noise, the perturbation that its run has learnt to undo."""
     recorded = read_settings(run)
