@@ -125,4 +125,5 @@ def _read(folder: Path) -> Run:
         results = None
     if not isinstance(results, dict) or not {"title", "config"} <= results.keys():
         raise ValueError(f"{path} is damaged; delete it and give the evaluation's command again")
-    return Run(folder.absolute(), read_settings(folder), results)
+    named = folder if folder.parent.name else folder.absolute()  # '.' does not say its mode
+    return Run(named, read_settings(folder), results)
