@@ -22,6 +22,12 @@ Modes, in the order in which they are needed:
   detect            how well score norm, reconstruction error, energy and change of prediction tell
                     attacked images from natural ones, for attackers who know of them and for those
                     who do not: ROC curves, AUROC, rates at a threshold; --max_images as above
+  sample            draw images from the score model by annealed Langevin dynamics, and show the way
+                    of chosen images through purifiers step by step; with --input=adv.npz, of given
+                    images (arrays images, labels)
+  ablate            evaluate the configured defence with one factor at a time at other values, each
+                    as eval_robust would, and print a table; what either has done is not done
+                    again; --max_images as of eval_robust
   compare           pair the rows that two evaluations share, image by image:
                     --input=RUN_A,RUN_B, and --output=FILE.json to write it too
   report            write one HTML file of finished evaluations, to be read without a network: of
@@ -67,6 +73,8 @@ MODES = {
     "check_gradients": "purify.evals.gradient_health",
     "certify": "purify.evals.certify",
     "detect": "purify.evals.detect",
+    "sample": "purify.evals.sample",
+    "ablate": "purify.evals.ablate",
     "compare": "purify.evals.compare",
     "report": "purify.evals.report.page",
     "purify": "purify.evals.purify_files",
@@ -82,6 +90,8 @@ OPTIONS = {
     "certify": ("max_images",),
     "detect": ("max_images",),
     "eval_corruptions": ("input", "max_images"),
+    "sample": ("input",),
+    "ablate": ("max_images",),
     "compare": ("input", "output"),
     "report": ("input", "output"),
     "purify": ("input", "output"),

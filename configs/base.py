@@ -86,7 +86,7 @@ def base() -> ConfigDict:
         )
     )
     # More defences, by name: {"purifier": one of the above, and what is different}.
-    config.variants = ConfigDict()
+    config.variants = ConfigDict(dict(two_levels=dict(purifier="adp", second_sigma=0.1)))
 
     config.defense = ConfigDict()
     config.defense.purifier = "adp"  # the headline defence, and what --mode=purify runs
@@ -101,6 +101,8 @@ def base() -> ConfigDict:
     config.certify = _certify()
     config.corruptions = _corruptions()
     config.detect = _detect()
+    config.sample = _sample()
+    config.ablate = _ablate()
 
     config.eval = ConfigDict()
     config.eval.defenses = ("identity", "noise_only", "one_step", "schedule", "adp")
@@ -143,6 +145,21 @@ def _certify() -> ConfigDict:
     return certify
 
 
+def _sample() -> ConfigDict:
+    """Of --mode=sample; see purify/langevin.py."""
+    sample = ConfigDict()
+    sample.num_images = 64  # samples, 0 for none
+    sample.start = "noised"  # images of the test split, or 'prior': mid-grey, so noise alone
+    sample.sigma_max = 0.0  # of the first level and the noise at the start, 0: as it was trained
+    sample.sigma_min = 0.0  # 0: as it was trained, too
+    sample.num_levels = 0  # and so here
+    sample.steps_per_level = 5
+    sample.step_size = 0.0  # alpha_i / sigma_i^2, 0: by NCSNv2's rule
+    sample.purifiers = ("one_step", "schedule", "adp")  # whose paths are shown
+    sample.positions = (0, 1, 2, 3)  # of the images whose paths these are, () for none
+    return sample
+
+
 def _corruptions() -> ConfigDict:
     """Of --mode=eval_corruptions; see purify/corruptions. S is config.defense.num_runs."""
     corruptions = ConfigDict()
@@ -160,7 +177,8 @@ def _detect() -> ConfigDict:
     detect.statistics = ()  # () for all that the score model has
     detect.purifier = "one_step"  # whose reconstruction and whose predictions are compared
     detect.defense = "identity"  # behind the detector: what attacked images have to fool
-    detect.calibration_split = "validation"  # of natural images, by which thresholds are set
+    # Of natural images, by which thresholds are set: none that trained a network, if possible.
+    detect.calibration_split = "test[50%:]"
     detect.num_images = 200  # of the test split
     detect.attack = "blind"  # of config.attacks, whose ball and steps all attacks have
     detect.weights = (0.1, 1.0, 10.0, 100.0)  # of a statistic, for attackers who know of it
@@ -168,6 +186,31 @@ def _detect() -> ConfigDict:
     detect.corruptions = ("gaussian_noise", "defocus_blur", "brightness", "contrast")
     detect.severity = 3  # of these natural images
     return detect
+
+
+def _ablate() -> ConfigDict:
+    """Of --mode=ablate: the evaluations of config.defense.purifier that have one factor at another
+    value than the config, which is the default that all of them share."""
+    eot = ("attacks.bpda.eot_samples", "attacks.exact.eot_samples")
+    purifiers = ("noise_only", "one_step", "schedule", "two_levels")
+    ablate = ConfigDict()
+    ablate.attacks = ("blind", "exact")  # of config.attacks, with what they have there
+    ablate.num_images = 100
+    ablate.names = ()  # of the factors, () for all
+    # By name: fields of this config that change together, and the values at which they are tried
+    # beside the default.
+    ablate.factors = ConfigDict(
+        dict(
+            sigma=dict(fields=("adp.sigma",), at=(0.05, 0.1, 0.15, 0.2, 0.3, 0.35, 0.4)),
+            lam=dict(fields=("adp.lam",), at=(0.02, 0.1, 0.2)),
+            T=dict(fields=("adp.num_steps",), at=(2, 5, 20)),
+            S=dict(fields=("defense.num_runs",), at=(1, 5, 20)),
+            curvature=dict(fields=("adp.curvature",), at=("finite_difference", "secant")),
+            eot=dict(fields=eot, at=(1, 5, 50)),
+            purifier=dict(fields=("defense.purifier",), at=purifiers),
+        )
+    )
+    return ablate
 
 
 def _train() -> ConfigDict:

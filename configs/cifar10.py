@@ -63,6 +63,7 @@ def get_config(variant: str = ""):
     )
     config.score.network = dict(arch="ncsnv2", features=128)
     config.score.update(sigma_max=50.0, num_levels=232)
+    config.sample.start = "prior"
     config.score.train.update(
         num_steps=300_000,
         batch_size=128,
@@ -117,6 +118,9 @@ def _reference(config) -> None:
     config.attack_lists = dict(paper=config.eval.attacks)
     for name in ("bpda_votes", "bpda", "exact"):
         config.attacks[name].defenses = ("noise_only", "one_step", "adp_reference")
+    config.ablate.names = ("sigma", "lam", "T", "S", "eot", "purifier")  # it has one curvature
+    config.ablate.factors.lam.fields = ("adp_reference.lam",)
+    config.ablate.factors.T.fields = ("adp_reference.num_steps",)
 
 
 def _small(config) -> None:
@@ -126,6 +130,7 @@ def _small(config) -> None:
     config.score.network = dict(arch="unet", widths=(32, 64, 64), blocks=2)
     # Purification at sigma 0.25 sees no larger noise; 50 is for sampling.
     config.score.update(sigma_max=0.6, num_levels=40)
+    config.sample.start = "noised"
     config.score.train.update(
         num_steps=3400,
         batch_size=64,
@@ -172,10 +177,11 @@ def _small(config) -> None:
 
 
 def _at_both_sigmas(config, **purifiers: dict) -> list[str]:
-    """Sets config.variants to the purifiers at the config's sigma and, named _s10, at 0.10; returns
-    the names of all, also of those that are no variants."""
+    """Sets config.variants to the purifiers at the config's sigma and, named _s10, at 0.10, and the
+    one of two levels; returns the names of all but that, also of those that are no variants."""
     purifiers |= {f"{name}_s10": changes | dict(sigma=0.10) for name, changes in purifiers.items()}
-    config.variants = {n: changes for n, changes in purifiers.items() if n not in PURIFIERS}
+    variants = {n: changes for n, changes in purifiers.items() if n not in PURIFIERS}
+    config.variants = variants | dict(two_levels=config.variants.two_levels)
     return list(purifiers)
 
 

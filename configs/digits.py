@@ -4,6 +4,7 @@
     configs/digits.py:full   the paper's budgets: S 10, EOT 15, 40 iterations; hours on 2 CPU cores
     configs/digits.py:detect   detect, then purify: attacks that know of the detector
     configs/digits.py:pgd_at, :trades   the same classifier by adversarial training, within a minute
+    configs/digits.py:samples   a score model trained on more noise, to draw digits from noise alone
 
 Expected: 97 to 99 % clean accuracy undefended. eps was chosen so that PGD-40 leaves the undefended
 classifier under 25 %; the purifiers' constants are the paper's.
@@ -12,7 +13,7 @@ classifier under 25 %; the purifiers' constants are the paper's.
 from configs.base import add_attacks, add_corruptions, attack, base, transfer
 
 EPS = 0.15
-VARIANTS = ("", "full", "detect", "pgd_at", "trades")
+VARIANTS = ("", "full", "detect", "pgd_at", "trades", "samples")
 PURIFIERS = ("noise_only", "one_step", "schedule", "adp")
 # On 8 x 8 pixels flakes, drops, ice, a pixel's shift and smears of several hide the digit, a zoom
 # by a few per cent moves nothing; and greyscale has no saturation.
@@ -56,6 +57,8 @@ def get_config(variant: str = ""):
     else:
         add_attacks(config, eps=EPS, num_steps=15, eot_samples=4, **against)
         config.attacks.exact.num_images = 100
+        config.ablate.factors.sigma.at = (0.05, 0.1, 0.2, 0.3, 0.4)
+        config.ablate.factors.eot.at = (1, 16)
     if trained_robust:  # what fools another classifier
         config.attacks.from_pgd_at_exact = transfer("pgd_at-exact", defenses=PURIFIERS)
         config.attack_lists.strong += ("from_pgd_at_exact",)
@@ -63,11 +66,17 @@ def get_config(variant: str = ""):
         _more_attacks(config, **against)
     # 95 % of the score norms of validation images are below.
     config.detect_then_purify.threshold = 0.42
+    config.detect.calibration_split = "validation"
     config.certify.defenses = ("noise_only", "one_step", "adp")
     config.certify.budgets.adp = dict(num_images=20, num_samples=1000)
     add_corruptions(config, "detect_then_purify", names=DIGITS, num_draws=2)
     if variant == "detect":
         _detect(config)
+    if variant == "samples":
+        # Two training images are at most 4.65 apart: noise of that size forgets where it started
+        # (Song and Ermon 2020, technique 1).
+        config.score.sigma_max = 5.0
+        config.sample.start = "prior"
     return config
 
 

@@ -12,6 +12,7 @@ def get_config(variant: str = ""):
     config = cifar10.get_config(variant)
     config.data.name = "folder"
     if variant in ("", "reference"):
+        config.sample.start = "noised"  # sigma 50 does not hide 64 x 64 images
         config.classifier.network.update(
             mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821)
         )

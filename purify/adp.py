@@ -23,6 +23,8 @@ CURVATURES = ("finite_difference", "jvp", "secant")
 LOOPS = ("while", "scan")
 # Steps between two states that the backward pass keeps; longer chains cost one more forward pass.
 SEGMENT = 10
+# What a run's key is folded with for the coin between two noise levels; the noise has the key.
+COIN = 1
 
 
 class _State(NamedTuple):
@@ -39,6 +41,9 @@ class ADP:
     """`purifier(key, image) -> image`; every image has its own step sizes and its own stop.
 
     sigma: standard deviation of the injected noise, in pixel units of [0, 1].
+    second_sigma: that of every other run, each by the flip of a coin of its own, so that the S runs
+        of a defence mix two noise levels; None for none. (The published code has an even share of
+        them at each level: the same expectation.)
     lam, tau, alpha_min, alpha_max, num_steps: as in the module's docstring; num_steps is T.
     curvature: 'jvp' (exact; an evaluation and a tangent), 'finite_difference' (the paper's: two
         evaluations a step, difference delta; jvp is its limit delta -> 0 without the cancellation,
@@ -63,6 +68,7 @@ class ADP:
     checkpoint: bool = static(True)
     detach_step: bool = static(False)
     straight_through_noise: bool = static(False)
+    second_sigma: float | None = static(None)
 
     def __post_init__(self):
         if self.curvature not in CURVATURES:
@@ -71,10 +77,10 @@ class ADP:
             )
         if self.loop not in LOOPS:
             raise ValueError(f"loop={self.loop!r} is unknown; known: {', '.join(LOOPS)}")
-        if self.num_steps < 1 or self.sigma < 0:
+        if self.num_steps < 1 or min(self._sigmas) < 0:
             raise ValueError(
                 f"ADP needs num_steps >= 1 and sigma >= 0, got num_steps={self.num_steps}, "
-                f"sigma={self.sigma}"
+                f"sigma={self.sigma}, second_sigma={self.second_sigma}"
             )
         if not 0 < self.alpha_min <= self.alpha_max or self.lam <= 0 or self.delta <= 0:
             raise ValueError(
@@ -85,7 +91,11 @@ class ADP:
 
     @property
     def stochastic(self) -> bool:
-        return self.sigma > 0
+        return max(self._sigmas) > 0
+
+    @property
+    def _sigmas(self) -> tuple[float, ...]:
+        return (self.sigma,) if self.second_sigma is None else (self.sigma, self.second_sigma)
 
     @property
     def _evaluations(self) -> tuple[int, int]:
@@ -106,28 +116,56 @@ class ADP:
     def __call__(self, key: Key, image: Image) -> Image:
         return self.trace(key, image)[0]
 
+    def noised(self, key: Key, image: Image) -> Image:
+        """x_0 of the run with this key."""
+        sigma: float | Array = self.sigma
+        if self.second_sigma is not None:
+            coin = jax.random.bernoulli(jax.random.fold_in(key, COIN))
+            sigma = jnp.where(coin, self.second_sigma, self.sigma)
+        return add_noise(key, image, sigma, straight_through=self.straight_through_noise)
+
     def trace(self, key: Key, image: Image) -> tuple[Image, Trace]:
         """The purified image, and what was done to it."""
-        x = add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
-        h = self.score(x) if self.curvature == "secant" else jnp.zeros_like(x)
-        state = _State(x, x, h, moved=jnp.array(False), active=jnp.array(True))
         run = self._scan if self.loop == "scan" else self._while
-        x, evaluated, alphas, norms = run(state)
+        x, *info = run(self._start(key, image))
+        return x, self._told(*info)
+
+    def path(self, key: Key, image: Image) -> tuple[Array, Trace]:
+        """As purify.types.Stepwise says; after its stop an image is repeated."""
+        state = self._start(key, image)
+
+        def body(state, _):
+            after, info = self._advance(state)
+            return after, (after.x, *info)
+
+        _, (xs, *info) = jax.lax.scan(body, state, None, length=self.num_steps)
+        return jnp.concatenate([state.x[None], xs]), self._told(*info)
+
+    def _start(self, key: Key, image: Image) -> _State:
+        x = self.noised(key, image)
+        h = self.score(x) if self.curvature == "secant" else jnp.zeros_like(x)
+        return _State(x, x, h, moved=jnp.array(False), active=jnp.array(True))
+
+    def _told(self, evaluated: Array, alphas: Array, norms: Array) -> Trace:
         first, per_step = self._evaluations
-        return x, Trace(
+        return Trace(
             steps=jnp.sum(evaluated & (alphas > self.tau)),
             step_sizes=alphas,
             score_norms=norms,
             nfe=(first + per_step * jnp.sum(evaluated)) * self.score.nfe,
         )
 
+    def _advance(self, state: _State) -> tuple[_State, tuple[Array, Array, Array]]:
+        """`_step` of an image that may have stopped, and (whether it had not, alpha, rms of h)."""
+        after, info = self._step(state)
+        alpha, norm = (jnp.where(state.active, a, 0.0) for a in info)
+        # A stopped image is carried unchanged, so that it stays stopped.
+        after = jax.tree.map(lambda new, old: jnp.where(state.active, new, old), after, state)
+        return after, (state.active, alpha, norm)
+
     def _scan(self, state: _State):
         def body(state, _):
-            after, (alpha, norm) = self._step(state)
-            info = (state.active, *(jnp.where(state.active, a, 0.0) for a in (alpha, norm)))
-            # A stopped image is carried unchanged, so that it stays stopped.
-            after = jax.tree.map(lambda new, old: jnp.where(state.active, new, old), after, state)
-            return after, info
+            return self._advance(state)
 
         def steps(state, length):
             step = jax.checkpoint(body) if self.checkpoint else body

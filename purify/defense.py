@@ -61,6 +61,11 @@ class Defense:
         return draws(traced, self.num_runs, self.chunk)(key, image)
 
 
+def first_run(key: Key) -> Key:
+    """Of an image's key, that of the first run of the first draw that an evaluation scores."""
+    return jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+
+
 @jit
 def classify(defense: Defense, keys: Key, images: Array) -> Array:
     """One draw of the defence for a batch: keys [n], images [n, H, W, C] -> logits [n, K]."""

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from attacks.gradients import straight_through as identity_gradient
-from purify.types import Image, Key
+from purify.types import Array, Image, Key
 
 
-def add_noise(key: Key, image: Image, sigma: float, *, straight_through: bool = False) -> Image:
+def add_noise(
+    key: Key, image: Image, sigma: float | Array, *, straight_through: bool = False
+) -> Image:
     """clip(x + sigma n, 0, 1), n ~ N(0, I); sigma in pixel units of [0, 1].
 
     straight_through: differentiate the clip as the identity.

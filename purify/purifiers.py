@@ -102,18 +102,33 @@ class Schedule:
         return self.trace(key, image)[0]
 
     def trace(self, key: Key, image: Image) -> tuple[Image, Trace]:
+        x, _, trace = self._descend(self._start(key, image), keep=False)
+        return x, trace
+
+    def path(self, key: Key, image: Image) -> tuple[Array, Trace]:
+        """As purify.types.Stepwise says."""
+        x = self._start(key, image)
+        _, after, trace = self._descend(x, keep=True)
+        return jnp.concatenate([x[None], after]), trace
+
+    def _start(self, key: Key, image: Image) -> Image:
+        return add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
+
+    def _descend(self, x: Image, *, keep: bool) -> tuple[Image, Array | None, Trace]:
+        """(the last image, those after each step if they are to be kept, the trace)."""
         levels = np.append(np.geomspace(self.sigma, self.sigma_min, self.num_steps), 0.0)
-        step_sizes = jnp.asarray(-np.diff(levels), image.dtype)
+        step_sizes = jnp.asarray(-np.diff(levels), x.dtype)
 
         @jax.checkpoint
         def step(x, at):
             sigma, step_size = at
             z = self.score.predict_noise(x, sigma)
-            return jnp.clip(x - step_size * z, 0.0, 1.0), _rms(z)
+            x = jnp.clip(x - step_size * z, 0.0, 1.0)
+            return x, (x if keep else None, _rms(z))
 
-        x = add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
-        x, norms = jax.lax.scan(step, x, (jnp.asarray(levels[:-1], image.dtype), step_sizes))
-        return x, _trace(step_sizes, norms, self.nfe)
+        steps = (jnp.asarray(levels[:-1], x.dtype), step_sizes)
+        x, (after, norms) = jax.lax.scan(step, x, steps)
+        return x, after, _trace(step_sizes, norms, self.nfe)
 
 
 @flax.struct.dataclass
@@ -147,6 +162,11 @@ class OneStep:
         z = self.score.predict_noise(x, self.sigma)
         step_sizes = jnp.full(1, self.sigma, image.dtype)
         return jnp.clip(x - self.sigma * z, 0.0, 1.0), _trace(step_sizes, _rms(z)[None], self.nfe)
+
+    def path(self, key: Key, image: Image) -> tuple[Array, Trace]:
+        """As purify.types.Stepwise says."""
+        purified, trace = self.trace(key, image)
+        return jnp.stack([add_noise(key, image, self.sigma), purified]), trace
 
 
 PURIFIERS = {

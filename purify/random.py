@@ -14,7 +14,7 @@ from purify.types import Array, Key
 # On those of 'perturbation' the size of what a score model learns to undo is measured; 'detection'
 # is the statistics' of a detector.
 STREAMS = {"init": 0, "train": 1, "attack": 2, "defense": 3, "purify": 4, "selection": 5}
-STREAMS |= {"perturbation": 6, "corruption": 7, "detection": 8}
+STREAMS |= {"perturbation": 6, "corruption": 7, "detection": 8, "sample": 9}
 
 
 def stream_key(seed: int, stream: str) -> Key:

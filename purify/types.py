@@ -1,6 +1,6 @@
 """Types shared by every module: images are float [H, W, C] in [0, 1], keys are typed JAX keys."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -42,3 +42,11 @@ class Purifier(Protocol):
     def __call__(self, key: Key, image: Image) -> Image: ...
 
     def trace(self, key: Key, image: Image) -> tuple[Image, Trace]: ...
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A purifier that can also show the images on its way: x_0, which is the noised one, ..., x_T,
+    the result, as [T + 1, H, W, C], and the trace."""
+
+    def path(self, key: Key, image: Image) -> tuple[Array, Trace]: ...

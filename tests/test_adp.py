@@ -423,12 +423,45 @@ def test_gradient_memory_hardly_grows_with_the_number_of_steps(curvature, shape,
     assert 0 < few <= many <= 1.5 * few
 
 
+# Two noise levels
+
+
+def test_each_run_has_one_of_two_noise_levels_by_a_coin_of_its_own():
+    """The same noise as with one level, at either; about half of 400 runs at each."""
+    score, image = isotropic(1.0), jnp.full((2, 3, 1), 0.5)
+    keys = jax.random.split(KEY, 400)
+    both, low, high = (
+        jax.vmap(ADP(score, sigma, second_sigma=second).noised, (0, None))(keys, image)
+        for sigma, second in ((0.25, 0.1), (0.1, None), (0.25, None))
+    )
+    is_low, is_high = (np.asarray(jnp.all(both == one, axis=(1, 2, 3))) for one in (low, high))
+    assert (is_low ^ is_high).all()  # never both: nowhere did all pixels clip
+    assert abs(is_low.mean() - 0.5) < 0.1  # four standard deviations of 400 fair coins
+    # The coin is not the noise's: it says nothing of it.
+    noise = np.asarray(low - image).mean((1, 2, 3))
+    assert abs(np.corrcoef(noise, is_low)[0, 1]) < 0.2
+    x, _ = ADP(score, 0.25, second_sigma=0.1).trace(keys[0], image)
+    of_its_level, _ = ADP(score, 0.1 if is_low[0] else 0.25).trace(keys[0], image)
+    np.testing.assert_array_equal(x, of_its_level)
+
+
+def test_no_noise_can_be_one_of_the_two_levels():
+    adp = ADP(isotropic(1.0), 0.25, second_sigma=0.0)
+    image = jnp.full((2, 3, 1), 0.5)
+    noised = jax.vmap(adp.noised, (0, None))(jax.random.split(KEY, 40), image)
+    untouched = np.asarray(jnp.all(noised == image, axis=(1, 2, 3)))
+    assert 5 < untouched.sum() < 35
+    assert adp.stochastic and ADP(isotropic(1.0), 0.0, second_sigma=0.1).stochastic
+    assert not ADP(isotropic(1.0), 0.0, second_sigma=0.0).stochastic
+
+
 # Errors
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"second_sigma": -0.1}, "second_sigma=-0.1"),
         ({"curvature": "hessian"}, "known: finite_difference, jvp, secant"),
         ({"loop": "for"}, "known: while, scan"),
         ({"num_steps": 0}, "num_steps=0"),

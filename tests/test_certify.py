@@ -119,6 +119,7 @@ def test_four_devices_draw_the_same_samples(trained, workdir):
         ({"certify.defenses": ("identity",)}, "identity cannot be certified: Identity does not"),
         ({"certify.defenses": ("detect_then_purify",)}, "does not begin with noise of its own"),
         ({"certify.defenses": ("adp_reference",)}, "its draws are not independent"),
+        ({"certify.defenses": ("two_levels",)}, "its noise has one of two levels"),
         ({"certify.defenses": ("wall",)}, "config.certify.defenses 'wall' is unknown; known: "),
         ({"certify.defenses": ()}, "must name at least one"),
         ({"certify.sigmas": (0.0,)}, "sigma=0.0 must be positive"),

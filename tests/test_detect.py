@@ -160,6 +160,10 @@ def test_it_says_that_the_classifier_has_seen_the_calibration_images(trained, wo
         ({"detect.eot_samples": 0}, "config.detect.eot_samples=0 must be at least 1"),
         ({"detect.num_images": 0}, "config.detect.num_images=0 must be 1 to 400"),
         ({"detect.calibration_split": "nonsense"}, "split 'nonsense' of digits8x8"),
+        (
+            {"detect.calibration_split": "test[10:50]"},
+            "shares 2 images with the first 12 of 'test'",
+        ),
         ({"detect.calibration_split": "validation[:18]"}, "18 calibration images are too few"),
     ],
 )

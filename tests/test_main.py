@@ -28,6 +28,8 @@ def test_help_explains_every_mode():
         "check_gradients",
         "certify",
         "detect",
+        "sample",
+        "ablate",
         "compare",
         "report",
         "purify",

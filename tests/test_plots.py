@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from purify.evals.plots import (
+    ablation_panels,
     accuracy_bars,
     accuracy_by_cost,
     accuracy_curves,
@@ -305,3 +306,52 @@ def test_a_figure_can_be_svg_and_is_the_same_each_time(tmp_path):
     assert one == (tmp_path / "other.svg").read_text()
     bars = ET.fromstring(one).iter("{http://www.w3.org/2000/svg}path")
     assert any(COLORS[0].lower() in bar.get("style", "") for bar in bars)
+
+
+def ablated(factor, value, attack, accuracy, low, high, **more):
+    row = result("adp", attack, accuracy, low, high)
+    return row | {"factor": factor, "value": value, "default": False} | more
+
+
+def test_an_ablation_has_a_panel_for_each_factor_with_a_marker_at_each_value(tmp_path):
+    """Numbers are joined, names are not; the default stands on grey; costs where they vary."""
+    rows = [
+        ablated(*(factor, value, attack, middle, middle - 0.1, middle + 0.1), **costs)
+        for factor, values, nfe in (("$T", (2, 10), (4, 20)), ("kind", ("adp", "one"), (20, 20)))
+        for value, cost in zip(values, nfe, strict=True)
+        for attack, middle in (("clean", 0.8), ("exact", 0.3))
+        for costs in [{"defense_nfe_per_image": cost, "default": value in (10, "adp")}]
+    ]
+    ablation_panels(tmp_path / "figure.png", rows)
+    figure = read(tmp_path / "figure.png")
+    half = figure.shape[1] // 2
+    top = int(0.2 * len(figure))  # the legend is above
+    for color in COLORS[:2]:
+        numbers, names = (where(part, color) for part in np.split(figure[top:], [half], axis=1))
+        assert columns(numbers) == 1 and columns(names) == 2
+        assert np.ptp(np.flatnonzero(numbers.any(axis=0))) > half / 3
+    high, low = (np.flatnonzero(where(figure[top:], color).any(axis=1)) for color in COLORS[:2])
+    assert high.max() < low.min()  # 70 to 90 % above 20 to 40 %
+    ablation_panels(tmp_path / "plain.png", [row | {"default": False} for row in rows])
+    plain = read(tmp_path / "plain.png")
+    greyed = np.argwhere((plain == 255).all(-1) & (figure != 255).any(-1))
+    beside = [
+        np.ptp(side[:, 1]) for side in (greyed[greyed[:, 1] < half], greyed[greyed[:, 1] >= half])
+    ]
+    assert all(0.3 * half < width < 0.6 * half for width in beside)  # one of two values
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "empty"),
+        (
+            [ablated("T", 2, "bpda", 0.5, 0.6, 0.7, defense_nfe_per_image=4)],
+            "T 2 under bpda: low, accuracy, high are",
+        ),
+    ],
+)
+def test_bad_results_of_an_ablation_are_named(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        ablation_panels(tmp_path / "figure.png", rows)
+    assert not list(tmp_path.iterdir())

@@ -60,6 +60,14 @@ def test_what_is_wholly_apart_has_the_exact_interval_of_independent_pairs(shift,
     assert (found.low, found.high) == pytest.approx((1 - unseen, 1) if value else (0, unseen))
 
 
+def test_nearly_apart_is_no_surer_than_wholly_apart():
+    negatives, positives = np.arange(30.0), np.append(np.arange(30.0, 49.0), 28.5)
+    apart, nearly = (auroc(negatives, v, np.arange(20)) for v in (positives + 10, positives))
+    assert nearly.value == 1 - 1 / 600 and nearly.low <= apart.low < 1
+    below = auroc(positives, negatives[:20], np.arange(20))
+    assert below.high >= auroc(positives + 10, negatives[:20], np.arange(20)).high
+
+
 def test_a_new_natural_image_exceeds_the_threshold_as_rarely_as_it_says():
     """The mean over many calibrations is the rank's own: 1 - 96 / 101 for 100 images at 5 %."""
     rng = np.random.default_rng(0)

@@ -66,6 +66,8 @@ def smoothed(defense: Defense, sigma: float, name: str) -> Defense:
             f"{name} cannot be certified: {type(purifier).__name__} does not begin with noise of "
             "its own; choose one that does, as noise_only for smoothing the classifier alone"
         )
+    if getattr(purifier, "second_sigma", None) is not None:
+        raise ValueError(f"{name} cannot be certified: its noise has one of two levels")
     return dataclasses.replace(defense, purifier=cast(Any, purifier).replace(sigma=sigma))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from purify import parallel
+from purify import data, parallel
 from purify.corruptions import CORRUPTIONS, SEVERITIES
 from purify.detectors import STATISTICS, Statistic, build_statistic
 from purify.evals import detect_report
@@ -37,6 +37,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         raise ValueError(f"config.detect.num_images={cfg.num_images} must be 1 to {available}")
     inputs = inputs.first(cfg.num_images)
     calibration = inputs.of_split(config, cfg.calibration_split)
+    _check_apart(config)
     statistics = _statistics(config, inputs)
     settings = _settings(config, inputs, calibration, statistics)
     threshold(np.zeros(len(calibration.labels)), RATE)  # are there enough?
@@ -79,6 +80,18 @@ def _check(config) -> None:
     if cfg.eot_samples < 1:
         raise ValueError(f"config.detect.eot_samples={cfg.eot_samples} must be at least 1")
     choose("config.detect.attack", config.attacks.to_dict(), cfg.attack)
+
+
+def _check_apart(config) -> None:
+    """ValueError where a threshold would be set by images that it is then judged on."""
+    cfg, where = config.data, dict(data_dir=config.data.dir, path=config.data.path)
+    split, count = config.detect.calibration_split, config.detect.num_images
+    judged = data.members(cfg.name, cfg.test_split, **where)[:count]
+    if shared := set(judged) & set(data.members(cfg.name, split, **where)):
+        raise ValueError(
+            f"config.detect.calibration_split={split!r} shares {len(shared)} images with the first "
+            f"{count} of {cfg.test_split!r}; take another split, or a smaller num_images"
+        )
 
 
 def _statistics(config, inputs: Inputs) -> dict[str, Statistic]:

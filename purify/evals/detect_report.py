@@ -153,7 +153,10 @@ def _thresholds(natural: np.ndarray) -> dict:
 def _panels(values: Values, right: Mapping[str, np.ndarray], entries: list[dict]) -> dict:
     """title -> curves, for the attackers who do not know the detector, and for the attack on each
     statistic that leaves least."""
-    panels: dict[str, list[dict]] = {"unknowing attackers": [], "knowing attackers": []}
+    panels: dict[str, list[dict]] = {
+        "unknowing attackers": [],
+        "knowing attackers, at the c that leaves least": [],
+    }
     for statistic in values["calibration"]:
         for title, kind in zip(panels, ("unknowing", "knowing"), strict=True):
             own = [e for e in entries if e["statistic"] == statistic and e["kind"] == kind]

@@ -120,6 +120,9 @@ def attack_rows(
 
         margin - c max(0, statistic - threshold) / scale
 
+    which climbs from the images of the former as well: between the clean image and those that fool
+    there may be only such that the detector sees.
+
     name: of the defence. attack: the name of the options. eot_samples: of the knowing attacks,
     where the defence or the statistic draws.
 
@@ -142,10 +145,12 @@ def attack_rows(
             *(name, attack_name, defense, built, attacked, options, num_images),
             num_draws=1,
             penalty=penalty,
+            starts=tuple(options["starts"]),
         )
 
-    rows = {UNKNOWING: row(UNKNOWING, options, None, False)}
-    knowing = dict(options) | dict(gradient="exact", loss="margin")
+    first = row(UNKNOWING, dict(options) | dict(starts=()), None, False)
+    rows = {UNKNOWING: first}
+    knowing = dict(options) | dict(gradient="exact", loss="margin", starts=(first.crafted,))
     for statistic_name, (statistic, limit, scale) in calibrated.items():
         for weight in weights:
             penalty = Penalty(statistic, limit, weight / scale)

@@ -150,7 +150,8 @@ class Evaluation:
         left += sum(len(self.pending(row.name, row)) * row.score_work for row in rows)
         if left:
             self.sign()
-        with tqdm(total=left, bar_format=BAR, smoothing=0, mininterval=1.0) as self.progress:
+        bar = dict(bar_format=BAR, smoothing=0, mininterval=1.0, disable=not left)
+        with tqdm(total=left, **bar) as self.progress:
             for row in rows:
                 if row.attack:
                     self.attack(row)

@@ -27,7 +27,8 @@ _IMAGES = ("images", "labels", "indices")
 class Inputs:
     """The networks of an evaluation and the images that they are evaluated on.
 
-    runs: name -> folder of the run that made the network; classifiers: those of them that are.
+    runs: name -> folder of the run that made the network; classifiers: those of them that are;
+    num_classes: theirs, 0 where there are none.
     images: float32 [n, H, W, C] in [0, 1]; labels, indices (in the data set): int [n].
     """
 
@@ -40,7 +41,11 @@ class Inputs:
     indices: np.ndarray
 
     def first(self, num_images: int) -> "Inputs":
-        cut = {name: getattr(self, name)[:num_images] for name in _IMAGES}
+        return self.take(slice(num_images))
+
+    def take(self, positions: slice | np.ndarray) -> "Inputs":
+        """The images at these positions alone."""
+        cut = {name: getattr(self, name)[positions] for name in _IMAGES}
         return dataclasses.replace(self, **cut)
 
     def of_split(self, config, split: str) -> "Inputs":
@@ -67,12 +72,23 @@ class Inputs:
         }
 
 
-def load_inputs(config, workdir: Path, defenses: Iterable[str], input: str | None = None) -> Inputs:
+def load_inputs(
+    config,
+    workdir: Path,
+    defenses: Iterable[str],
+    input: str | None = None,
+    *,
+    need_classifier: bool = True,
+) -> Inputs:
     """Of the networks of these defences and the images of the test split, or of `input`, an .npz.
 
+    need_classifier: else the score model alone will do where `workdir` has no classifier; there are
+        no classifiers then, and 0 classes.
     MissingCheckpoint where a network has no run, ValueError where images and networks do not fit.
     """
     runs = network_runs(config, workdir, defenses)
+    if not need_classifier and not (runs["classifier"] / "settings.json").exists():
+        runs = {"score": runs["score"]}
     classifiers, score, shape = load_classifiers(runs), load_score(workdir), image_shape(workdir)
     num_classes = _agreed_classes(runs, shape)
     images = _load_images(config, shape, num_classes, input)
@@ -93,7 +109,10 @@ def load_classifiers(runs: Mapping[str, Path]) -> dict[str, Classifier]:
 
 
 def _agreed_classes(runs: Mapping[str, Path], shape: tuple) -> int:
-    """The number of classes; ValueError where another classifier has others, or other images."""
+    """The number of classes, 0 without a classifier; ValueError where another classifier has
+    others, or other images."""
+    if "classifier" not in runs:
+        return 0
     num_classes = read_settings(runs["classifier"])["network"]["num_classes"]
     for name in runs.keys() - set(ROLES):
         settings = read_settings(runs[name])
@@ -112,7 +131,7 @@ def _load_images(
     """(images float32 in [0, 1], labels, dataset indices) of `input`, or of a split, by default the
     test split."""
     if input:
-        return load_labelled_npz(input, shape, num_classes=num_classes)
+        return load_labelled_npz(input, shape, num_classes=num_classes or None)
     cfg = config.data
     dataset = data.load(cfg.name, split or cfg.test_split, data_dir=cfg.dir, path=cfg.path)
     if dataset.images.shape[1:] != shape:
@@ -120,7 +139,7 @@ def _load_images(
             f"{cfg.name} has images of shape {dataset.images.shape[1:]}, the networks were trained "
             f"on {shape}; train in another --workdir"
         )
-    if dataset.num_classes > num_classes:
+    if dataset.num_classes > num_classes > 0:
         raise ValueError(
             f"{cfg.name} has {dataset.num_classes} classes, the classifier was trained on "
             f"{num_classes}; train in another --workdir"

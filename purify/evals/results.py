@@ -16,6 +16,7 @@ from purify.evals.stats import (
 from purify.types import Purifier
 
 SINGLE_RUN = "S=1"
+MAIN = ("mean", "fixed_key")  # the protocol of a row's headline: it has one of the two
 ATTACK_FIELDS = (
     *("norm", "eps", "step_size", "momentum", "loss", "targets", "eot", "eot_samples", "average"),
     *("restarts", "selection_draws", "ranking_draws", "keep", "estimate", "directions"),
@@ -45,6 +46,14 @@ def protocols(row: Row, records: list[dict]) -> dict[str, np.ndarray]:
 def single_run(records: list[dict]) -> np.ndarray:
     """Per image, the share of right answers among all N S single runs, as if S were 1: [n]."""
     return np.array([np.mean(np.array(r["predictions"]) == r["label"]) for r in records])
+
+
+def per_image(row: Row, records: list[dict]) -> dict[str, np.ndarray]:
+    """`protocols`, and 'S=1' where a draw has several runs."""
+    values = protocols(row, records)
+    if row.defense.num_runs > 1 and not row.fixed_key:
+        values[SINGLE_RUN] = single_run(records)
+    return values
 
 
 def interim_accuracy(row: Row, records: list[dict], clean: list[dict]) -> float | None:
@@ -82,6 +91,7 @@ def purifier_fields(purifier: Purifier) -> dict:
     """What a purifier adds to these entries: T is 0 where there is no score model."""
     return {
         "sigma": getattr(purifier, "sigma", 0.0),
+        "second_sigma": getattr(purifier, "second_sigma", None),
         "T": getattr(purifier, "num_steps", 1 if purifier.nfe else 0),
         "curvature": getattr(purifier, "curvature", None),
     }
@@ -125,16 +135,13 @@ def result_rows(
     if row.stages:
         shared["chosen"] = dict(collections.Counter(r["chosen"] for r in records).most_common())
     cost = cost_fields(records)
-    values, clean_values = protocols(row, records), protocols(row, clean) if clean else {}
-    if row.defense.num_runs > 1 and not row.fixed_key:
-        values[SINGLE_RUN] = single_run(records)
-        clean_values[SINGLE_RUN] = single_run(clean) if clean else None
+    values, clean_values = per_image(row, records), per_image(row, clean) if clean else {}
     rows = []
-    for protocol, per_image in values.items():
+    for protocol, outcomes in values.items():
         one_outcome = protocol not in ("mean", SINGLE_RUN) or (
             protocol == "mean" and row.num_draws == 1
         )
-        accuracy = estimate(per_image, one_outcome=one_outcome, seed=seed)
+        accuracy = estimate(outcomes, one_outcome=one_outcome, seed=seed)
         clean_value = clean_values.get(protocol)
         single = protocol == SINGLE_RUN
         rows.append(

@@ -1,7 +1,9 @@
 """--mode=eval_robust: the attacks of the config against the defence and its baselines."""
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from purify import parallel
 from purify.evals import robust_report
@@ -13,6 +15,59 @@ from purify.evals.store import Store
 from purify.evals.terminal import tell_stopped
 from purify.purifiers import PURIFIERS
 
+MODE = "eval_robust"
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One evaluation, checked: what is going to be done, on the images that it needs."""
+
+    config: Any
+    inputs: Inputs
+    rows: list[Row]
+    settings: dict
+
+    @property
+    def num_images(self) -> int:
+        return max(row.num_images for row in self.rows)
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """Network evaluations and network gradients that all of it takes at most."""
+        crafted = crafting(with_stages(self.rows))
+        nfe = sum(row.num_images * row.score_nfe for row in self.rows)
+        nfe += sum(row.num_images * row.attack_nfe for row in crafted)
+        return nfe, sum(row.num_images * row.attack_nge for row in crafted)
+
+    def limited(self, max_images: int | None) -> "Planned":
+        """The same, stopped after that many images of each row; None: not at all."""
+        if not max_images:
+            return self
+        rows = limited(self.rows, max_images, self.config.eval.batch_size)
+        return dataclasses.replace(self, rows=rows)
+
+
+def prepare(config, inputs: Inputs, *, given: bool = False) -> Planned:
+    """The evaluation that the config describes; ValueError for what does not fit in it.
+
+    given: its images were attacked elsewhere.
+    """
+    parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
+    rows = plan(config, inputs.classifiers, inputs.score, len(inputs.labels), given=given)
+    settings = _settings(config, inputs, rows) | {"given": given}
+    needed = max(row.num_images for row in rows)
+    return Planned(config, inputs.first(needed), rows, settings)
+
+
+def evaluate(planned: Planned, store: Store) -> Evaluation:
+    """Whatever of it is not done yet, into the store of its settings."""
+    config, inputs = planned.config, planned.inputs
+    arrays = inputs.images, inputs.labels, inputs.indices
+    options = dict(seed=config.seed, batch_size=config.eval.batch_size)
+    evaluation = Evaluation(store, *arrays, **options)
+    evaluation.run(planned.rows)
+    return evaluation
+
 
 def run(config, workdir: Path, input: str | None = None, max_images: int | None = None) -> None:
     """Evaluate, print a table, and say what was written.
@@ -21,38 +76,21 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     max_images: stop after that many images of each row. No setting: a later run, with more of them
         or without a limit, is the same evaluation and goes on from there.
     """
-    parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
     inputs = load_inputs(config, workdir, config.eval.defenses, input)
-    rows = plan(config, inputs.classifiers, inputs.score, len(inputs.labels), given=bool(input))
-    settings = _settings(config, inputs, rows) | {"given": bool(input)}
-    needed = max(row.num_images for row in rows)
-    inputs = inputs.first(needed)
-    if max_images:
-        rows = limited(rows, max_images, config.eval.batch_size)
-    taken = max(row.num_images for row in rows)
-    with Store(workdir, "eval_robust", settings) as store:
-        crafted = crafting(with_stages(rows))
-        nfe = sum(row.num_images * row.score_nfe for row in rows)
-        nfe += sum(row.num_images * row.attack_nfe for row in crafted)
-        nge = sum(row.num_images * row.attack_nge for row in crafted)
+    whole = prepare(config, inputs, given=bool(input))
+    planned = whole.limited(max_images)
+    taken, (nfe, nge) = planned.num_images, planned.cost
+    with Store(workdir, MODE, planned.settings) as store:
         print(
-            f"{len(rows)} rows on {taken} images: at most {nfe:,} network evaluations and {nge:,} "
-            f"network gradients; into {store.folder}"
+            f"{len(planned.rows)} rows on {taken} images: at most {nfe:,} network evaluations and "
+            f"{nge:,} network gradients; into {store.folder}"
         )
         if not input:
             tell_seen(config.data, inputs.runs, taken)
-        evaluation = Evaluation(
-            store,
-            inputs.images,
-            inputs.labels,
-            inputs.indices,
-            seed=config.seed,
-            batch_size=config.eval.batch_size,
-        )
-        evaluation.run(rows)
+        evaluation = evaluate(planned, store)
         if parallel.is_first_process():
-            robust_report.write(config, evaluation, rows, settings, inputs.runs)
-    tell_stopped(taken, needed, max_images)
+            robust_report.write(config, evaluation, planned.rows, planned.settings, inputs.runs)
+    tell_stopped(taken, whole.num_images, max_images)
 
 
 def _settings(config, inputs: Inputs, rows: list[Row]) -> dict:

@@ -8,7 +8,15 @@ from rich.table import Table
 
 from purify.checkpoint import ROLES, read_settings
 from purify.evals import plots
-from purify.evals.results import SINGLE_RUN, comparisons, headlines, protocol_name, result_rows
+from purify.evals.evaluation import Evaluation
+from purify.evals.results import (
+    MAIN,
+    SINGLE_RUN,
+    comparisons,
+    headlines,
+    protocol_name,
+    result_rows,
+)
 from purify.evals.rows import Row, crafting, without_exact
 from purify.evals.terminal import empty_table, print_versions, print_wide, variant_lines
 from purify.evals.versions import Versions, read_versions, save_versions
@@ -77,13 +85,24 @@ def _worst(row: dict | None) -> str:
     return f"{_percent(row)} [{100 * row['low']:3.0f}, {100 * row['high']:3.0f}] {beside}"
 
 
-def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str, Path]) -> None:
-    """Write results.json, attacked images (.npz) and figures; print the table and the paths.
+# A row, and the records of its images in their order.
+Done = list[tuple[Row, list[dict]]]
+
+
+def done_rows(evaluation: Evaluation, rows: list[Row]) -> Done:
+    """Of rows that were run."""
+    store = evaluation.store
+    return [(row, [store.records(row.name)[i] for i in _indices(evaluation, row)]) for row in rows]
+
+
+def summary(
+    config, evaluation: Evaluation, done: Done, settings: dict, runs: Mapping[str, Path]
+) -> dict:
+    """What results.json holds.
 
     runs: name -> folder of the runs that made the networks, those of this workdir by role.
     """
-    store, seed = evaluation.store, config.seed
-    done = [(row, [store.records(row.name)[i] for i in _indices(evaluation, row)]) for row in rows]
+    store, seed, rows = evaluation.store, config.seed, [row for row, _ in done]
     clean = {row.defense_name: records for row, records in done if row.attack_name == "clean"}
     alone = {row.name for row in without_exact(rows)}
     entries = []
@@ -92,7 +111,7 @@ def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str
         unattacked = [same[r["index"]] for r in records] if same else []
         exact_beside = row.name not in alone if "bpda" in row.gradients else None
         entries += result_rows(row, records, unattacked, seed=seed, exact_beside=exact_beside)
-    results = {
+    return {
         "title": _title(config, rows),
         "rows": entries,
         "headline": headlines(done),
@@ -103,6 +122,17 @@ def write(config, evaluation, rows: list[Row], settings: dict, runs: Mapping[str
         "trained": {name: read_settings(folder) for name, folder in runs.items()},
         "config": config.to_dict(),
     }
+
+
+def write(
+    config, evaluation: Evaluation, rows: list[Row], settings: dict, runs: Mapping[str, Path]
+) -> None:
+    """Write results.json, attacked images (.npz) and figures; print the table and the paths.
+
+    runs: as of `summary`.
+    """
+    store, done = evaluation.store, done_rows(evaluation, rows)
+    results = summary(config, evaluation, done, settings, runs)
     write_json(store.folder / "results.json", results)
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
     # Records may outlive the images, which are a hundred times as large.
@@ -184,7 +214,7 @@ def _save_attacked(evaluation, row: Row) -> Path:
 def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[Path]:
     """Draw what the rows of results.json say, as files of that suffix; their paths."""
     paths = [folder / f"{name}{suffix}" for name in ("accuracy", "cost")]
-    shown = [e for e in results["rows"] if protocol_name(e) in ("mean", "fixed_key")]
+    shown = [e for e in results["rows"] if protocol_name(e) in MAIN]
     plots.accuracy_bars(paths[0], shown)
     plots.accuracy_by_cost(paths[1], shown)
     return paths

@@ -53,7 +53,8 @@ def auroc(
     Its interval is that of percentiles over num_resamples bootstrap samples of images, each with
     what was made of it. A bootstrap cannot draw what it has not seen: where all positives are above
     (below) all negatives, the interval is the exact one (Clopper and Pearson) of as many
-    independent pairs of a positive and a negative as there can be.
+    independent pairs of a positive and a negative as there can be; and where a few are not, it
+    reaches at least as far.
 
     Args:
         negatives: [n] of natural images.
@@ -78,13 +79,14 @@ def auroc(
 
     n, tail = len(below), (1 - confidence) / 2
     value = area(np.ones(n))
+    pairs = min(n, len(above))
     if value in (0.0, 1.0):
-        pairs = min(n, len(above))
         return Estimate(value, *clopper_pearson(round(value * pairs), pairs, tail), len(above))
     rng = np.random.default_rng(seed)
     samples = rng.multinomial(n, np.full(n, 1 / n), size=num_resamples)
     low, high = np.nanquantile([area(weights) for weights in samples], [tail, 1 - tail])
-    return Estimate(value, float(low), float(high), len(above))
+    least, most = clopper_pearson(pairs, pairs, tail)[0], clopper_pearson(0, pairs, tail)[1]
+    return Estimate(value, min(float(low), least), max(float(high), most), len(above))
 
 
 def _levels(negatives: ArrayLike, positives: ArrayLike) -> tuple[int, np.ndarray, np.ndarray]:

@@ -48,8 +48,14 @@ def read_records(path: Path, *, repair: bool = False) -> dict[str, dict[int, dic
     return records
 
 
+def folder_of(workdir: Path, mode: str, settings: Mapping) -> Path:
+    """<workdir>/<mode>/<8 hex of the settings' SHA-256>, made or not."""
+    text = json.dumps(settings, sort_keys=True)
+    return workdir / mode / hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 class Store:
-    """<workdir>/<mode>/<8 hex of the settings' SHA-256>/, made on first use.
+    """The folder of these settings (see folder_of), made on first use.
 
     Records (dicts with 'row' and 'index') live in images.jsonl, one line an image, and arrays in
     files of their own, [n, ...] float32, written in place. An image is done when its line is there;
@@ -60,8 +66,7 @@ class Store:
     """
 
     def __init__(self, workdir: Path, mode: str, settings: Mapping):
-        text = json.dumps(settings, sort_keys=True)
-        self.folder = workdir / mode / hashlib.sha256(text.encode()).hexdigest()[:8]
+        self.folder = folder_of(workdir, mode, settings)
         claim(self.folder, settings)
         self._lock = Lock(self.folder)
         parallel.wait_for_all("the folder is there")

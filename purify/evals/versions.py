@@ -8,11 +8,13 @@ import numpy as np
 from tqdm import tqdm
 
 from purify.compilation import jit
+from purify.defense import first_run
 from purify.evals.evaluation import BAR, Evaluation
 from purify.evals.rows import Row
 from purify.image_io import MAX_INTEGER, load_npz, take_images, take_integers, to_uint8
 from purify.noise import add_noise
 from purify.random import image_keys
+from purify.types import Stepwise
 
 VERSIONS = ("clean", "attacked", "noised", "purified")
 
@@ -85,9 +87,14 @@ def _versions(defense, keys, clean, attacked):
     the clean, the attacked, the noised and the purified ones, by name of the array."""
 
     def one(key, image):
-        run_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
-        noised = add_noise(run_key, image, getattr(defense.purifier, "sigma", 0.0))
-        return noised, defense.purifier(run_key, image)
+        run_key = first_run(key)
+        if isinstance(purifier, Stepwise):
+            path, _ = purifier.path(run_key, image)
+            return path[0], path[-1]
+        noised = add_noise(run_key, image, getattr(purifier, "sigma", 0.0))
+        return noised, purifier(run_key, image)
+
+    purifier = defense.purifier
 
     noised, purified = jax.vmap(one, axis_name="batch")(keys, attacked)
     versions = zip(VERSIONS, (clean, attacked, noised, purified), strict=True)

@@ -1,0 +1,158 @@
+"""--mode=sample: what the score model has learnt: samples, and the paths of purified images."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from purify import parallel
+from purify.checkpoint import read_settings
+from purify.evals import sample_report
+from purify.evals.defenses import build_purifier, classifier_run, purifier_options
+from purify.evals.inputs import Inputs, load_inputs
+from purify.evals.sampling import Sampling, ShownPath
+from purify.evals.store import Store
+from purify.langevin import AnnealedLangevin, balanced_step_size
+from purify.tables import choose
+
+STARTS = ("noised", "prior")
+GREY = 0.5
+SAMPLER_FIELDS = ("sigma_max", "sigma_min", "num_levels", "steps_per_level", "step_size")
+
+
+def run(config, workdir: Path, input: str | None = None) -> None:
+    """Sample, follow purifiers step by step, and write images and figures.
+
+    input: an .npz of labelled images, for example attacked ones, taken in place of the test split.
+    """
+    cfg = config.sample
+    parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
+    inputs = load_inputs(config, workdir, cfg.purifiers, input, need_classifier=False)
+    sampler = _sampler(config, inputs, workdir / "score")
+    paths = _paths(config, inputs)
+    followed = inputs.take(_positions(cfg, len(inputs.labels)))
+    if not sampler and not (paths and len(followed.labels)):
+        raise ValueError(
+            "config.sample asks for nothing: num_images, or purifiers and positions, must not be "
+            "empty"
+        )
+    centres = _centres(cfg, inputs)
+    settings = _settings(config, sampler, centres, paths, followed)
+    with Store(workdir, "sample", settings) as store:
+        asked = f"{len(centres.labels) if sampler else 0} samples"
+        if sampler:
+            asked += f" of {sampler.nfe:,} network evaluations each"
+        print(f"{asked}, {len(paths)} paths of {len(followed.labels)} images; into {store.folder}")
+        sampling = Sampling(
+            store, inputs.score, seed=config.seed, batch_size=config.eval.batch_size
+        )
+        sampling.run(sampler, centres, paths, followed)
+        sample_report.write(config, store, sampler, centres, paths, followed, settings)
+
+
+def _sampler(config, inputs: Inputs, run: Path) -> AnnealedLangevin | None:
+    """What config.sample asks for, within what the score model in `run` was trained on; None if no
+    samples are asked for."""
+    cfg, trained = config.sample, read_settings(run)
+    if cfg.num_images < 0:
+        raise ValueError(f"config.sample.num_images={cfg.num_images} must not be negative")
+    choose("config.sample.start", dict.fromkeys(STARTS), cfg.start)
+    if not cfg.num_images:
+        return None
+    learnt = trained.get("perturbation", {"name": "gaussian"})["name"]
+    if learnt != "gaussian":
+        raise ValueError(
+            f"the score model in {run} has learnt to undo {learnt!r}, not Gaussian noise: there is "
+            "no score to sample by; --config.sample.num_images=0 shows paths alone"
+        )
+    # Imported weights come without noise levels: those of the config are theirs.
+    levels = {
+        field: trained.get(field, config.score[field])
+        for field in ("sigma_max", "sigma_min", "num_levels")
+    }
+    asked = levels | {field: cfg[field] for field in levels if cfg[field]}
+    if asked["sigma_max"] > levels["sigma_max"] or asked["sigma_min"] < levels["sigma_min"]:
+        raise ValueError(
+            f"config.sample.sigma_max={asked['sigma_max']} and sigma_min={asked['sigma_min']} must "
+            f"lie within the noise that the score model in {run} was trained on, "
+            f"{levels['sigma_max']} to {levels['sigma_min']}"
+        )
+    # Half the diagonal of the cube that images fill: no image is further from grey.
+    hiding = 0.5 * math.sqrt(inputs.images[0].size)
+    if cfg.start == "prior" and asked["sigma_max"] < hiding:
+        raise ValueError(
+            f"config.sample.start='prior' needs noise in which every image is lost, sigma_max >= "
+            f"{hiding:.3g}, not {asked['sigma_max']}: start from 'noised' images, or train another "
+            f"score model with --config.score.sigma_max={hiding:.3g} or more"
+        )
+    step_size = cfg.step_size or balanced_step_size(**asked, steps_per_level=cfg.steps_per_level)
+    steps = dict(steps_per_level=cfg.steps_per_level, step_size=step_size)
+    return AnnealedLangevin(inputs.score, **asked, **steps)
+
+
+def _centres(cfg, inputs: Inputs) -> Inputs:
+    """What samples start around."""
+    if cfg.start == "noised":
+        return inputs.first(cfg.num_images)
+    images = np.full((cfg.num_images, *inputs.images.shape[1:]), GREY, np.float32)
+    none = np.zeros(cfg.num_images, int)
+    return dataclasses.replace(
+        inputs, images=images, labels=none, indices=np.arange(cfg.num_images)
+    )
+
+
+def _paths(config, inputs: Inputs) -> list[ShownPath]:
+    paths = []
+    for name in config.sample.purifiers:
+        purifier_options(config, name, field="config.sample.purifiers")
+        purifier = build_purifier(config, name, inputs.score)
+        if getattr(purifier, "axis_name", None) is not None:
+            raise ValueError(
+                f"config.sample.purifiers: {name} decides a batch together, so that an image alone "
+                "has no path"
+            )
+        classifier = inputs.classifiers.get(classifier_run(config, name))
+        paths.append(ShownPath(name, purifier, classifier))
+    return paths
+
+
+def _positions(cfg, available: int) -> np.ndarray:
+    positions = np.array(cfg.positions, int)
+    if len(set(positions.tolist())) < len(positions) or not all(
+        0 <= at < available for at in positions
+    ):
+        raise ValueError(
+            f"config.sample.positions={tuple(cfg.positions)} must be different numbers from 0 to "
+            f"{available - 1}"
+        )
+    return positions
+
+
+def _settings(
+    config,
+    sampler: AnnealedLangevin | None,
+    centres: Inputs,
+    paths: Sequence[ShownPath],
+    followed: Inputs,
+) -> dict:
+    """Everything that decides samples and paths."""
+    cfg = config.sample
+    return {
+        "sampler": sampler
+        and {
+            "start": cfg.start,
+            "num_images": len(centres.labels),
+            "around": centres.settings(config)["images"],
+            **{field: getattr(sampler, field) for field in SAMPLER_FIELDS},
+        },
+        "purifiers": {
+            path.name: dict(
+                zip(("purifier", "options"), purifier_options(config, path.name), strict=True),
+                classifier=classifier_run(config, path.name),
+            )
+            for path in paths
+        },
+        **followed.settings(config),
+    }

@@ -1,0 +1,130 @@
+"""What --mode=sample leaves: samples.npz, results.json and figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from purify.evals import plots
+from purify.evals.inputs import Inputs
+from purify.evals.results import purifier_fields
+from purify.evals.sampling import SAMPLES, ShownPath, path_shape
+from purify.evals.store import Store
+from purify.jsonl import write_json
+from purify.langevin import AnnealedLangevin
+from purify.random import image_keys
+
+FIGURE_IMAGES = 10  # of those that samples started from
+FIGURE_COLUMNS = 12  # of a path; of longer ones not every step is shown
+
+
+def write(
+    config,
+    store: Store,
+    sampler: AnnealedLangevin | None,
+    centres: Inputs,
+    paths: Sequence[ShownPath],
+    followed: Inputs,
+    settings: dict,
+) -> None:
+    """Write all of it, and say where."""
+    results, figures = store.folder / "results.json", store.folder / "figures"
+    figures.mkdir(exist_ok=True)
+    written = [results, store.folder / "images.jsonl"]
+    if sampler:
+        written += _write_samples(config, store, sampler, centres, figures)
+    shown = paths if len(followed.labels) else []
+    for path in shown:
+        written.append(figures / f"{path.row}.png")
+        _path_figure(written[-1], store, path, followed)
+    write_json(
+        results,
+        {
+            "samples": sampler and _samples_entry(store, sampler, settings["sampler"]),
+            "paths": [entry for path in shown for entry in _path_entries(store, path, followed)],
+            "meaning": MEANING,
+            **settings,
+            **store.signatures()[-1],
+            "computed_by": store.signatures(),
+            "config": config.to_dict(),
+        },
+    )
+    print("\nwritten:\n" + "\n".join(f"  {path}" for path in written))
+
+
+def _write_samples(
+    config, store: Store, sampler: AnnealedLangevin, centres: Inputs, figures: Path
+) -> list[Path]:
+    samples = np.array(store.array(SAMPLES, centres.images.shape))
+    given = {"labels": centres.labels} if config.sample.start == "noised" else {}
+    path = store.folder / "samples.npz"
+    partial = path.with_name("partial.npz")
+    np.savez(partial, images=samples, index=centres.indices, **given)
+    partial.replace(path)
+    written = [path, figures / "samples.png"]
+    plots.image_grid(written[-1], samples)
+    if config.sample.start == "noised":
+        n = min(FIGURE_IMAGES, len(samples))
+        images, keys = (
+            centres.images[:n],
+            image_keys(config.seed, centres.indices[:n], stream="sample"),
+        )
+        noised = np.clip(jax.vmap(sampler.start)(keys, images), 0.0, 1.0)
+        written.append(figures / "starts.png")
+        plots.image_rows(written[-1], {"image": images, "noised": noised, "sample": samples[:n]})
+    return written
+
+
+def _samples_entry(store: Store, sampler: AnnealedLangevin, settings: dict) -> dict:
+    seconds = [record["seconds"] for record in store.records(SAMPLES).values()]
+    return {
+        "file": "samples.npz",
+        **settings,
+        "eps": sampler.step_size * sampler.sigma_min**2,  # in the terms of Song and Ermon
+        "nfe_per_image": sampler.nfe,
+        "seconds_per_image": float(np.median(seconds)),
+    }
+
+
+def _path_entries(store: Store, path: ShownPath, followed: Inputs) -> list[dict]:
+    defense = {"name": path.name, **purifier_fields(path.purifier)}
+    records = store.records(path.row)
+    return [
+        {"defense": defense, "stepwise": path.stepwise}
+        | {k: v for k, v in records[int(index)].items() if k != "row"}
+        for index in followed.indices
+    ]
+
+
+def _path_figure(file: Path, store: Store, path: ShownPath, followed: Inputs) -> None:
+    """A strip for each image: itself, noised, and after each step, or the result alone."""
+    images = store.array(path.row, path_shape(path, followed))
+    last = path.length - 1
+    columns = np.unique(np.rint(np.linspace(1, last, FIGURE_COLUMNS - 1)).astype(int))
+    columns = np.append(0, columns)
+    heads = ["image", "noised" if path.stepwise else "purified"]
+    heads += [f"step {step}" for step in range(1, last)]
+    rows, captions, notes = {}, {}, {}
+    for place, (index, label) in enumerate(zip(followed.indices, followed.labels, strict=True)):
+        name, record = f"image {index}\nlabel {label}", store.records(path.row)[int(index)]
+        rows[name] = images[place, columns]
+        if record["predictions"]:
+            classes = np.array(record["predictions"])[columns]
+            captions[name] = [(f"class {c}", bool(c == label)) for c in classes]
+        norms = [f"{record['score_norms'][at]:.2f}" for at in columns]
+        notes[name] = {"score norm": norms}
+        if path.stepwise:
+            taken = [f"{size:.3g}" for size in record["step_sizes"][: record["steps"]]]
+            sizes = ["", "", *taken, *["stopped"] * (last - 1 - len(taken))]
+            notes[name]["step size"] = [sizes[at] for at in columns]
+    plots.image_rows(file, rows, captions, notes=notes, heads=[heads[at] for at in columns])
+
+
+MEANING = (
+    "The images of samples.npz are drawn by annealed Langevin dynamics (purify/langevin.py) and "
+    "clipped to [0, 1]; where they start from noised images, labels and index are those images'. "
+    "A path has the image, x_0 (noised), ..., x_T of the first run that an evaluation scores: "
+    "score_norms (rms of h) and predictions are of each of them, step_sizes[t] leads from x_t to "
+    "x_{t+1}, and steps is how many were taken."
+)

@@ -1,0 +1,318 @@
+"""--mode=ablate: each point is one evaluation of eval_robust, done once; what the tidy file has."""
+
+import csv
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from purify.evals import ablate, robust
+from purify.evals.evaluation import Evaluation
+from purify.evals.stats import paired_difference
+from purify.evals.store import folder_of
+from purify.jsonl import read_lines
+from tests.test_robust import untimed
+
+CHANGES = {
+    "attacks.exact.num_images": 0,
+    "ablate.attacks": ("blind", "exact"),
+    "ablate.num_images": 6,
+    "ablate.names": ("sigma", "S", "purifier"),
+    "ablate.factors.sigma.at": (0.1, 0.4),
+    "ablate.factors.S.at": (1,),
+    "ablate.factors.purifier.at": ("one_step",),
+}
+ATTACKS = ("clean", "blind", "exact", "strongest")
+
+
+class Ablated(NamedTuple):
+    """One whole ablation, and how many batches it computed."""
+
+    workdir: Path
+    folder: Path
+    results: dict
+    printed: str
+    batches: int
+
+
+def only_folder(workdir):
+    (folder,) = (workdir / "ablate").iterdir()
+    return folder
+
+
+def count_batches(monkeypatch, at_most: int | None = None) -> list:
+    """A list that grows with every batch that is computed; beyond at_most of them, a kill."""
+    calls, timed = [], Evaluation.timed
+
+    def counted(program, *args):
+        if len(calls) == at_most:
+            raise KeyboardInterrupt
+        calls.append(program)
+        return timed(program, *args)
+
+    monkeypatch.setattr(Evaluation, "timed", staticmethod(counted))
+    return calls
+
+
+@pytest.fixture(scope="module")
+def ablated(trained, tmp_path_factory):
+    workdir = trained.linked_into(tmp_path_factory.mktemp("ablated"))
+    with pytest.MonkeyPatch.context() as patch:
+        calls = count_batches(patch)
+        with pytest.MonkeyPatch.context() as quiet:
+            printed: list[str] = []
+            quiet.setattr("builtins.print", lambda *line: printed.extend(map(str, line)))
+            ablate.run(trained.config(**CHANGES), workdir)
+    folder = only_folder(workdir)
+    results = json.loads((folder / "results.json").read_text())
+    return Ablated(workdir, folder, results, "\n".join(printed), len(calls))
+
+
+def lines_of(ablated, **wanted) -> list[dict]:
+    rows = ablated.results["rows"]
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def records_of(ablated, line: dict) -> dict[int, dict]:
+    records = read_lines(ablated.workdir / "eval_robust" / line["run"] / "images.jsonl")
+    row = f"{line['defense']}-{line['attack']}"
+    return {record["index"]: record for record in records if record["row"] == row}
+
+
+def test_the_tidy_file_has_every_value_under_every_attack(ablated):
+    with open(ablated.folder / "ablation.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    points = {(r["factor"], r["value"], r["defense"], r["default"], r["attack"]) for r in lines}
+    values = {
+        "sigma": {"0.1": "adp", "0.25": "adp", "0.4": "adp"},
+        "S": {"1": "adp", "2": "adp"},
+        "purifier": {"adp": "adp", "one_step": "one_step"},
+    }
+    defaults = {"0.25", "2", "adp"}
+    assert points == {
+        (factor, value, defense, str(value in defaults), attack)
+        for factor, defenses in values.items()
+        for value, defense in defenses.items()
+        for attack in ATTACKS
+    }
+    assert len(lines) == len({tuple(row.values())[:6] for row in lines})
+    for line, row in zip(lines, ablated.results["rows"], strict=True):
+        assert list(line) == list(row)
+        for name, text in line.items():
+            assert text == ("" if row[name] is None else str(row[name]))
+        assert row["num_images"] == 6 and 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
+    several = {"mean", "ensemble", "vote", "worst_of_n"}
+    found = {row["protocol"] for row in lines if (row["factor"], row["value"]) == ("S", "1")}
+    assert found == several and {row["protocol"] for row in lines} == several | {"S=1"}
+
+
+def test_its_numbers_are_those_of_its_records(ablated):
+    """The means and paired differences, from images.jsonl of the two evaluations."""
+    (default,) = lines_of(ablated, factor="S", default=True, attack="exact", protocol="mean")
+    theirs = records_of(ablated, default)
+    differing = 0
+    for line in lines_of(ablated, attack="exact", protocol="mean"):
+        ours = records_of(ablated, line)
+        assert sorted(ours) == list(range(6))
+        means, other = ([np.mean(r[i]["correct"]) for i in range(6)] for r in (ours, theirs))
+        assert line["accuracy"] == pytest.approx(np.mean(means))
+        assert line["nfe_per_image"] == pytest.approx(np.mean([r["nfe"] for r in ours.values()]))
+        if line["default"]:
+            continue
+        expected = paired_difference(means, other, seed=0)
+        found = [line[name] for name in ("difference", "difference_low", "difference_high")]
+        assert found == pytest.approx([expected.value, expected.low, expected.high])
+        differing += expected.value != 0
+    assert differing  # else nothing here could fail
+
+
+def test_the_default_is_evaluated_once_and_differs_from_itself_by_nothing(ablated):
+    defaults = lines_of(ablated, default=True)
+    assert len({line["run"] for line in defaults}) == 1
+    for line in defaults:
+        assert [line[f"difference{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0]
+    assert len(list((ablated.workdir / "eval_robust").iterdir())) == 5
+    said = re.findall(r"^(\d) of 5: (.+), into .*/([0-9a-f]{8})$", ablated.printed, re.MULTILINE)
+    assert [title for _, title, _ in said] == [
+        *("the default", "sigma 0.1", "sigma 0.4", "S 1", "purifier one_step")
+    ]
+    assert {run for *_, run in said} == {row["run"] for row in ablated.results["rows"]}
+    nfe = int(re.search(r"at most ([\d,]+) network ev", ablated.printed)[1].replace(",", ""))
+    # The strongest row's cost holds its stages'; all four rows are scored, as the clean one is.
+    last, clean = (
+        {r["run"]: r["nfe_per_image"] for r in lines_of(ablated, attack=name, protocol="mean")}
+        for name in ("strongest", "clean")
+    )
+    spent = sum(6 * last[run] + 3 * 6 * clean[run] for run in last)
+    assert 0.8 * nfe < spent <= nfe
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ({"default": True}, {}),
+        ({"factor": "sigma", "value": 0.1}, {"adp.sigma": 0.1}),
+        ({"factor": "S", "value": 1}, {"defense.num_runs": 1}),
+        (
+            {"factor": "purifier", "value": "one_step"},
+            {
+                "defense.purifier": "one_step",
+                "eval.defenses": ("one_step",),
+                "attacks.exact.defenses": ("adp", "one_step"),
+            },
+        ),
+    ],
+    ids=lambda value: str(value) if "adp" not in str(value) else "",
+)
+def test_a_point_is_the_evaluation_that_eval_robust_makes_of_its_settings(
+    ablated, trained, monkeypatch, key, changes
+):
+    """The same folder, in which eval_robust finds all done, and the same numbers."""
+    calls = count_batches(monkeypatch)
+    shared = {"eval.defenses": ("adp",), "eval.attacks": ("blind", "exact"), "eval.num_images": 6}
+    config = trained.config(**{"attacks.exact.num_images": 0}, **shared | changes)
+    robust.run(config, ablated.workdir)
+    assert not calls and len(list((ablated.workdir / "eval_robust").iterdir())) == 5
+    line = lines_of(ablated, **key)[0]
+    folder = ablated.workdir / "eval_robust" / line["run"]
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    ours = lines_of(ablated, factor=line["factor"], value=line["value"])
+    assert len(rows) == len(ours)
+    for row, own in zip(rows, ours, strict=True):
+        shared = row.keys() & own.keys() - {"defense", "protocol"}
+        assert {name: row[name] for name in shared} == {name: own[name] for name in shared}
+
+
+def test_what_is_done_is_not_done_again(ablated, trained, monkeypatch, capsys):
+    calls = count_batches(monkeypatch)
+    before = (ablated.folder / "ablation.csv").read_bytes()
+    ablate.run(trained.config(**CHANGES), ablated.workdir)
+    assert not calls and (ablated.folder / "ablation.csv").read_bytes() == before
+    out = capsys.readouterr().out
+    for factor, value in (("sigma", "0.1"), ("", "0.25 (default)"), ("purifier", "adp (default)")):
+        assert re.search(rf"^ {factor} +{re.escape(value)} .*\d\]", out, re.MULTILINE), out
+    assert "one factor at a time around adp" in out and str(ablated.folder) in out
+    assert (ablated.folder / "figures" / "ablation.png").stat().st_size > 20_000
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_stopped(ablated, trained, workdir, monkeypatch):
+    config = trained.config(**CHANGES)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = count_batches(patch, at_most=ablated.batches // 2)
+        with pytest.raises(KeyboardInterrupt):
+            ablate.run(config, workdir)
+    assert not list((workdir / "ablate").glob("*/ablation.csv"))
+    rest = count_batches(monkeypatch)
+    ablate.run(config, workdir)
+    assert len(calls) + len(rest) == ablated.batches
+    for folder in (workdir / "eval_robust").iterdir():
+        ours, theirs = (
+            untimed(read_lines(root / "eval_robust" / folder.name / "images.jsonl"))
+            for root in (workdir, ablated.workdir)
+        )
+        assert ours == theirs
+
+
+def test_overrides_on_the_command_line(ablated, trained):
+    """Of points that are done, and of fewer images: the other process computes nothing."""
+    flags = [f"--config.{name}={value}" for name, value in CHANGES.items() if "." in name]
+    flags += ["--config.ablate.names=('sigma',)", "--config.ablate.factors.sigma.at=(0.4,)"]
+    before = {p: p.read_bytes() for p in ablated.workdir.glob("eval_robust/*/images.jsonl")}
+    arguments = ("--mode=ablate", "--max_images=4", f"--workdir={ablated.workdir}", *flags)
+    result = trained.main(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "stopped after 4 of 6 images" in result.stdout
+    after = {p: p.read_bytes() for p in ablated.workdir.glob("eval_robust/*/images.jsonl")}
+    assert after == before
+    (folder,) = (f for f in (ablated.workdir / "ablate").iterdir() if f != ablated.folder)
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    assert {(row["value"], row["num_images"]) for row in rows} == {(0.25, 4), (0.4, 4)}
+    wrong = trained.main("--mode=ablate", "--config.ablate.names=('sgima',)")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: config.ablate.names entry 'sgima' is unknown; known: s")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"names": ("wall",)}, "config.ablate.names entry 'wall' is unknown; known: sigma, lam, T"),
+        ({"attacks": ("gun",)}, "config.ablate.attacks entry 'gun' is unknown; known: blind"),
+        ({"attacks": ()}, "config.ablate.attacks is empty"),
+        ({"attacks": ("bpda",)}, "sigma 0.25: config.eval.attacks has BPDA on 'adp'"),
+        ({"num_images": 0}, "config.ablate.num_images=0 must be from 1 to"),
+        ({"factors.sigma.at": ()}, "config.ablate.factors.sigma.at must be a tuple that"),
+        ({"factors.sigma.at": ((1, 2),)}, "factors.sigma.at must be numbers or names"),
+        ({"factors.sigma.at": (0.1, "a")}, "factors.sigma: config.adp.sigma='a' does not fit"),
+        ({"factors.sigma.at": (0.1, -0.1)}, "sigma -0.1: ADP needs num_steps >= 1 and sigma"),
+        ({"factors.T.at": (2, 1.5)}, "factors.T: config.adp.num_steps=1.5 does not fit"),
+        ({"factors.T.at": (0,)}, "T 0: ADP needs num_steps >= 1"),
+        ({"factors.purifier.at": ("wall",)}, "purifier wall: defence 'wall' is unknown"),
+        ({"factors.curvature.at": ("hessian",)}, "curvature hessian: curvature='hessian'"),
+        ({"factors.S.fields": ("defense.runs",)}, "config.defense has no field 'runs'; known: "),
+        ({"factors.S.fields": ("adp.tau.x",)}, "config.adp.tau has no field 'x'; known: nothing"),
+        ({"factors.S.fields": ("data.name",)}, "factors.S: data.name cannot be a factor"),
+        (
+            {"factors.lam.fields": ("adp.lam", "adp.tau")},
+            "have different values in the config: adp.lam 0.05, adp.tau 0.001",
+        ),
+        (
+            {"factors.T.fields": ("schedule.num_steps",)},
+            "config.ablate.factors.T changes nothing of what is evaluated (adp under blind, exact)",
+        ),
+    ],
+    ids=lambda value: str(value)[:50] if isinstance(value, dict) else "",
+)
+def test_what_does_not_fit_is_refused_before_anything_is_computed(
+    trained, workdir, monkeypatch, changes, said
+):
+    calls = count_batches(monkeypatch)
+    given = {"ablate.attacks": ("blind", "exact"), "ablate.num_images": 6}
+    given |= {f"ablate.{name}": value for name, value in changes.items()}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        ablate.run(trained.config(**given), workdir)
+    assert not calls and sorted(p.name for p in workdir.iterdir()) == ["classifier", "score"]
+
+
+def test_the_factors_of_digits_are_evaluations_of_their_own(trained, workdir):
+    """Planned only. One for each value, all but the default's seven different ones."""
+    factors, points = ablate.plan_points(trained.config(), workdir)
+    folders = {key: folder_of(workdir, "eval_robust", p.settings) for key, p in points.items()}
+    assert [factor.name for factor in factors] == [
+        *("sigma", "lam", "T", "S", "curvature", "eot", "purifier")
+    ]
+    assert len(points) == 1 + sum(len(factor.values) for factor in factors)
+    assert len(set(folders.values())) == len(points) - len(factors)
+    purifiers = {
+        value: points["purifier", value].rows[0].defense.purifier
+        for value in next(factor.values for factor in factors if factor.name == "purifier")
+    }
+    assert type(purifiers["two_levels"]) is type(purifiers["adp"])
+    assert purifiers["two_levels"].second_sigma == 0.1
+    for row in points["eot", 16].rows:
+        if row.attack_name in ("bpda", "exact"):
+            assert row.attack.eot_samples == 16
+    # The field that all purifiers refer to: one step at the factor's sigma, as by the flag.
+    one_step = ablate.changed(trained.config(), {"adp.sigma": 0.1}).one_step.sigma
+    assert one_step == 0.1 and trained.config().one_step.sigma == 0.25
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar10.resnet20", "cifar10.reference", "digits.full", "mnist", "svhn"]
+)
+def test_every_config_has_the_fields_of_its_factors(name):
+    module, _, variant = name.partition(".")
+    config = importlib.import_module(f"configs.{module}").get_config(*filter(None, [variant]))
+    names = config.ablate.names or config.ablate.factors
+    assert len(names) >= 6
+    for factor in names:
+        options = config.ablate.factors[factor]
+        (default,) = {ablate.field_of(config, field) for field in options.fields}
+        assert set(options.at) - {default}
+        for value in options.at:
+            point = ablate.changed(config, dict.fromkeys(options.fields, value))
+            for field in options.fields:
+                assert ablate.field_of(point, field) == value
