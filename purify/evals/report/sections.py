@@ -55,14 +55,13 @@ def _heading(text: str, run: Run, runs: Sequence[Run]) -> str:
 
 def _numbers(run: Run, runs: Sequence[Run]) -> Section:
     shown, results = MODES[run.mode], run.results
-    first, *settings = str(results["title"]).splitlines()
-    blocks: list[Block] = [Prose([first])]
-    blocks += [Notes(settings)] if settings else []
+    title = str(results.get("title", "")).splitlines()
+    blocks: list[Block] = [Prose(title[:1]), Notes(title[1:])]
     caption = f"{shown.title}: all rows"
     if shown.table:
         rows = from_terminal(shown.table(results), caption)
     else:
-        rows = all_columns(results.get("rows", []), caption)
+        rows = all_columns(results.get("rows") or results.get("paths") or [], caption)
     meaning = [results[name] for name in ("meaning", "note") if results.get(name)]
     blocks += [Prose(meaning)] if meaning else []
     blocks += [rows] if rows.groups else []
