@@ -91,7 +91,7 @@ def _written(run: Run, *, without: set[str]) -> list[Figure]:
 
 
 def _figure(path: Path) -> Figure:
-    name = path.stem.replace("_", " ")
+    name = path.stem.replace("-", ": ", 1).replace("_", " ")
     caption, alt = FIGURES.get(path.stem, (name, name))
     return read_figure(path, alt=alt, caption=caption)
 
