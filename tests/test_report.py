@@ -41,12 +41,13 @@ CHECKS = {
     "computed_by": [],
     "config": {"data": {"name": "digits8x8", "test_split": "test"}},
 }
-OTHER = {
-    "title": "what a later mode found\nits settings",
-    "meaning": "Said of a later mode.",
-    "rows": [
-        {"statistic": "norm", "auroc": {"value": 0.75, "low": 0.5}, "seed": 7, "radii": [1, 2]},
-        {"statistic": "other", "auroc": {"value": 0.5, "low": None}, "seed": 7, "radii": []},
+# Of a mode without a table of its own.
+SAMPLED = {
+    "samples": {"num_images": 64},
+    "meaning": "Said of samples.",
+    "paths": [
+        {"defense": {"name": "adp", "T": 2}, "index": 5, "steps": 2, "seed": 7, "sizes": [1, 2]},
+        {"defense": {"name": "adp", "T": 2}, "index": 6, "steps": None, "seed": 7, "sizes": []},
     ],
     "config": CHECKS["config"],
 }
@@ -80,10 +81,11 @@ def workdir(evaluated, tmp_path_factory):
         if record["row"].startswith("one_step-"):
             record["correct"] = [record["index"] % 3 > at % 2 for at in range(3)]
             record["loss"] = float(record["index"] * 7 % 30 - 10)
-    write_lines(folder / "images.jsonl", records)
+    beyond = [r | {"index": 30} for r in records if (r["row"], r["index"]) == ("one_step-blind", 0)]
+    write_lines(folder / "images.jsonl", records + beyond)  # of an evaluation that was cut off
     add(workdir, "check_gradients", CHECKS)
     add(workdir, "certify", json.loads((ROOT / "docs" / "digits" / "certify.json").read_text()))
-    figure = add(workdir, "sample", OTHER) / "figures" / "grid.png"
+    figure = add(workdir, "sample", SAMPLED) / "figures" / "samples.png"
     figure.parent.mkdir()
     shutil.copy(folder / "figures" / "cost.png", figure)
     return workdir
@@ -200,14 +202,9 @@ def test_each_mode_has_its_section(workdir, written):
     verdicts = tables.rows(has="verdict")
     assert verdicts[1] == ["blind", "PASS", "0.5", "blind 0.5, exact 0.25"]
     assert verdicts[2][:3] == ["a<b", "FAIL: masked or under-optimised", "0.0001"]
-    assert "Said of a later mode." in tables.text and "its settings" in tables.text
-    later = tables.rows(has="auroc value")
-    assert later == [
-        ["statistic", "auroc value", "auroc low"],
-        ["norm", "0.75", "0.5"],
-        ["other", "0.5", ""],
-    ]
-    assert "the same in all rows: seed 7" in tables.text
+    assert "Said of samples." in tables.text and "64 samples, the paths of 2" in tables.text
+    assert tables.rows(has="steps") == [["index", "steps"], ["5", "2"], ["6", ""]]
+    assert "the same in all rows: defense name adp, defense T 2, seed 7" in tables.text
     results = results_of(workdir, "eval_robust")
     for value in (results["commit"], *results["weights"].values(), results["versions"]["jax"]):
         assert value in tables.text
@@ -224,10 +221,11 @@ def test_strips_and_cards_show_what_was_recorded(workdir):
         assert [card.number for card in row.strip] == list(range(10))
         records = run.records[f"one_step-{row.attack}"]
         counts = dict.fromkeys(OUTCOMES, 0)
-        for record in records.values():
-            right = sum(record["correct"])
+        for number in range(row.num_images):
+            right = sum(records[number]["correct"])
             counts["right" if right == 3 else "some" if right else "wrong"] += 1
         assert row.counts == counts and min(counts.values()) > 0
+        assert row.num_images == row.row["num_images"]
         for card in row.cards:
             record = records[card.number]
             assert (card.draws, card.loss) == (record["correct"], record["loss"])
@@ -343,20 +341,21 @@ def test_neither_do_those_of_other_networks_or_purifiers(workdir, field, value):
 def test_points_of_an_ablation_are_shown_as_curves_only(workdir, tmp_path):
     results = results_of(workdir, "eval_robust")
     names = {samples: f"0000000{samples}" for samples in (2, 4, 8)}
+    lines = []
     for samples, name in names.items():
-        add(
-            tmp_path,
-            "eval_robust",
-            swept(results, eps=0.15, step_size=0.15 / 4, eot_samples=samples),
-            name,
-        )
-    rows = [{"factor": "EOT", "value": samples, "run": name} for samples, name in names.items()]
-    add(tmp_path, "ablate", OTHER | {"rows": rows})
+        point = swept(results, eps=0.15, step_size=0.15 / 4, eot_samples=samples)
+        add(tmp_path, "eval_robust", point, name)
+        line = next(row for row in point["rows"] if row["attack"] == "wide")
+        line |= {"factor": "EOT", "value": samples, "default": samples == 2, "run": name}
+        lines.append(line | {"difference_low": 0.1, "difference_high": 0.2})
+    add(tmp_path, "ablate", {"title": "EOT", "rows": lines, "config": results["config"]})
     found = find_runs([tmp_path])
     assert [run.mode for run in found.runs] == ["ablate"] and len(found.points) == 3
-    text = page.render(found.runs, found.points)
-    assert text.count("Accuracy over samples per gradient (EOT)") > 0
-    assert not summary(found.runs[0].results) and 'table class="summary"' not in text
+    document = page.render(found.runs, found.points)
+    assert document.count("Accuracy over samples per gradient (EOT)") == 2  # caption and label
+    assert not summary(found.runs[0].results) and 'class="summary"' not in document
+    shown = Tables(document).rows("grouped", has="factor")
+    assert [row[-4] for row in shown[1:]] == ["2 (default)", "4", "8"]
     one = tmp_path / "eval_robust" / names[4]
     assert [run.folder for run in find_runs([tmp_path, one]).runs][0] == one
 
@@ -391,7 +390,7 @@ def test_texts_of_the_evaluations_are_shown_and_not_run(workdir, tmp_path):
             row["attack"] = bad
     results["headline"]["one_step"] = bad
     add(tmp_path, "eval_robust", results)
-    add(tmp_path, "sample", OTHER | {"title": bad, "meaning": bad, "rows": [{bad: bad, "a": "x"}]})
+    add(tmp_path, "sample", SAMPLED | {"meaning": bad, "paths": [{bad: bad, "index": 1}]})
     page.run(None, tmp_path, None, None)
     document = (tmp_path / "report.html").read_text()
     assert document.count("<script") == 1 and "<img src=x" not in document
@@ -424,7 +423,7 @@ def test_what_cannot_be_reported_is_refused(tmp_path, arguments, error, said):
         (tmp_path / name).mkdir(parents=True)
         write_json(tmp_path / name / "settings.json", {})
     (tmp_path / "empty").mkdir()
-    (add(tmp_path, "sample", OTHER, "damaged") / "results.json").write_text("{")
+    (add(tmp_path, "sample", SAMPLED, "damaged") / "results.json").write_text("{")
     (tmp_path / "there.html").touch()
     given = dict(input=f"{tmp_path}/check_gradients/0123abcd", output=None, workdir=tmp_path)
     given |= {name: value and value.format(tmp_path) for name, value in arguments.items()}
@@ -504,7 +503,7 @@ def test_filters_show_the_images_of_an_outcome_and_of_an_attack(opened, workdir)
     records = read_lines(only(workdir, "eval_robust") / "images.jsonl")
     assert len(cards(opened)) < 30  # until all are asked for
     for attack in ("blind", "wide"):
-        own = [r for r in records if r["row"] == f"one_step-{attack}"]
+        own = [r for r in records if r["row"] == f"one_step-{attack}" and r["index"] < 30]
         outcomes = {r["index"]: sum(r["correct"]) for r in own}
         for name, numbers in (("right", {3}), ("some", {1, 2}), ("wrong", {0})):
             expected = {index for index, right in outcomes.items() if right in numbers}

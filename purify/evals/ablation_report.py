@@ -99,11 +99,11 @@ def write(
         "trained": default["trained"],
         "config": config.to_dict(),
     }
-    paths = [folder / name for name in ("ablation.csv", "results.json", "figures/ablation.png")]
-    paths[-1].parent.mkdir(exist_ok=True)
+    paths = [folder / name for name in ("ablation.csv", "results.json")]
     write_text(paths[0], _csv(lines))
     write_json(paths[1], results)
-    plots.ablation_panels(paths[2], [line for line in lines if line["protocol"] in MAIN])
+    (folder / "figures").mkdir(exist_ok=True)
+    paths += draw_figures(folder / "figures", results)
     print_wide(results_table(results))
     print_versions(results)
     print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
@@ -126,7 +126,14 @@ def _title(config, default: dict) -> str:
     return "\n".join([*lines, *variant_lines(config, dict.fromkeys(named))])
 
 
-def results_table(results: dict) -> Table:
+def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[Path]:
+    """Draw the main protocol's rows of results.json, as files of that suffix; their paths."""
+    path = folder / f"ablation{suffix}"
+    plots.ablation_panels(path, [line for line in results["rows"] if line["protocol"] in MAIN])
+    return [path]
+
+
+def results_table(results: Mapping) -> Table:
     """The main protocol's rows of results.json: a line for each value, a column for each attack."""
     lines = [line for line in results["rows"] if line["protocol"] in MAIN]
     attacks = list(dict.fromkeys(line["attack"] for line in lines))

@@ -85,6 +85,7 @@ def _answers(version: str) -> str:
 def _versions(defense, keys, clean, attacked):
     """(noised, purified) images of the first run of the first draw, and the classifier's answers to
     the clean, the attacked, the noised and the purified ones, by name of the array."""
+    purifier = defense.purifier
 
     def one(key, image):
         run_key = first_run(key)
@@ -93,8 +94,6 @@ def _versions(defense, keys, clean, attacked):
             return path[0], path[-1]
         noised = add_noise(run_key, image, getattr(purifier, "sigma", 0.0))
         return noised, purifier(run_key, image)
-
-    purifier = defense.purifier
 
     noised, purified = jax.vmap(one, axis_name="batch")(keys, attacked)
     versions = zip(VERSIONS, (clean, attacked, noised, purified), strict=True)

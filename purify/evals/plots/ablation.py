@@ -1,4 +1,4 @@
-"""Accuracy over the values of one factor at a time, as one PNG."""
+"""Accuracy over the values of one factor at a time, as one figure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def ablation_panels(path: str | Path, rows: Sequence[Mapping]) -> None:
     factor they stand below the values.
 
     Args:
-        path: of the PNG.
+        path: .png, or .svg.
         rows: with `factor`, `value`, `default` (whether it is the default's), `attack`,
             `num_images`, `defense_nfe_per_image`, and `accuracy`, `low` and `high` in [0, 1].
             Factors, values and attacks keep their order.

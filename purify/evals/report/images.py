@@ -146,7 +146,9 @@ def _attacked_row(row: Mapping, versions: Versions, records: Mapping, budget: in
         if len(cards) >= ALWAYS and spent > budget:
             break
         cards.append(card)
-    counts = collections.Counter(outcome(record["correct"]) for record in records.values())
+    # Records may be of more images than the row: an evaluation that was cut off left them.
+    outcomes = (outcome(records[int(versions.index[at])]["correct"]) for at in places)
+    counts = collections.Counter(outcomes)
     return AttackedRow(row["attack"], row, {name: counts[name] for name in OUTCOMES}, cards)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from purify.evals import (
+    ablation_report,
     certify,
     corruption_report,
     detect_report,
@@ -69,6 +70,12 @@ def _title_says(results: Mapping) -> str:
     return str(results["title"]).partition("\n")[0]
 
 
+def _samples_say(results: Mapping) -> str:
+    said = [f"{results['samples']['num_images']} samples"] if results.get("samples") else []
+    images = len({entry["index"] for entry in results["paths"]})
+    return ", ".join([*said, *([f"the paths of {images} images"] if images else [])])
+
+
 # Those that a report shows, in its order.
 MODES = {
     "eval_robust": Shown(
@@ -90,8 +97,10 @@ MODES = {
         corruption_report.draw_figures,
     ),
     "detect": Shown("Detection of attacks", _detectors_say, detect_report.results_table),
-    "ablate": Shown("Ablations", _title_says),
-    "sample": Shown("Samples", _title_says),
+    "ablate": Shown(
+        "Ablations", _title_says, ablation_report.results_table, ablation_report.draw_figures
+    ),
+    "sample": Shown("Samples and paths", _samples_say),
 }
 # Figures by name: the caption, and what they show for who cannot see them.
 FIGURES = {
@@ -112,6 +121,16 @@ FIGURES = {
         "Accuracy by corruption and defence",
         "Accuracy of each defence on each corruption, with 95 % intervals; the numbers are in the "
         "table",
+    ),
+    "ablation": (
+        "Accuracy over each factor, the others at their defaults",
+        "A panel for each factor: accuracy at each of its values under each attack, with 95 % "
+        "intervals; the numbers are in the table",
+    ),
+    "samples": ("Samples of the score model", "A grid of images drawn from the score model"),
+    "starts": (
+        "What samples started from",
+        "Rows of images, of those images noised, and of the samples that were drawn from there",
     ),
     "training": (
         "How the networks were trained",

@@ -123,6 +123,7 @@ def _read(folder: Path) -> Run:
         results = json.loads(path.read_text())
     except ValueError:
         results = None
-    if not isinstance(results, dict) or not {"title", "config"} <= results.keys():
+    if not isinstance(results, dict) or "config" not in results:
         raise ValueError(f"{path} is damaged; delete it and give the evaluation's command again")
-    return Run(folder.absolute(), read_settings(folder), results)
+    named = folder if folder.parent.name else folder.absolute()  # '.' does not say its mode
+    return Run(named, read_settings(folder), results)

@@ -55,45 +55,43 @@ def _heading(text: str, run: Run, runs: Sequence[Run]) -> str:
 
 def _numbers(run: Run, runs: Sequence[Run]) -> Section:
     shown, results = MODES[run.mode], run.results
-    first, *settings = str(results["title"]).splitlines()
-    blocks: list[Block] = [Prose([first])]
-    blocks += [Notes(settings)] if settings else []
+    title = str(results.get("title", "")).splitlines()
+    blocks: list[Block] = [Prose(title[:1]), Notes(title[1:])]
     caption = f"{shown.title}: all rows"
     if shown.table:
         rows = from_terminal(shown.table(results), caption)
     else:
-        rows = all_columns(results.get("rows", []), caption)
+        rows = all_columns(results.get("rows") or results.get("paths") or [], caption)
     meaning = [results[name] for name in ("meaning", "note") if results.get(name)]
     blocks += [Prose(meaning)] if meaning else []
     blocks += [rows] if rows.groups else []
     if results.get("comparisons"):
         lines = robust_report.comparison_lines(results)
         blocks.append(Details("Paired comparisons on the same images", [Notes(lines)]))
-    figures = _figures(run, shown.draw)
-    blocks += [figure for figure in figures if figure.name != COST]
+    drawn = _drawn(run, shown.draw) if shown.draw else []
+    blocks += [figure for figure in drawn if figure.name != COST]
     if run.mode == "eval_robust":
-        of_cost = [figure for figure in figures if figure.name == COST]
+        of_cost = [figure for figure in drawn if figure.name == COST]
         blocks += [Heading("Cost"), cost_table(results), *of_cost]
+    blocks += _written(run, without={figure.name for figure in drawn})
     return Section(_heading(shown.title, run, runs), shown.says(results), blocks)
 
 
-def _figures(run: Run, draw: Draw | None) -> list[Figure]:
-    """Drawn anew where they can be, sharp at any size; the others as the mode wrote them, but for
-    those of images, which have a section of their own."""
-    figures: list[Figure] = []
-    drawn = set()
-    if draw:
-        with tempfile.TemporaryDirectory() as folder:
-            for path in draw(Path(folder), run.results, ".svg"):
-                drawn.add(path.stem)
-                figures.append(_figure(path))
-    kept = {path.stem for path in run.folder.glob("purified/*.npz")}
-    written = sorted((run.folder / "figures").glob("*.png"))
-    return figures + [_figure(path) for path in written if path.stem not in drawn | kept]
+def _drawn(run: Run, draw: Draw) -> list[Figure]:
+    """Drawn anew: sharp at any size."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [_figure(path) for path in draw(Path(folder), run.results, ".svg")]
+
+
+def _written(run: Run, *, without: set[str]) -> list[Figure]:
+    """Others as the mode wrote them, but for those of images that have a section of their own."""
+    without = without | {path.stem for path in run.folder.glob("purified/*.npz")}
+    paths = sorted((run.folder / "figures").glob("*.png"))
+    return [_figure(path) for path in paths if path.stem not in without]
 
 
 def _figure(path: Path) -> Figure:
-    name = path.stem.replace("_", " ")
+    name = path.stem.replace("-", ": ", 1).replace("_", " ")
     caption, alt = FIGURES.get(path.stem, (name, name))
     return read_figure(path, alt=alt, caption=caption)
 
