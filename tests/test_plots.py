@@ -16,6 +16,7 @@ from purify.evals.plots import (
     accuracy_curves,
     certified_curves,
     corruption_accuracies,
+    image_grid,
     image_rows,
     training_curves,
 )
@@ -71,6 +72,49 @@ def test_every_pixel_of_every_image_is_in_the_figure(tmp_path, size, channels):
         assert contains(figure, np.kron(levels, np.ones((scale, scale, 1))))
 
 
+@pytest.mark.parametrize("number", [3, 8, 11])
+def test_a_grid_has_every_image_in_reading_order(tmp_path, number):
+    images = np.random.default_rng(0).random((number, 8, 8, 1))
+    image_grid(tmp_path / "grid.png", images, columns=4)
+    figure = np.round(255 * imread(tmp_path / "grid.png")).astype(int)[..., :3]
+    assert 0.4 * WIDTH * DPI < figure.shape[1] < 0.6 * WIDTH * DPI
+    gap = round(0.02 * DPI)
+    side = (figure.shape[1] - gap) // 4
+    assert figure.shape[0] == -(-number // 4) * side + gap
+    for at, image in enumerate(images):
+        y, x = side * np.array(divmod(at, 4)) + gap
+        levels = np.round(255 * np.broadcast_to(image, (8, 8, 3)))
+        enlarged = np.kron(levels, np.ones((*[(side - gap) // 8] * 2, 1)))
+        np.testing.assert_array_equal(figure[y : y + side - gap, x : x + side - gap], enlarged)
+
+
+def test_notes_and_heads_stand_beside_their_images(tmp_path):
+    grey = np.full((3, 8, 8, 1), 0.5)
+    texts = [("7", True), ("7", False), ("7", True)]
+    plain, noted = tmp_path / "plain.png", tmp_path / "noted.png"
+    image_rows(plain, {"a": grey, "b": grey}, {"a": texts})
+    notes = {"a": {"score norm": ["0.9"] * 3, "step size": ["", "0.1", "stopped"]}}
+    image_rows(noted, {"a": grey, "b": grey}, {"a": texts}, notes=notes, heads=["x", "y", "z"])
+    before, after = read(plain), read(noted)
+    line = round(0.16 * DPI)
+    assert after.shape[0] == before.shape[0] + 3 * line  # two notes, and the heads
+    assert columns(where(after, WRONG)) == 1
+    gap, side = round(0.05 * DPI), 320
+    left = after.shape[1] - 3 * (side + gap)
+    assert left > before.shape[1] - 3 * (side + gap)  # "score norm" is wider than "a"
+    # Heads, then images, captions, score norms and step sizes: what has ink beside and below what.
+    texts = (after != 255).any(-1)
+    for y, there in (
+        (gap, [False, True, True, True]),
+        (gap + 2 * line + side, [True, True, True, True]),
+        (gap + 3 * line + side, [True, False, True, True]),
+    ):
+        middle = texts[y + line // 4 : y + line // 4 + line]
+        edges = [0, left, left + side + gap, left + 2 * (side + gap), after.shape[1]]
+        found = [middle[:, a:b].any() for a, b in zip(edges, edges[1:], strict=False)]
+        assert found == there
+
+
 def test_many_images_fit_the_width_and_wrong_captions_are_red(tmp_path):
     grey = np.full((10, 28, 28, 1), 0.5)
     ok = [(str(i), True) for i in range(10)]
@@ -105,6 +149,20 @@ def test_text_with_dollars_is_no_formula(tmp_path):
 def test_bad_images_are_named(tmp_path, rows, captions, message):
     with pytest.raises(ValueError, match=message):
         image_rows(tmp_path / "rows.png", rows, captions)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"notes": {"other": {"norm": ["1"]}}}, "notes\\['other'\\]\\['norm'\\]"),
+        ({"notes": {"clean": {"norm": ["1", "2"]}}}, "2 entries, must be 1"),
+        ({"heads": ["a", "b"]}, "heads: 2 entries, must be 1"),
+    ],
+)
+def test_notes_and_heads_of_another_number_are_named(tmp_path, texts, message):
+    with pytest.raises(ValueError, match=message):
+        image_rows(tmp_path / "rows.png", {"clean": np.zeros((1, 8, 8, 1))}, **texts)
     assert not list(tmp_path.iterdir())
 
 
