@@ -196,7 +196,7 @@ def _ablate() -> ConfigDict:
     ablate = ConfigDict()
     ablate.attacks = ("blind", "exact")  # of config.attacks, with what they have there
     ablate.num_images = 100
-    ablate.names = ()  # of the factors, () for all
+    ablate.names = ("sigma", "lam", "T", "S", "curvature", "eot", "purifier")  # of the factors
     # By name: fields of this config that change together, and the values at which they are tried
     # beside the default.
     ablate.factors = ConfigDict(

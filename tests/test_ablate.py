@@ -12,6 +12,7 @@ import pytest
 
 from purify.evals import ablate, robust
 from purify.evals.evaluation import Evaluation
+from purify.evals.inputs import load_inputs
 from purify.evals.stats import paired_difference
 from purify.evals.store import folder_of
 from purify.jsonl import read_lines
@@ -19,14 +20,13 @@ from tests.test_robust import untimed
 
 CHANGES = {
     "attacks.exact.num_images": 0,
-    "ablate.attacks": ("blind", "exact"),
+    "ablate.attacks": ("exact",),
     "ablate.num_images": 6,
-    "ablate.names": ("sigma", "S", "purifier"),
-    "ablate.factors.sigma.at": (0.1, 0.4),
-    "ablate.factors.S.at": (1,),
+    "ablate.names": ("sigma", "purifier"),
+    "ablate.factors.sigma.at": (0.1,),
     "ablate.factors.purifier.at": ("one_step",),
 }
-ATTACKS = ("clean", "blind", "exact", "strongest")
+ATTACKS = ("clean", "exact")
 
 
 class Ablated(NamedTuple):
@@ -88,11 +88,10 @@ def test_the_tidy_file_has_every_value_under_every_attack(ablated):
         lines = list(csv.DictReader(file))
     points = {(r["factor"], r["value"], r["defense"], r["default"], r["attack"]) for r in lines}
     values = {
-        "sigma": {"0.1": "adp", "0.25": "adp", "0.4": "adp"},
-        "S": {"1": "adp", "2": "adp"},
+        "sigma": {"0.1": "adp", "0.25": "adp"},
         "purifier": {"adp": "adp", "one_step": "one_step"},
     }
-    defaults = {"0.25", "2", "adp"}
+    defaults = {"0.25", "adp"}
     assert points == {
         (factor, value, defense, str(value in defaults), attack)
         for factor, defenses in values.items()
@@ -105,14 +104,13 @@ def test_the_tidy_file_has_every_value_under_every_attack(ablated):
         for name, text in line.items():
             assert text == ("" if row[name] is None else str(row[name]))
         assert row["num_images"] == 6 and 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
-    several = {"mean", "ensemble", "vote", "worst_of_n"}
-    found = {row["protocol"] for row in lines if (row["factor"], row["value"]) == ("S", "1")}
-    assert found == several and {row["protocol"] for row in lines} == several | {"S=1"}
+    found = {row["protocol"] for row in lines}
+    assert found == {"mean", "ensemble", "vote", "worst_of_n", "S=1"}
 
 
 def test_its_numbers_are_those_of_its_records(ablated):
     """The means and paired differences, from images.jsonl of the two evaluations."""
-    (default,) = lines_of(ablated, factor="S", default=True, attack="exact", protocol="mean")
+    (default,) = lines_of(ablated, factor="sigma", default=True, attack="exact", protocol="mean")
     theirs = records_of(ablated, default)
     differing = 0
     for line in lines_of(ablated, attack="exact", protocol="mean"):
@@ -135,56 +133,58 @@ def test_the_default_is_evaluated_once_and_differs_from_itself_by_nothing(ablate
     assert len({line["run"] for line in defaults}) == 1
     for line in defaults:
         assert [line[f"difference{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0]
-    assert len(list((ablated.workdir / "eval_robust").iterdir())) == 5
-    said = re.findall(r"^(\d) of 5: (.+), into .*/([0-9a-f]{8})$", ablated.printed, re.MULTILINE)
-    assert [title for _, title, _ in said] == [
-        *("the default", "sigma 0.1", "sigma 0.4", "S 1", "purifier one_step")
-    ]
+    assert len(list((ablated.workdir / "eval_robust").iterdir())) == 3
+    said = re.findall(r"^(\d) of 3: (.+), into .*/([0-9a-f]{8})$", ablated.printed, re.MULTILINE)
+    assert [title for _, title, _ in said] == ["the default", "sigma 0.1", "purifier one_step"]
     assert {run for *_, run in said} == {row["run"] for row in ablated.results["rows"]}
     nfe = int(re.search(r"at most ([\d,]+) network ev", ablated.printed)[1].replace(",", ""))
-    # The strongest row's cost holds its stages'; all four rows are scored, as the clean one is.
-    last, clean = (
-        {r["run"]: r["nfe_per_image"] for r in lines_of(ablated, attack=name, protocol="mean")}
-        for name in ("strongest", "clean")
-    )
-    spent = sum(6 * last[run] + 3 * 6 * clean[run] for run in last)
+    each = {
+        (line["run"], line["attack"]): line["nfe_per_image"] for line in ablated.results["rows"]
+    }
+    spent = 6 * sum(each.values())
     assert 0.8 * nfe < spent <= nfe
 
 
+def of_eval_robust(trained, **changes):
+    """The config that --mode=eval_robust has for the default, but for these changes."""
+    shared = {"eval.defenses": ("adp",), "eval.attacks": ("exact",), "eval.num_images": 6}
+    return trained.config(**{"attacks.exact.num_images": 0}, **shared | changes)
+
+
+def test_eval_robust_finds_a_point_done_and_reports_the_same_numbers(ablated, trained, monkeypatch):
+    calls = count_batches(monkeypatch)
+    robust.run(of_eval_robust(trained), ablated.workdir)
+    assert not calls and len(list((ablated.workdir / "eval_robust").iterdir())) == 3
+    ours = lines_of(ablated, factor="sigma", default=True)
+    folder = ablated.workdir / "eval_robust" / ours[0]["run"]
+    theirs = json.loads((folder / "results.json").read_text())["rows"]
+    assert (folder / "figures" / "adp-exact.png").exists() and len(theirs) == len(ours) == 10
+    for row, own in zip(theirs, ours, strict=True):
+        shared = row.keys() & own.keys() - {"defense", "protocol"}
+        assert {name: row[name] for name in shared} == {name: own[name] for name in shared}
+
+
 @pytest.mark.parametrize(
-    ("key", "changes"),
+    ("factor", "value", "changes"),
     [
-        ({"default": True}, {}),
-        ({"factor": "sigma", "value": 0.1}, {"adp.sigma": 0.1}),
-        ({"factor": "S", "value": 1}, {"defense.num_runs": 1}),
+        ("sigma", 0.1, {"adp.sigma": 0.1}),
         (
-            {"factor": "purifier", "value": "one_step"},
+            *("purifier", "one_step"),
             {
                 "defense.purifier": "one_step",
                 "eval.defenses": ("one_step",),
+                # An attack that is meant for others is meant for what is ablated, too.
                 "attacks.exact.defenses": ("adp", "one_step"),
             },
         ),
     ],
-    ids=lambda value: str(value) if "adp" not in str(value) else "",
 )
-def test_a_point_is_the_evaluation_that_eval_robust_makes_of_its_settings(
-    ablated, trained, monkeypatch, key, changes
-):
-    """The same folder, in which eval_robust finds all done, and the same numbers."""
-    calls = count_batches(monkeypatch)
-    shared = {"eval.defenses": ("adp",), "eval.attacks": ("blind", "exact"), "eval.num_images": 6}
-    config = trained.config(**{"attacks.exact.num_images": 0}, **shared | changes)
-    robust.run(config, ablated.workdir)
-    assert not calls and len(list((ablated.workdir / "eval_robust").iterdir())) == 5
-    line = lines_of(ablated, **key)[0]
-    folder = ablated.workdir / "eval_robust" / line["run"]
-    rows = json.loads((folder / "results.json").read_text())["rows"]
-    ours = lines_of(ablated, factor=line["factor"], value=line["value"])
-    assert len(rows) == len(ours)
-    for row, own in zip(rows, ours, strict=True):
-        shared = row.keys() & own.keys() - {"defense", "protocol"}
-        assert {name: row[name] for name in shared} == {name: own[name] for name in shared}
+def test_every_point_is_the_evaluation_of_these_settings(ablated, trained, factor, value, changes):
+    config = of_eval_robust(trained, **changes)
+    inputs = load_inputs(config, ablated.workdir, config.eval.defenses)
+    settings = robust.prepare(config, inputs).settings
+    (run,) = {line["run"] for line in lines_of(ablated, factor=factor, value=value)}
+    assert folder_of(ablated.workdir, "eval_robust", settings).name == run
 
 
 def test_what_is_done_is_not_done_again(ablated, trained, monkeypatch, capsys):
@@ -219,8 +219,8 @@ def test_a_run_that_was_cut_off_goes_on_where_it_stopped(ablated, trained, workd
 
 def test_overrides_on_the_command_line(ablated, trained):
     """Of points that are done, and of fewer images: the other process computes nothing."""
-    flags = [f"--config.{name}={value}" for name, value in CHANGES.items() if "." in name]
-    flags += ["--config.ablate.names=('sigma',)", "--config.ablate.factors.sigma.at=(0.4,)"]
+    given = CHANGES | {"ablate.names": ("sigma",), "ablate.factors.sigma.at": (0.1, 0.25)}
+    flags = [f"--config.{name}={value}" for name, value in given.items()]
     before = {p: p.read_bytes() for p in ablated.workdir.glob("eval_robust/*/images.jsonl")}
     arguments = ("--mode=ablate", "--max_images=4", f"--workdir={ablated.workdir}", *flags)
     result = trained.main(*arguments)
@@ -230,19 +230,20 @@ def test_overrides_on_the_command_line(ablated, trained):
     assert after == before
     (folder,) = (f for f in (ablated.workdir / "ablate").iterdir() if f != ablated.folder)
     rows = json.loads((folder / "results.json").read_text())["rows"]
-    assert {(row["value"], row["num_images"]) for row in rows} == {(0.25, 4), (0.4, 4)}
+    assert {(row["value"], row["num_images"]) for row in rows} == {(0.25, 4), (0.1, 4)}
     wrong = trained.main("--mode=ablate", "--config.ablate.names=('sgima',)")
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: config.ablate.names entry 'sgima' is unknown; known: s")
+    assert wrong.stderr.startswith("error: config.ablate.names entry 'sgima' is unknown; known: S")
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"names": ("wall",)}, "config.ablate.names entry 'wall' is unknown; known: sigma, lam, T"),
-        ({"attacks": ("gun",)}, "config.ablate.attacks entry 'gun' is unknown; known: blind"),
+        ({"names": ("wall",)}, "config.ablate.names entry 'wall' is unknown; known: S, T, cur"),
+        ({"names": ()}, "config.ablate.names is empty; name at least one of config.ablate.fac"),
+        ({"attacks": ("gun",)}, "config.ablate.attacks entry 'gun' is unknown; known: apgd"),
         ({"attacks": ()}, "config.ablate.attacks is empty"),
-        ({"attacks": ("bpda",)}, "sigma 0.25: config.eval.attacks has BPDA on 'adp'"),
+        ({"attacks": ("bpda",)}, "the default: config.eval.attacks has BPDA on 'adp'"),
         ({"num_images": 0}, "config.ablate.num_images=0 must be from 1 to"),
         ({"factors.sigma.at": ()}, "config.ablate.factors.sigma.at must be a tuple that"),
         ({"factors.sigma.at": ((1, 2),)}, "factors.sigma.at must be numbers or names"),
@@ -306,9 +307,8 @@ def test_the_factors_of_digits_are_evaluations_of_their_own(trained, workdir):
 def test_every_config_has_the_fields_of_its_factors(name):
     module, _, variant = name.partition(".")
     config = importlib.import_module(f"configs.{module}").get_config(*filter(None, [variant]))
-    names = config.ablate.names or config.ablate.factors
-    assert len(names) >= 6
-    for factor in names:
+    assert len(config.ablate.names) >= 6
+    for factor in config.ablate.names:
         options = config.ablate.factors[factor]
         (default,) = {ablate.field_of(config, field) for field in options.fields}
         assert set(options.at) - {default}

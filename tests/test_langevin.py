@@ -64,12 +64,12 @@ def test_mean_and_variance_are_those_of_the_chain_for_gaussian_data(
 
 def test_a_noise_blind_model_of_one_image_gives_that_image():
     """It reads sigma off x, of whose 64 pixels the root-mean-square tells it to 1 / sqrt(128)."""
-    levels = jnp.asarray(noise_levels(2.0, 0.02, 20))
+    levels = jnp.asarray(noise_levels(2.0, 0.02, 40))
     image = jax.random.uniform(jax.random.key(1), (8, 8, 1))
-    sampler = AnnealedLangevin(GaussianScore(image, 0.0, levels), 2.0, 0.02, 20, 10, 0.1)
+    sampler = AnnealedLangevin(GaussianScore(image, 0.0, levels), 2.0, 0.02, 40, 20, 0.1)
     x = draw(sampler, 20, jnp.full(image.shape, 0.5))
     errors = np.sqrt(((x - np.asarray(image)) ** 2).mean((1, 2, 3)))
-    assert errors.max() < 0.5 * 0.02  # the noise of the last level is more than half gone
+    assert errors.mean() < 0.3 * 0.02  # most of the noise of the last level is gone
 
 
 def test_both_modes_are_found_with_their_weights():
@@ -117,8 +117,8 @@ def test_a_sample_is_a_function_of_its_key_alone():
     ids=["cifar10", "celeba", "bedroom", "ffhq"],
 )
 def test_the_balanced_step_size_is_the_published_one(sigma_max, num_levels, steps, published):
-    """eps = a sigma_L^2, to the digits that the configs of ermongroup/ncsnv2 have; of those, church's
-    alone has another, 4.9e-6."""
+    """eps = a sigma_L^2, to the digits that ermongroup/ncsnv2's configs have; of these, church's
+    alone has another."""
     eps = balanced_step_size(sigma_max, 0.01, num_levels, steps) * 0.01**2
     assert abs(eps - published) < 0.05e-6
 

@@ -55,39 +55,42 @@ def images_of(trained, number=8):
 
 
 @jax.jit
-def both(purifier, keys, images):
-    outputs = jax.vmap(purifier)(keys, images)
-    return outputs, *jax.vmap(purifier.path)(keys, images), jax.vmap(purifier.trace)(keys, images)
+def purify(purifier, keys, images):
+    return jax.vmap(purifier.trace)(keys, images)
 
 
-STEPWISE = [("one_step", {}), ("schedule", {}), ("schedule", {"num_steps": 1})]
+@jax.jit
+def follow(purifier, keys, images):
+    """The path and its trace, h at every image of it, and x_0 by itself."""
+    path, trace = jax.vmap(purifier.path)(keys, images)
+    noised = jax.vmap(add_noise, (0, 0, None))(keys, images, purifier.sigma)
+    return path, trace, jax.vmap(jax.vmap(purifier.score))(path), noised
+
+
+STEPWISE = [("one_step", {}), ("schedule", {})]
 STEPWISE += [
     ("adp", {"curvature": curvature, "loop": loop, "num_steps": 12, "tau": 1.5e-3})
-    for curvature in CURVATURES
-    for loop in ("while", "scan")
+    for curvature, loop in [*((curvature, "while") for curvature in CURVATURES), ("jvp", "scan")]
 ]
 
 
 @pytest.mark.parametrize(("name", "options"), STEPWISE)
 def test_a_path_begins_with_the_noise_and_ends_in_the_purified_image(name, options):
-    score = make_score(SHAPE)
-    purifier = build(name, score, **options)
-    keys = jax.random.split(KEY, 8)
-    images = jax.random.uniform(jax.random.key(1), (8, *SHAPE))
-    outputs, path, of_path, (_, trace) = both(purifier, keys, images)
+    purifier = build(name, make_score(SHAPE), **options)
+    batch = jax.random.split(KEY, 8), jax.random.uniform(jax.random.key(1), (8, *SHAPE))
+    outputs, trace = jax.device_get(purify(purifier, *batch))
+    path, of_path, h, noised = jax.device_get(follow(purifier, *batch))
     num_steps = getattr(purifier, "num_steps", 1)
     assert path.shape == (8, num_steps + 1, *SHAPE)
-    noised = jax.jit(jax.vmap(add_noise, (0, 0, None)))(keys, images, purifier.sigma)
     np.testing.assert_array_equal(path[:, 0], noised)
     np.testing.assert_array_equal(path[:, -1], outputs)
     jax.tree.map(np.testing.assert_array_equal, of_path, trace)
     # Each step goes from one image to the next by its step size, and its norm is of the former.
-    h = jax.jit(jax.vmap(jax.vmap(score)))(path)
-    sizes = trace.step_sizes * (np.arange(num_steps) < trace.steps[:, None])
-    moved = np.clip(path[:, :-1] + sizes[..., None, None, None] * h[:, :-1], 0, 1)
-    np.testing.assert_allclose(path[:, 1:], moved, atol=1e-6)
-    norms = np.sqrt((np.asarray(h[:, :-1], float) ** 2).mean((2, 3, 4)))
     taken = np.arange(num_steps) < trace.steps[:, None]
+    sizes = (trace.step_sizes * taken)[..., None, None, None]
+    moved = np.clip(path[:, :-1] + sizes * h[:, :-1], 0, 1)
+    np.testing.assert_allclose(path[:, 1:], moved, atol=1e-6)
+    norms = np.sqrt((h[:, :-1].astype(float) ** 2).mean((2, 3, 4)))
     np.testing.assert_allclose(norms[taken], trace.score_norms[taken], rtol=1e-5)
     if name == "adp":
         assert len(set(trace.steps.tolist())) >= 3 and min(trace.steps) < 12  # some stop early

@@ -80,30 +80,26 @@ def plan_points(config, workdir: Path) -> tuple[list[Factor], dict]:
     """
     loaded: dict[tuple, Inputs] = {}
 
-    def prepared(changes: Mapping[str, Any]) -> Planned:
+    def prepared(key: tuple[str, Any] | None, changes: Mapping[str, Any]) -> Planned:
         point = _evaluated(changed(config, changes))
-        runs = network_runs(point, workdir, point.eval.defenses)
-        if (key := tuple(runs.items())) not in loaded:
-            loaded[key] = load_inputs(point, workdir, point.eval.defenses)
-        if not 1 <= config.ablate.num_images <= (available := len(loaded[key].labels)):
-            raise ValueError(
-                f"config.ablate.num_images={config.ablate.num_images} must be from 1 to {available}"
-            )
-        return robust.prepare(point, loaded[key])
+        runs = tuple(network_runs(point, workdir, point.eval.defenses).items())
+        if runs not in loaded:
+            loaded[runs] = load_inputs(point, workdir, point.eval.defenses)
+        number, available = config.ablate.num_images, len(loaded[runs].labels)
+        if not 1 <= number <= available:
+            raise ValueError(f"config.ablate.num_images={number} must be from 1 to {available}")
+        try:
+            return robust.prepare(point, loaded[runs])
+        except ValueError as error:
+            raise ValueError(f"{_title(key)}: {error}") from None
 
     factors = _factors(config)
-    default = prepared({})
+    default = prepared(None, {})
     points: dict = {None: default}
     for factor in factors:
         for value in factor.values:
-            if value == factor.default:
-                points[factor.name, value] = default
-                continue
-            try:
-                point = prepared(dict.fromkeys(factor.fields, value))
-            except ValueError as error:
-                raise ValueError(f"{_title((factor.name, value))}: {error}") from None
-            points[factor.name, value] = point
+            key, changes = (factor.name, value), dict.fromkeys(factor.fields, value)
+            points[key] = default if value == factor.default else prepared(key, changes)
         if all(_work(points[factor.name, value]) == _work(default) for value in factor.values):
             raise ValueError(
                 f"config.ablate.factors.{factor.name} changes nothing of what is evaluated "
@@ -143,12 +139,11 @@ def field_of(config, field: str) -> Any:
 
 
 def _factors(config) -> list[Factor]:
-    """Those of config.ablate.factors that config.ablate.names names, all if it is empty."""
+    """Those of config.ablate.factors that config.ablate.names names."""
+    if not config.ablate.names:
+        raise ValueError("config.ablate.names is empty; name at least one of config.ablate.factors")
     known = config.ablate.factors.to_dict()
-    names = tuple(config.ablate.names) or tuple(known)
-    if not names:
-        raise ValueError("config.ablate.factors is empty; describe at least one")
-    return [_factor(config, name, known) for name in dict.fromkeys(names)]
+    return [_factor(config, name, known) for name in dict.fromkeys(config.ablate.names)]
 
 
 def _factor(config, name: str, known: Mapping) -> Factor:

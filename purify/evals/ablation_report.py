@@ -93,7 +93,7 @@ def write(
         "title": _title(config, default),
         "rows": lines,
         **settings,
-        **max(signatures, key=lambda signature: signature["time"]),
+        **signatures[-1],
         "computed_by": signatures,
         "weights": default["weights"],
         "trained": default["trained"],
