@@ -449,6 +449,7 @@ def test_the_command_needs_no_config_and_names_the_one_that_goes_on(tmp_path):
 
 # In a browser
 
+PATIENCE = 180_000  # milliseconds, on a machine that does much else
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
 
@@ -459,7 +460,7 @@ def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     options = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
     with playwright.sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=CHROMIUM, args=options)
+        browser = api.chromium.launch(executable_path=CHROMIUM, args=options, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -469,6 +470,7 @@ def opened(browser, written):
     """The page at 1200 pixels; at the end nothing may have been said on the console or loaded."""
     said, loaded = [], []
     view = browser.new_page(viewport={"width": 1200, "height": 900})
+    view.set_default_timeout(PATIENCE)
     view.on("console", lambda message: said.append(message.text))
     view.on("pageerror", lambda error: said.append(str(error)))
     view.on("request", lambda request: loaded.append(request.url))
@@ -556,6 +558,7 @@ def test_the_page_fits_its_window(opened, width):
 def test_scripts_of_others_would_not_run(browser, written):
     """The page allows its own script alone, by its hash."""
     view = browser.new_page()
+    view.set_default_timeout(PATIENCE)
     view.goto(written.as_uri())
     add_script = (
         "text => document.body.append(Object.assign(document.createElement('script'), {text}))"
