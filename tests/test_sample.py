@@ -1,6 +1,5 @@
 """--mode=sample: what is written, that paths end where purifiers do, and what is refused."""
 
-import importlib
 import json
 import re
 import shutil
@@ -14,15 +13,16 @@ from purify import data
 from purify.adp import CURVATURES
 from purify.checkpoint import load_score
 from purify.defense import first_run
-from purify.evals import sample
+from purify.evals import robust, sample
 from purify.image_io import load_labelled_npz, load_npz
 from purify.jsonl import read_lines
 from purify.langevin import AnnealedLangevin, balanced_step_size
+from purify.losses import noise_levels
 from purify.noise import add_noise
 from purify.purifiers import PURIFIERS, build
 from purify.random import image_keys
 from purify.types import Stepwise
-from tests.oracles import make_score
+from tests.oracles import GaussianScore, make_score
 
 SHAPE, KEY = (6, 6, 1), jax.random.key(0)
 BUDGET = {
@@ -54,46 +54,50 @@ def images_of(trained, number=8):
 # Paths of purifiers
 
 
-@jax.jit
-def purify(purifier, keys, images):
-    return jax.vmap(purifier.trace)(keys, images)
+def stepwise_purifiers():
+    """Some of whose images stop early."""
+    levels = jnp.asarray(noise_levels(0.6, 0.01, 40))
+    gaussian = GaussianScore(jax.random.uniform(jax.random.key(2), SHAPE), 0.02, levels)
+    adaptive = {"num_steps": 12, "tau": 2.2e-3}
+    made = {name: build(name, gaussian) for name in ("one_step", "schedule")}
+    for curvature in CURVATURES:
+        made[curvature] = build("adp", gaussian, **adaptive, curvature=curvature)
+    made["scan"] = build("adp", gaussian, **adaptive, loop="scan")
+    made["network"] = build("adp", make_score(SHAPE), num_steps=12, tau=1.5e-3)
+    return made
 
 
-@jax.jit
-def follow(purifier, keys, images):
-    """The path and its trace, h at every image of it, and x_0 by itself."""
-    path, trace = jax.vmap(purifier.path)(keys, images)
-    noised = jax.vmap(add_noise, (0, 0, None))(keys, images, purifier.sigma)
-    return path, trace, jax.vmap(jax.vmap(purifier.score))(path), noised
+def test_a_path_begins_with_the_noise_and_ends_in_the_purified_image():
+    """To the bit, also where the purifier's own loop is another."""
 
+    @jax.jit  # all together: most of what is compiled is the noise, which is the same
+    def purify(purifiers, keys, images):
+        return {name: jax.vmap(p.trace)(keys, images) for name, p in purifiers.items()}
 
-STEPWISE = [("one_step", {}), ("schedule", {})]
-STEPWISE += [
-    ("adp", {"curvature": curvature, "loop": loop, "num_steps": 12, "tau": 1.5e-3})
-    for curvature, loop in [*((curvature, "while") for curvature in CURVATURES), ("jvp", "scan")]
-]
+    @jax.jit
+    def follow(purifiers, keys, images):
+        return {name: jax.vmap(p.path)(keys, images) for name, p in purifiers.items()}
 
-
-@pytest.mark.parametrize(("name", "options"), STEPWISE)
-def test_a_path_begins_with_the_noise_and_ends_in_the_purified_image(name, options):
-    purifier = build(name, make_score(SHAPE), **options)
+    purifiers = stepwise_purifiers()
     batch = jax.random.split(KEY, 8), jax.random.uniform(jax.random.key(1), (8, *SHAPE))
-    outputs, trace = jax.device_get(purify(purifier, *batch))
-    path, of_path, h, noised = jax.device_get(follow(purifier, *batch))
-    num_steps = getattr(purifier, "num_steps", 1)
-    assert path.shape == (8, num_steps + 1, *SHAPE)
-    np.testing.assert_array_equal(path[:, 0], noised)
-    np.testing.assert_array_equal(path[:, -1], outputs)
-    jax.tree.map(np.testing.assert_array_equal, of_path, trace)
-    # Each step goes from one image to the next by its step size, and its norm is of the former.
-    taken = np.arange(num_steps) < trace.steps[:, None]
-    sizes = (trace.step_sizes * taken)[..., None, None, None]
-    moved = np.clip(path[:, :-1] + sizes * h[:, :-1], 0, 1)
-    np.testing.assert_allclose(path[:, 1:], moved, atol=1e-6)
-    norms = np.sqrt((h[:, :-1].astype(float) ** 2).mean((2, 3, 4)))
-    np.testing.assert_allclose(norms[taken], trace.score_norms[taken], rtol=1e-5)
-    if name == "adp":
-        assert len(set(trace.steps.tolist())) >= 3 and min(trace.steps) < 12  # some stop early
+    purified, followed = jax.device_get((purify(purifiers, *batch), follow(purifiers, *batch)))
+    noised = jax.vmap(add_noise, (0, 0, None))(*batch, 0.25)
+    for name, purifier in purifiers.items():
+        (output, trace), (path, of_path) = purified[name], followed[name]
+        num_steps = getattr(purifier, "num_steps", 1)
+        assert path.shape == (8, num_steps + 1, *SHAPE)
+        np.testing.assert_allclose(path[:, 0], noised, atol=1e-6)
+        np.testing.assert_array_equal(path[:, -1], output, err_msg=name)
+        jax.tree.map(np.testing.assert_array_equal, of_path, trace)
+        # Each step goes from one image to the next by its step size; its norm is of the former.
+        h = np.asarray(jax.vmap(jax.vmap(purifier.score))(path[:, :-1]))
+        taken = np.arange(num_steps) < trace.steps[:, None]
+        sizes = (trace.step_sizes * taken)[..., None, None, None]
+        moved = np.clip(path[:, :-1] + sizes * h, 0, 1)
+        np.testing.assert_allclose(path[:, 1:], moved, atol=1e-6)
+        norms = np.sqrt((h.astype(float) ** 2).mean((2, 3, 4)))
+        np.testing.assert_allclose(norms[taken], trace.score_norms[taken], rtol=1e-4)
+        assert taken.all() == (name in ("one_step", "schedule"))
 
 
 def test_what_shows_its_steps():
@@ -116,9 +120,10 @@ def test_samples_and_paths_are_written_and_can_be_read_again(trained, workdir, c
     sample.run(trained.config(**BUDGET), workdir)
     folder = only_folder(workdir)
     results = json.loads((folder / "results.json").read_text())
+    out = capsys.readouterr().out
     for name in ("samples", "starts", "path-adp", "path-schedule", "path-noise_only"):
-        assert (folder / "figures" / f"{name}.png").stat().st_size > 1000
-        assert f"{name}.png" in capsys.readouterr().out or name != "samples"
+        figure = folder / "figures" / f"{name}.png"
+        assert figure.stat().st_size > 1000 and str(figure) in out
     images, labels, index = load_labelled_npz(folder / "samples.npz", (8, 8, 1))
     given = images_of(trained)
     assert index.tolist() == list(range(6))
@@ -150,26 +155,38 @@ def test_samples_and_paths_are_written_and_can_be_read_again(trained, workdir, c
     assert not alone["stepwise"] and len(alone["score_norms"]) == 2 and alone["steps"] == 0
 
 
-def test_predictions_are_those_that_the_evaluation_has_of_its_first_run(trained, workdir):
-    """The images that an evaluation has attacked can be followed, and end as they did there."""
-    config = trained.config(**{"eval.attacks": ("blind",), "eval.defenses": ("identity", "adp")})
-    importlib.import_module("purify.evals.robust").run(config, workdir)
+def test_a_path_is_that_of_the_first_run_that_an_evaluation_scores(trained, workdir):
+    config = trained.config(**{"eval.attacks": (), "eval.defenses": ("adp",)})
+    robust.run(config, workdir)
     (evaluation,) = (workdir / "eval_robust").iterdir()
-    (file,) = (evaluation / "attacked").glob("*.npz")
-    attacked = load_npz(file, "attacked")
-    budget = BUDGET | {"sample.num_images": 0, "sample.purifiers": ("adp",)}
-    sample.run(trained.config(**budget), workdir, input=str(file))
+    scored = records(evaluation)
+    paths_only = BUDGET | {"sample.num_images": 0, "sample.purifiers": ("adp",)}
+    everyone = paths_only | {"sample.positions": tuple(range(10))}
+    sample.run(trained.config(**everyone), workdir)
     folder = only_folder(workdir)
     assert not (folder / "samples.npz").exists()
-    rows = records(evaluation)
-    for position in (5, 2):
-        index = int(attacked["index"][position])
-        path = records(folder)["path-adp", index]
-        assert path["label"] == attacked["labels"][position]
-        assert path["predictions"][-1] == rows["adp-blind", index]["predictions"][0][0]
-        place = (5, 2).index(position)
-        stored = np.load(folder / "arrays" / "path-adp.npy")[place, 0]
-        np.testing.assert_array_equal(stored, attacked["images"][position])
+    shown = records(folder)
+    for index in range(10):
+        first = scored["adp-clean", index]["predictions"][0][0]
+        assert shown["path-adp", index]["predictions"][-1] == first
+
+
+def test_given_images_are_followed_with_the_keys_of_their_own_indices(trained, workdir, tmp_path):
+    images = 1 - images_of(trained)
+    given = dict(images=images[:3], labels=np.array([1, 2, 3]), index=np.array([40, 5, 7]))
+    np.savez(tmp_path / "given.npz", **given)
+    changes = {"sample.num_images": 0, "sample.positions": (1, 0), "sample.purifiers": ("adp",)}
+    config = trained.config(**BUDGET | changes)
+    sample.run(config, workdir, input=str(tmp_path / "given.npz"))
+    folder = only_folder(workdir)
+    assert [(r["index"], r["label"]) for r in records(folder).values()] == [(5, 2), (40, 1)]
+    adp = build("adp", load_score(workdir), num_steps=3)
+    for place, index in enumerate((5, 40)):
+        stored = np.load(folder / "arrays" / "path-adp.npy")[place]
+        np.testing.assert_array_equal(stored[0], images[1 - place])
+        key = first_run(image_keys(0, np.array([index]))[0])
+        noised = add_noise(key, images[1 - place], adp.sigma)
+        np.testing.assert_allclose(stored[1], noised, atol=1e-6)
 
 
 def test_it_goes_on_where_it_stopped_and_ends_the_same(trained, workdir):
@@ -250,14 +267,16 @@ def test_a_model_of_other_noise_has_no_samples_but_paths(trained, tmp_path):
     (tmp_path / "score" / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="has learnt to undo 'augmix'"):
         sample.run(trained.config(**BUDGET), tmp_path)
-    sample.run(trained.config(**BUDGET | {"sample.num_images": 0}), tmp_path)
-    assert (only_folder(tmp_path) / "figures" / "path-adp.png").exists()
+    paths = {"sample.num_images": 0, "sample.purifiers": ("one_step",)}
+    sample.run(trained.config(**BUDGET | paths), tmp_path)
+    assert (only_folder(tmp_path) / "figures" / "path-one_step.png").exists()
 
 
 def test_the_command(trained, workdir):
-    flags = [f"--config.{field}={value}" for field, value in BUDGET.items()]
+    budget = BUDGET | {"sample.purifiers": ("one_step",)}
+    flags = [f"--config.{field}={value}" for field, value in budget.items()]
     result = trained.main("--mode=sample", f"--workdir={workdir}", *flags, devices=2)
     assert result.returncode == 0, result.stderr
     folder = only_folder(workdir)
-    assert f"{folder}/figures/path-adp.png" in result.stdout
-    assert len(records(folder)) == 6 + 3 * 2
+    assert f"{folder}/figures/path-one_step.png" in result.stdout
+    assert len(records(folder)) == 6 + 2
