@@ -76,7 +76,10 @@ def get_config(variant: str = ""):
         # Two training images are at most 4.65 apart: noise of that size forgets where it started
         # (Song and Ermon 2020, technique 1).
         config.score.sigma_max = 5.0
-        config.sample.start = "prior"
+        # With the demo's network and budget more of the samples are no digits.
+        config.score.network.widths = (32, 64)
+        config.score.train.num_steps = 8000
+        config.sample.update(start="prior", steps_per_level=20)
     return config
 
 
