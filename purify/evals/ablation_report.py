@@ -11,7 +11,14 @@ from rich.table import Table
 from purify.evals import plots
 from purify.evals.results import MAIN, protocol_name
 from purify.evals.stats import paired_difference
-from purify.evals.terminal import empty_table, print_versions, print_wide, variant_lines
+from purify.evals.terminal import (
+    empty_table,
+    print_versions,
+    print_wide,
+    tell_written,
+    variant_lines,
+    with_interval,
+)
 from purify.jsonl import write_json, write_text
 
 if TYPE_CHECKING:
@@ -106,7 +113,7 @@ def write(
     paths += draw_figures(folder / "figures", results)
     print_wide(results_table(results))
     print_versions(results)
-    print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
+    tell_written(paths)
 
 
 def _csv(lines: list[dict]) -> str:
@@ -172,5 +179,4 @@ def _cell(line: dict | None) -> str:
     mark = " "
     if low is not None:
         mark = "+" if low > 0 else "-" if high < 0 else " "
-    value, *ends = (100 * line[name] for name in ("accuracy", "low", "high"))
-    return f"{value:.1f} [{ends[0]:3.0f}, {ends[1]:3.0f}]{mark}"
+    return with_interval(*(100 * line[name] for name in ("accuracy", "low", "high"))) + mark

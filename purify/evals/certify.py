@@ -9,12 +9,12 @@ from rich.table import Table
 
 from purify.evals import plots, smoothing
 from purify.evals.certification import Certification, SmoothedRow, smoothed
-from purify.evals.defenses import purifier_options
+from purify.evals.defenses import purifier_options, purifier_settings
 from purify.evals.inputs import Inputs, load_inputs
 from purify.evals.results import purifier_fields
 from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store
-from purify.evals.terminal import empty_table, print_wide, tell_stopped
+from purify.evals.terminal import empty_table, print_wide, tell_stopped, tell_written
 from purify.jsonl import write_json
 
 
@@ -42,8 +42,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
             "rows": [_result(row, store, cfg, seed=config.seed) for row in rows],
             "meaning": MEANING,
             **settings,
-            **store.signatures()[-1],
-            "computed_by": store.signatures(),
+            **store.computed_by(),
             "config": config.to_dict(),
         }
         paths = [store.folder / "results.json", store.folder / "images.jsonl"]
@@ -51,8 +50,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         (store.folder / "figures").mkdir(exist_ok=True)
         paths += draw_figures(store.folder / "figures", results)
         print_wide(results_table(results))
-        written = "\n".join(f"  {path}" for path in paths)
-        print(f"\nwritten:\n{written}")
+        tell_written(paths)
     tell_stopped(max(row.num_images for row in rows), needed, max_images)
 
 
@@ -97,13 +95,8 @@ def _settings(config, rows: list[SmoothedRow]) -> dict:
         "num_selection": cfg.num_selection,
         "alpha": cfg.alpha,
         "smoothed": {
-            row.name: dict(
-                zip(
-                    ("purifier", "options"), purifier_options(config, row.defense_name), strict=True
-                ),
-                sigma=row.sigma,
-                num_samples=row.num_samples,
-            )
+            row.name: purifier_settings(config, row.defense_name)
+            | {"sigma": row.sigma, "num_samples": row.num_samples}
             for row in rows
         },
     }

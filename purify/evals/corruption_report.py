@@ -16,7 +16,14 @@ from purify.evals import plots
 from purify.evals.results import cost_fields, defense_fields, estimate
 from purify.evals.rows import Row
 from purify.evals.stats import paired_difference
-from purify.evals.terminal import empty_table, print_versions, print_wide, variant_lines
+from purify.evals.terminal import (
+    empty_table,
+    print_versions,
+    print_wide,
+    tell_written,
+    variant_lines,
+    with_interval,
+)
 from purify.jsonl import write_json
 
 CLEAN = "clean"
@@ -53,8 +60,7 @@ def write(
         "means": corruption_means(done, cases, seed=seed),
         "source": source,
         "weights": settings["weights"],
-        **store.signatures()[-1],
-        "computed_by": store.signatures(),
+        **store.computed_by(),
         "trained": {name: read_settings(folder) for name, folder in runs.items()},
         "config": config.to_dict(),
     }
@@ -64,7 +70,7 @@ def write(
     paths += draw_figures(store.folder / "figures", results)
     print_wide(results_table(results))
     print_versions(results)
-    print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
+    tell_written(paths)
 
 
 def result_rows(done: Mapping, cases: Sequence, *, seed: int) -> list[dict]:
@@ -187,7 +193,7 @@ def _cell(entry: dict) -> str:
     if _over_several(entry):
         value, low, high = 100 - value, 100 - high, 100 - low
     mark = "+" if entry.get("better") else "-" if entry.get("worse") else " "
-    return f"{value:.1f} [{low:3.0f}, {high:3.0f}]{mark}"
+    return f"{with_interval(value, low, high)}{mark}"
 
 
 CAPTION = """\

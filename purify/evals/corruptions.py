@@ -13,7 +13,6 @@ from purify.defense import Defense
 from purify.evals import corruption_report
 from purify.evals.corruption_files import CorruptionFiles
 from purify.evals.defenses import classifier_run, purifier_options
-from purify.evals.evaluation import Evaluation
 from purify.evals.inputs import load_inputs, tell_seen
 from purify.evals.rows import Row, limited
 from purify.evals.store import Store
@@ -118,9 +117,7 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
             f"severities, {taken} images: at most {nfe:,} network evaluations; into {store.folder}"
         )
         tell_seen(config.data, inputs.runs, taken)
-        evaluation = Evaluation(
-            store, images, labels, indices, seed=config.seed, batch_size=config.eval.batch_size
-        )
+        evaluation = inputs.evaluation(config, store)
         evaluation.run(rows, CaseImages(images, cases, make))
         corruption_report.write(
             config, evaluation, rows, cases, settings, inputs.runs, source=input

@@ -24,6 +24,12 @@ def purifier_options(config, name: str, *, field: str = "defence") -> tuple[str,
     return _with_parts(config, f"config.variants.{name}", variants[name])
 
 
+def purifier_settings(config, name: str) -> dict:
+    """The same as what decides a result: {'purifier': the entry, 'options': its options}."""
+    kind, options = purifier_options(config, name)
+    return {"purifier": kind, "options": options}
+
+
 def _with_parts(config, field: str, changes: Mapping) -> tuple[str, dict]:
     """The same, of {"purifier": entry, and what is different}; a purifier's parts are described and
     completed likewise."""

@@ -11,10 +11,9 @@ from purify.corruptions import CORRUPTIONS, SEVERITIES
 from purify.detectors import STATISTICS, Statistic, build_statistic
 from purify.evals import detect_report
 from purify.evals.corruptions import Case, corrupted
-from purify.evals.defenses import purifier_options
+from purify.evals.defenses import purifier_options, purifier_settings
 from purify.evals.detection import RATE, Calibrated, attack_rows, calibrate, measure_images, noisy
-from purify.evals.evaluation import Evaluation
-from purify.evals.inputs import Inputs, load_inputs, tell_seen
+from purify.evals.inputs import Inputs, load_inputs, tell_seen, without
 from purify.evals.roc import threshold
 from purify.evals.rows import Row
 from purify.evals.store import Store
@@ -51,7 +50,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         tell_seen(config.data, inputs.runs, taken)
         split = cfg.calibration_split
         seen = tell_seen(config.data, inputs.runs, len(calibration.labels), split)
-        by_itself, evaluation = (_evaluation(config, store, each) for each in (calibration, inputs))
+        by_itself, evaluation = (each.evaluation(config, store) for each in (calibration, inputs))
         natural = {"calibration": calibration.images}
         values = measure_images(by_itself, statistics, natural, len(calibration.labels))
         calibrated = calibrate(statistics, values["calibration"])
@@ -102,11 +101,6 @@ def _statistics(config, inputs: Inputs) -> dict[str, Statistic]:
     return {name: build_statistic(name, defense, inputs.score) for name in names}
 
 
-def _evaluation(config, store: Store, inputs: Inputs) -> Evaluation:
-    arrays = inputs.images, inputs.labels, inputs.indices
-    return Evaluation(store, *arrays, seed=config.seed, batch_size=config.eval.batch_size)
-
-
 def _rows(
     config, inputs: Inputs, calibrated: Mapping[str, Calibrated], num_images: int
 ) -> dict[str, Row]:
@@ -142,15 +136,13 @@ def _settings(
     """Everything that decides the results."""
     cfg = config.detect.to_dict()
     described = {
-        name: dict(zip(("purifier", "options"), purifier_options(config, name), strict=True))
-        for name in (cfg["defense"], cfg["purifier"])
+        name: purifier_settings(config, name) for name in (cfg["defense"], cfg["purifier"])
     }
-    attack = {k: v for k, v in config.attacks[cfg["attack"]].to_dict().items() if k != "chunk"}
     return {
         "detect": cfg | {"statistics": list(statistics)},
         "purifiers": described,
         "defense": {"num_runs": config.defense.num_runs, "average": config.defense.average},
-        "attack": attack,
+        "attack": without(config.attacks[cfg["attack"]].to_dict(), "chunk"),
         "calibration_images": calibration.settings(config)["images"],
         **inputs.settings(config),
     }

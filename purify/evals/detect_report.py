@@ -12,7 +12,14 @@ from purify.evals.evaluation import Evaluation
 from purify.evals.roc import auroc, curve, threshold
 from purify.evals.rows import Row
 from purify.evals.stats import proportion
-from purify.evals.terminal import empty_table, print_versions, print_wide, variant_lines
+from purify.evals.terminal import (
+    empty_table,
+    print_versions,
+    print_wide,
+    tell_written,
+    variant_lines,
+    with_interval,
+)
 from purify.jsonl import write_json
 
 # A second rate, told only where ENOUGH natural images set its threshold and are judged by it.
@@ -38,15 +45,15 @@ def write(
     """
     store = evaluation.store
     right = {name: _right(evaluation, row) for name, row in rows.items()}
+    thresholds = {name: _thresholds(natural) for name, natural in values["calibration"].items()}
     results = {
         "title": _title(config, rows, values),
-        "rows": result_rows(values, right, seed=config.seed),
-        "statistics": {name: _thresholds(v) for name, v in values["calibration"].items()},
+        "rows": result_rows(values, right, thresholds, seed=config.seed),
+        "statistics": thresholds,
         "calibration_seen_by": list(seen),
         "meaning": MEANING,
         **settings,
-        **store.signatures()[-1],
-        "computed_by": store.signatures(),
+        **store.computed_by(),
         "config": config.to_dict(),
     }
     folder = store.folder / "figures"
@@ -57,18 +64,21 @@ def write(
         paths.append(folder / "roc.png")
         plots.roc_curves(paths[-1], panels, rate=RATE)
     paths.append(folder / "statistics.png")
-    plots.statistic_ranges(paths[-1], _by_statistic(values, right), results["statistics"])
+    plots.statistic_ranges(paths[-1], _by_statistic(values, right), thresholds)
     print_wide(results_table(results))
     if seen:
         print(f"calibrated on images that a network has seen: {', '.join(seen)}")
     print_versions(results)
-    print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
+    tell_written(paths)
 
 
-def result_rows(values: Values, right: Mapping[str, np.ndarray], *, seed: int) -> list[dict]:
+def result_rows(
+    values: Values, right: Mapping[str, np.ndarray], thresholds: Mapping[str, Mapping], *, seed: int
+) -> list[dict]:
     """An entry for each statistic and set of images, and one for the strongest attack on each.
 
     right: of clean and attacked images, whether the defence behind the detector is, [n] each.
+    thresholds: of each statistic, see _thresholds.
 
     images: their name; kind: 'clean', 'natural', 'unknowing' or 'knowing'. num_positives: how many
     images it is about: all of natural ones, of attacked ones those that fool the defence. auroc:
@@ -79,7 +89,7 @@ def result_rows(values: Values, right: Mapping[str, np.ndarray], *, seed: int) -
     """
     entries = []
     for statistic, calibration in values["calibration"].items():
-        limit, survived = threshold(calibration, RATE), []
+        limit, survived = thresholds[statistic]["threshold"], []
         clean = values["clean"][statistic]
         enough = min(len(calibration), len(clean)) >= ENOUGH
         smaller = threshold(calibration, SMALL_RATE) if enough else None
@@ -233,8 +243,7 @@ def readable(images: str, statistic: str) -> str:
 def _percent(share: Mapping | None) -> str:
     if share is None:
         return ""
-    value, low, high = (100 * share[end] for end in ("value", "low", "high"))
-    return f"{value:.1f} [{low:3.0f}, {high:3.0f}]"
+    return with_interval(*(100 * share[end] for end in ("value", "low", "high")))
 
 
 MEANING = (

@@ -34,7 +34,7 @@ from purify.evals.inputs import load_inputs
 from purify.evals.probes import Local, Probe, derivative_errors, probe_batch
 from purify.evals.rows import Row
 from purify.evals.store import Store
-from purify.evals.terminal import empty_table, print_wide
+from purify.evals.terminal import empty_table, print_wide, tell_written
 from purify.jsonl import write_json
 from purify.tables import choose
 from purify.types import Purifier
@@ -183,14 +183,13 @@ def run(config, workdir: Path) -> None:
             "title": title,
             "checks": [verdict._asdict() for verdict in verdicts],
             **settings,
-            **store.signatures()[-1],
-            "computed_by": store.signatures(),
+            **store.computed_by(),
             "config": config.to_dict(),
         }
         write_json(store.folder / "results.json", results)
         print_wide(results_table(results))
         print(conclusion(results))
-        print(f"\nwritten:\n  {store.folder / 'results.json'}\n  {store.folder / 'images.jsonl'}")
+        tell_written(store.folder / name for name in ("results.json", "images.jsonl"))
 
 
 def _budget(config) -> Budget:

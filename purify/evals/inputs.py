@@ -17,6 +17,8 @@ from purify.checkpoint import (
 )
 from purify.defense import Defense
 from purify.evals.defenses import build_defense, classifier_run
+from purify.evals.evaluation import Evaluation
+from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
 from purify.networks import Classifier, Score
 
@@ -56,6 +58,11 @@ class Inputs:
 
     def defense(self, config, name: str) -> Defense:
         return build_defense(config, name, classifiers=self.classifiers, score=self.score)
+
+    def evaluation(self, config, store: Store) -> Evaluation:
+        """Of the images, in batches of config.eval.batch_size, into that store."""
+        arrays = self.images, self.labels, self.indices
+        return Evaluation(store, *arrays, seed=config.seed, batch_size=config.eval.batch_size)
 
     def settings(self, config) -> dict:
         """Seed, data set, networks and the images themselves: files of the same name may hold

@@ -61,10 +61,7 @@ def prepare(config, inputs: Inputs, *, given: bool = False) -> Planned:
 
 def evaluate(planned: Planned, store: Store) -> Evaluation:
     """Whatever of it is not done yet, into the store of its settings."""
-    config, inputs = planned.config, planned.inputs
-    arrays = inputs.images, inputs.labels, inputs.indices
-    options = dict(seed=config.seed, batch_size=config.eval.batch_size)
-    evaluation = Evaluation(store, *arrays, **options)
+    evaluation = planned.inputs.evaluation(planned.config, store)
     evaluation.run(planned.rows)
     return evaluation
 

@@ -18,7 +18,14 @@ from purify.evals.results import (
     result_rows,
 )
 from purify.evals.rows import Row, crafting, without_exact
-from purify.evals.terminal import empty_table, print_versions, print_wide, variant_lines
+from purify.evals.terminal import (
+    empty_table,
+    print_versions,
+    print_wide,
+    tell_written,
+    variant_lines,
+    with_interval,
+)
 from purify.evals.versions import Versions, read_versions, save_versions
 from purify.image_io import to_float
 from purify.jsonl import read_lines, write_json
@@ -49,7 +56,7 @@ def results_table(results: Mapping) -> Table:
             "" if previous == defense else defense,
             attack,
             str(main["num_images"]),
-            f"{_percent(main)} [{100 * main['low']:3.0f}, {100 * main['high']:3.0f}]{mark}",
+            f"{_interval(main)}{mark}",
             "" if clean is None else f"{100 * clean:.1f}",
             *(_percent(groups[key].get(p)) for p in ("ensemble", "vote", SINGLE_RUN)),
             _worst(groups[key].get("worst_of_n")),
@@ -77,12 +84,16 @@ def _percent(row: dict | None) -> str:
     return "" if row is None else f"{100 * row['accuracy']:.1f}"
 
 
+def _interval(row: Mapping) -> str:
+    return with_interval(*(100 * row[name] for name in ("accuracy", "low", "high")))
+
+
 def _worst(row: dict | None) -> str:
     if row is None:
         return ""
     clean = row["clean_accuracy"]
     beside = "" if clean is None else f"{100 * clean:5.1f}"
-    return f"{_percent(row)} [{100 * row['low']:3.0f}, {100 * row['high']:3.0f}] {beside}"
+    return f"{_interval(row)} {beside}"
 
 
 # A row, and the records of its images in their order.
@@ -117,8 +128,7 @@ def summary(
         "headline": headlines(done),
         "comparisons": comparisons(config, done, seed=seed),
         "weights": settings["weights"],
-        **store.signatures()[-1],
-        "computed_by": store.signatures(),
+        **store.computed_by(),
         "trained": {name: read_settings(folder) for name, folder in runs.items()},
         "config": config.to_dict(),
     }
@@ -144,7 +154,7 @@ def write(
     print_wide(results_table(results))
     print("\n".join(comparison_lines(results)))
     print_versions(results)
-    print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
+    tell_written(paths)
     print("checkpoints:\n" + "\n".join(f"  {folder / 'checkpoints'}" for folder in runs.values()))
 
 

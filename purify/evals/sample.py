@@ -10,7 +10,12 @@ import numpy as np
 from purify import parallel
 from purify.checkpoint import read_settings
 from purify.evals import sample_report
-from purify.evals.defenses import build_purifier, classifier_run, purifier_options
+from purify.evals.defenses import (
+    build_purifier,
+    classifier_run,
+    purifier_options,
+    purifier_settings,
+)
 from purify.evals.inputs import Inputs, load_inputs
 from purify.evals.sampling import Sampling, ShownPath
 from purify.evals.store import Store
@@ -148,10 +153,8 @@ def _settings(
             **{field: getattr(sampler, field) for field in SAMPLER_FIELDS},
         },
         "purifiers": {
-            path.name: dict(
-                zip(("purifier", "options"), purifier_options(config, path.name), strict=True),
-                classifier=classifier_run(config, path.name),
-            )
+            path.name: purifier_settings(config, path.name)
+            | {"classifier": classifier_run(config, path.name)}
             for path in paths
         },
         **followed.settings(config),

@@ -11,6 +11,7 @@ from purify.evals.inputs import Inputs
 from purify.evals.results import purifier_fields
 from purify.evals.sampling import SAMPLES, ShownPath, path_shape
 from purify.evals.store import Store
+from purify.evals.terminal import tell_written
 from purify.jsonl import write_json
 from purify.langevin import AnnealedLangevin
 from purify.random import image_keys
@@ -45,12 +46,11 @@ def write(
             "paths": [entry for path in shown for entry in _path_entries(store, path, followed)],
             "meaning": MEANING,
             **settings,
-            **store.signatures()[-1],
-            "computed_by": store.signatures(),
+            **store.computed_by(),
             "config": config.to_dict(),
         },
     )
-    print("\nwritten:\n" + "\n".join(f"  {path}" for path in written))
+    tell_written(written)
 
 
 def _write_samples(

@@ -101,6 +101,11 @@ class Store:
         """`provenance` of every process that computed records, in order."""
         return read_lines(self.folder / "provenance.jsonl") or [LOST]
 
+    def computed_by(self) -> dict:
+        """What results.json says of it: the last of the signatures, field by field, and all."""
+        signatures = self.signatures()
+        return {**signatures[-1], "computed_by": signatures}
+
     def records(self, row: str) -> dict[int, dict]:
         """dataset index -> record, of the images of that row that are done."""
         return self._records.get(row, {})

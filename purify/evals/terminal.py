@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,6 +19,11 @@ def empty_table(title: str, caption: str) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """Of numbers in %: '97.5 [ 96,  99]', digits below digits."""
+    return f"{value:.1f} [{low:3.0f}, {high:3.0f}]"
 
 
 def print_wide(table: Table) -> None:
@@ -42,6 +48,10 @@ def variant_lines(config, defenses: Iterable[str]) -> list[str]:
         said = [f"{k} {v}" for k, v in variants[name].items() if k != "purifier"]
         lines.append(f"{name}: {', '.join([variants[name]['purifier'], *said])}")
     return lines
+
+
+def tell_written(paths: Iterable[Path]) -> None:
+    print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
 
 
 def tell_stopped(taken: int, needed: int, max_images: int | None) -> None:

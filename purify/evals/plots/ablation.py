@@ -16,6 +16,7 @@ from purify.evals.plots.style import (
     RULE,
     SMALL,
     WIDTH,
+    interval,
     legend,
     save,
     tidy,
@@ -76,12 +77,8 @@ def _draw_factor(axes: Axes, rows: list[Mapping], styles: Mapping[str, dict]) ->
     for i, (attack, style) in enumerate(styles.items()):
         points = []
         for row in (row for row in rows if row["attack"] == attack):
-            low, value, high = (round(float(row[k]), 9) for k in ("low", "accuracy", "high"))
-            if not 0 <= low <= value <= high <= 1:
-                raise ValueError(
-                    f"{row['factor']} {row['value']} under {attack}: low, accuracy, high are "
-                    f"{low, value, high}, must rise within [0, 1]"
-                )
+            where = f"{row['factor']} {row['value']} under {attack}"
+            low, value, high = interval(row, where)
             at = values.index(row["value"]) + (i - (len(styles) - 1) / 2) * pitch
             points.append((at, 100 * value, 100 * (value - low), 100 * (high - value)))
         if not points:

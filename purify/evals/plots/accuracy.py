@@ -21,6 +21,7 @@ from purify.evals.plots.style import (
     SMALL,
     TINY,
     WIDTH,
+    interval,
     legend,
     save,
     text_width,
@@ -98,7 +99,7 @@ def accuracy_by_cost(path: str | Path, rows: Sequence[Mapping]) -> None:
         style = {"color": COLORS[color], "marker": MARKERS[cycle % len(MARKERS)], "ls": "none"}
         handles.append(Line2D([], [], label=name, markersize=5, **style))
         for row in group:
-            low, value, high = (100 * share for share in _interval(row))
+            low, value, high = (100 * share for share in interval(row, row["attack"]))
             cost, spread = row["defense_nfe_per_image"], [[value - low], [high - value]]
             aside = 0.02 * (i - (len(groups) - 1) / 2) * max(cost, 1)
             axes = all_axes[attacks.index(row["attack"])]
@@ -145,7 +146,7 @@ def _draw_groups(axes: Axes, line: list[_Group], attacks: list[str], *, number_b
         ticks.append(((start + end) / 2, fill(name, letters, break_long_words=False)))
         bars += [(first + i, row) for i, row in enumerate(rows)]
     for x, row in bars:
-        low, value, high = (100 * share for share in _interval(row))
+        low, value, high = (100 * share for share in interval(row, row["attack"]))
         axes.bar(x, value, width=0.88, **_bar_style(attacks.index(row["attack"])))
         whisker = {"color": INK, "linewidth": 1.0, "capsize": 2.5, "clip_on": False}
         axes.errorbar(x, value, [[value - low], [high - value]], fmt="none", **whisker)
@@ -176,11 +177,7 @@ def _group_rows(
         missing = [field for field in fields if field not in row]
         if missing:
             raise ValueError(f"rows[{i}]: has no {', '.join(missing)}")
-        low, value, high = _interval(row)
-        if not 0 <= low <= value <= high <= 1:
-            raise ValueError(
-                f"rows[{i}]: low, accuracy, high are {low, value, high}, must rise within [0, 1]"
-            )
+        interval(row, f"rows[{i}]")
         group = groups.setdefault(row["defense"]["name"], [])
         if row["attack"] in [other["attack"] for other in group]:
             raise ValueError(
@@ -191,12 +188,6 @@ def _group_rows(
     for group in groups.values():
         group.sort(key=lambda row: attacks.index(row["attack"]))
     return groups, attacks
-
-
-def _interval(row: Mapping) -> tuple[float, float, float]:
-    """(low, accuracy, high), rounded so that the last bit does not put them out of order."""
-    low, value, high = (round(float(row[name]), 9) for name in ("low", "accuracy", "high"))
-    return low, value, high
 
 
 def _bar_style(i: int) -> dict:

@@ -16,6 +16,7 @@ from purify.evals.plots.style import (
     RULE,
     SMALL,
     WIDTH,
+    interval,
     legend,
     save,
 )
@@ -49,13 +50,8 @@ def corruption_accuracies(path: str | Path, entries: Sequence[Mapping]) -> None:
         cycle, color = divmod(i, len(COLORS))
         styles[name] = {"color": COLORS[color], "marker": MARKERS[cycle % len(MARKERS)]}
     for entry in entries:
-        low, value, high = (round(float(entry[k]), 9) for k in ("low", "accuracy", "high"))
         name, corruption = entry["defense"]["name"], entry["corruption"]
-        if not 0 <= low <= value <= high <= 1:
-            raise ValueError(
-                f"{name} on {corruption}: low, accuracy, high are {low, value, high}, must rise "
-                "within [0, 1]"
-            )
+        low, value, high = interval(entry, f"{name} on {corruption}")
         aside = (defenses.index(name) - (len(defenses) - 1) / 2) * pitch
         spread = [[100 * (value - low)], [100 * (high - value)]]
         drawn = axes.errorbar(

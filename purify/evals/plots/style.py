@@ -5,6 +5,7 @@ their black, on which a whisker could not be seen). Figures are made without pyp
 state is set and nothing stays open.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,17 @@ def text_width(text: str, size: float, weight: str = "normal") -> int:
     measure = text_to_path.get_text_width_height_descent
     points = max((measure(line, font, False)[0] for line in text.splitlines()), default=0)
     return int(np.ceil(points * DPI / 72))
+
+
+def interval(row: Mapping, where: str) -> tuple[float, float, float]:
+    """(low, accuracy, high) of a result, rounded so that the last bit does not put them out of
+    order; ValueError, which begins with `where`, unless they rise within [0, 1]."""
+    low, value, high = (round(float(row[name]), 9) for name in ("low", "accuracy", "high"))
+    if not 0 <= low <= value <= high <= 1:
+        raise ValueError(
+            f"{where}: low, accuracy, high are {low, value, high}, must rise within [0, 1]"
+        )
+    return low, value, high
 
 
 def tidy(axes: Axes) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from purify.evals.report.blocks import Block, Prose, data_uri
 from purify.evals.report.runs import Run
-from purify.evals.results import protocol_name
+from purify.evals.results import MAIN, protocol_name
 from purify.evals.versions import VERSIONS, Versions, read_versions
 from purify.image_io import encode_image
 
@@ -107,7 +107,7 @@ def image_blocks(run: Run, *, budget: int = BUDGET) -> list[Block]:
     lacking = []
     for row in run.results["rows"]:
         attacked = row["defense"]["name"] == defense and row["method"] is not None
-        if not attacked or protocol_name(row) not in ("mean", "fixed_key"):
+        if not attacked or protocol_name(row) not in MAIN:
             continue
         path = run.folder / "purified" / f"{defense}-{row['attack']}.npz"
         if path.is_file():
