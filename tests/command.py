@@ -121,5 +121,13 @@ def main_in_processes(
 
 
 def _environment(tfds: Path | None, devices: int) -> dict[str, str]:
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = on_devices(devices)
     return environment | ({"TFDS_DATA_DIR": str(tfds)} if tfds else {})
+
+
+def on_devices(count: int) -> dict[str, str]:
+    """The environment of a process that can import this project and sees one device or, on CPU,
+    several."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    ours = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    return os.environ | ours | ({"JAX_PLATFORMS": "cpu"} if count > 1 else {})

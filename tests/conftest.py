@@ -12,11 +12,19 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.command import Trained  # noqa: E402
-from tests.oracles import double_precision  # noqa: E402
+from tests.oracles import QUICK, double_precision  # noqa: E402
 
 # Shapes must match by intent, and only typed keys exist here.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
+
+
+def pytest_configure(config):
+    """Most programs of `make test` run once: there, and in the processes that its tests start, all
+    are compiled quickly rather than well. Slow tests run what users run."""
+    if config.option.markexpr == "not slow":
+        quick = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+        os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}"
 
 
 def pytest_collection_modifyitems(items):

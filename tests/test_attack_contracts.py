@@ -6,10 +6,8 @@ As a script it attacks batches that are split over four devices, and writes the 
 import contextlib
 import dataclasses
 import functools
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +21,7 @@ from attacks.losses import LOSSES
 from attacks.norms import NORMS
 from attacks.types import Attacked
 from purify import parallel
+from tests.command import on_devices
 from tests.oracles import QUICK, double_precision, few_optimisations
 from tests.test_ascent import (
     CLASSES,
@@ -326,15 +325,13 @@ def write_sharded(path: str, *names: str) -> None:
 @pytest.fixture(scope="module")
 def four_devices(request, tmp_path_factory):
     """(case, dtype) -> the result, of the cases that are asked for."""
-    path, root = tmp_path_factory.mktemp("sharded") / "attacked.npz", Path(__file__).parent.parent
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(root)}
+    path = tmp_path_factory.mktemp("sharded") / "attacked.npz"
     asked = [item for item in request.session.items if "four_devices" in item.fixturenames]
     cases = {item.callspec.params["case"] for item in asked if item.path == request.path}
     names = [f"{case} {dtype}" for case in sorted(cases) for dtype in ("float64", "float32")]
     names = [name for name in names if name.split()[0] in ATTACKS or name.endswith("64")]
     command = [sys.executable, __file__, str(path), *names]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=on_devices(4), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     arrays = np.load(path)
     return lambda case, dtype: Attacked(*(arrays[f"{case} {dtype} {k}"] for k in Attacked._fields))

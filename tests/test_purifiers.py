@@ -4,10 +4,8 @@ As a script it purifies batches that are split over four devices, and writes the
 """
 
 import functools
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ from purify import parallel
 from purify.adp import CURVATURES
 from purify.noise import add_noise
 from purify.purifiers import PURIFIERS, Identity, NoiseOnly, OneStep, Schedule, build
+from tests.command import on_devices
 from tests.oracles import ConstantScore, GaussianScore, LinearScore, make_score
 
 SHAPE, KEY = (8, 8, 1), jax.random.key(0)
@@ -201,11 +200,9 @@ def write_sharded(path):
 
 @pytest.fixture(scope="module")
 def four_devices(tmp_path_factory):
-    path, root = tmp_path_factory.mktemp("sharded") / "images.npz", Path(__file__).parent.parent
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(root)}
+    path = tmp_path_factory.mktemp("sharded") / "images.npz"
     command = [sys.executable, __file__, str(path)]
-    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    result = subprocess.run(command, env=on_devices(4), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return np.load(path)
 

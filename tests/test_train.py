@@ -3,7 +3,6 @@
 import functools
 import importlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -26,7 +25,7 @@ from purify.random import stream_key
 from purify.train import TrainingDiverged, fit, init_state, make_train_step
 from purify.train_options import SCHEDULES, TrainOptions
 from purify.train_score import name_by_sigma
-from tests.command import ROOT
+from tests.command import ROOT, on_devices
 from tests.oracles import QUICK
 
 SEED, SHAPE = 3, (2, 2, 1)
@@ -484,11 +483,10 @@ def start(workdir, tfds_dir, *arguments: str, devices: int = 1, **train) -> subp
     overrides = SMALL | {f"score.train.{k}": v for k, v in train.items()}
     command = ["--config=configs/digits.py", "--mode=train", f"--workdir={workdir}", *arguments]
     command += [f"--config.{field}={value}" for field, value in overrides.items()]
-    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "main.py", *command],
         cwd=ROOT,
-        env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir), "XLA_FLAGS": flags},
+        env=on_devices(devices) | {"TFDS_DATA_DIR": str(tfds_dir)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
