@@ -31,11 +31,14 @@ cifar10-data: $(VENV)/ready  ## download and prepare the full CIFAR-10 into TFDS
 	$(BIN)/python -c "import tensorflow_datasets as tfds; \
 	  tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
 
+# In two processes: the longest files come first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/ready-test  ## every test not marked slow
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/ready-test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-all: test test-slow  ## every test
 

@@ -14,22 +14,21 @@ import pytest  # noqa: E402
 from tests.command import Trained  # noqa: E402
 from tests.oracles import QUICK, double_precision  # noqa: E402
 
+# Most programs run once: here, and in the processes that tests start, all are compiled quickly
+# rather than well, before the first of them starts XLA.
+_QUICKLY = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+if _QUICKLY not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{_QUICKLY} {os.environ.get('XLA_FLAGS', '')}"
+
 # Shapes must match by intent, and only typed keys exist here.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
 
 
-def pytest_configure(config):
-    """Most programs of `make test` run once: there, and in the processes that its tests start, all
-    are compiled quickly rather than well. Slow tests run what users run."""
-    if config.option.markexpr == "not slow":
-        quick = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
-        os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}"
-
-
 def pytest_collection_modifyitems(items):
-    """The longest file comes first: of two processes, neither is left alone with it."""
-    items.sort(key=lambda item: item.path.stem != "test_robust")
+    """The longest files come first: of two processes, neither is left alone with one."""
+    longest = ("test_robust", "test_attack_contracts", "test_demo", "test_peers", "test_strong")
+    items.sort(key=lambda item: item.path.stem not in longest)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,6 +40,14 @@ def _programs_of_one_file():
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def compiled_as_for_users():
+    """What the file's tests start in a process of its own is compiled as users have it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(_QUICKLY, ""))
+        yield
 
 
 @pytest.fixture

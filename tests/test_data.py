@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -380,10 +379,8 @@ def test_debian_fashion_files_are_found_by_default():
 
 @needs_debian
 @pytest.mark.slow
-def test_all_of_fashion_is_read_in_well_under_a_minute(tmp_path):
-    start = time.monotonic()
+def test_all_of_fashion_is_read(tmp_path):
     train = data.load("fashion_mnist_idx", "train", data_dir=tmp_path)
-    assert time.monotonic() - start < 60
     assert train.images.shape == (60000, 28, 28, 1)
     assert np.bincount(train.labels).tolist() == [6000] * 10
 

@@ -15,7 +15,7 @@ from purify.image_io import to_float
 from purify.random import image_keys
 from tests.command import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_as_for_users")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,8 @@ def test_two_processes_do_what_one_does(tmp_path, trained):
     """Training, resuming and evaluating; the second process writes and says nothing."""
     together, alone = tmp_path / "together", tmp_path / "alone"
     half = "--config.score.train.checkpoint_every=10"
-    for mode, *more in (["train_classifier"], ["train", half], ["eval_robust"]):
+    few = ('--config.eval.defenses=("identity","adp")', '--config.eval.attacks=("blind","exact")')
+    for mode, *more in (["train_classifier"], ["train", half], ["eval_robust", *few]):
         arguments = [*ARGUMENTS, f"--mode={mode}", *more]
         both = main_in_processes(*arguments, f"--workdir={together}", tfds=trained.tfds)
         for process in both:
