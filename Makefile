@@ -32,7 +32,7 @@ cifar10-data: $(VENV)/ready  ## download and prepare the full CIFAR-10 into TFDS
 	  tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
 
 # In two processes: the longest files come first (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 test: $(VENV)/ready-test  ## every test not marked slow
 	$(PYTEST) -m "not slow"

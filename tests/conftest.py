@@ -27,8 +27,10 @@ jax.config.update("jax_legacy_prng_key", "error")
 
 def pytest_collection_modifyitems(items):
     """The longest files come first: of two processes, neither is left alone with one."""
-    longest = ("test_robust", "test_attack_contracts", "test_demo", "test_peers", "test_strong")
-    items.sort(key=lambda item: item.path.stem not in longest)
+    longest = """robust attack_contracts ablate adp train ascent gradient_health objective certify
+        demo peers strong cifar10""".split()
+    place = {f"test_{name}": i for i, name in enumerate(longest)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(autouse=True, scope="module")

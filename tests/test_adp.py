@@ -410,10 +410,17 @@ def gradient_memory(curvature, num_steps, *, shape, batch, widths):
 
 
 @pytest.mark.parametrize(
-    ("shape", "widths"),
-    [((8, 8, 1), (16,)), pytest.param((32, 32, 3), (16, 32), marks=pytest.mark.slow)],
+    ("curvature", "shape", "widths"),
+    [
+        ("jvp", (8, 8, 1), (16,)),
+        *(
+            pytest.param(curvature, *sizes, marks=pytest.mark.slow)
+            for curvature in CURVATURES
+            for sizes in (((8, 8, 1), (16,)), ((32, 32, 3), (16, 32)))
+            if (curvature, sizes[0]) != ("jvp", (8, 8, 1))
+        ),
+    ],
 )
-@every_curvature
 def test_gradient_memory_hardly_grows_with_the_number_of_steps(curvature, shape, widths):
     """T = 100 keeps the states between ten segments of ten steps beside what T = 10 keeps: even
     where the network is narrow and the images are large, little beside its activations."""

@@ -116,6 +116,7 @@ def test_a_full_size_network_with_imported_weights_is_its_twin(arch):
     compare(arch, randomised(make()))
 
 
+@pytest.mark.slow
 def test_the_reference_adp_takes_the_published_path(monkeypatch, x64):
     """In double precision, where steps lie inside their bounds and at the upper one, and an image
     stops while its batch goes on."""
