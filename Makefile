@@ -38,7 +38,7 @@ test: $(VENV)/ready-test  ## every test not marked slow
 	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/ready-test
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $(ARGS)
 
 test-all: test test-slow  ## every test
 
