@@ -14,6 +14,8 @@ from purify.networks import Score
 
 # For jit: compiled fast, because it runs once.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# XLA's defaults: for a program as users have it, where tests/conftest.py makes the others quick.
+THOROUGH = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 
 @contextlib.contextmanager

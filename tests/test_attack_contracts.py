@@ -22,7 +22,7 @@ from attacks.norms import NORMS
 from attacks.types import Attacked
 from purify import parallel
 from tests.command import on_devices
-from tests.oracles import QUICK, double_precision, few_optimisations
+from tests.oracles import QUICK, THOROUGH, double_precision, few_optimisations
 from tests.test_ascent import (
     CLASSES,
     EPS,
@@ -145,7 +145,7 @@ def run(attack, each, common) -> Attacked:
 
 # As for real runs, and quickly; an attack is a key of what is compiled, by its options alone.
 compiled, quickly = (
-    jax.jit(run, static_argnums=0, compiler_options=options) for options in (None, QUICK)
+    jax.jit(run, static_argnums=0, compiler_options=options) for options in (THOROUGH, QUICK)
 )
 
 
