@@ -25,6 +25,7 @@ def _cast(precision: str, variables: PyTree, image: Image) -> tuple[PyTree, Imag
     return variables | {"params": params}, image.astype(precision)
 
 
+@jax.jit  # traced once, however often a program calls it and transforms that
 def _apply(wrapper: "Score | Classifier", image: Image) -> Array:
     variables, x = _cast(wrapper.precision, wrapper.variables, image)
     return wrapper.network.apply(variables, x[None])[0].astype(image.dtype)
