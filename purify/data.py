@@ -8,10 +8,11 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from purify.image_io import (
     take_integers,
     to_uint8,
 )
+
+CORRUPTED = "cifar10_corrupted"  # TFDS's name of CIFAR-10-C
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +75,38 @@ def load(
     slice, an unused path, and damaged data or images of different sizes.
     """
     source = _source(name, data_dir, path)
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    for part, positions in _positions(name, split, source.splits):
-        for image, label, where in source.read(part, positions):
-            check_shape(image.shape, where, images[0].shape if images else None)
-            images.append(image)
-            labels.append(label)
-    return Dataset(np.stack(images), np.array(labels, np.int32), source.class_names, name, split)
+    parts = _positions(name, split, source.splits)
+    records = itertools.chain.from_iterable(source.read(*part) for part in parts)
+    return Dataset(*_stacked(records), source.class_names, name, split)
+
+
+def load_corrupted(
+    case: str, positions: Sequence[int] | slice = slice(None), *, data_dir: str | Path
+) -> Dataset:
+    """Loads images of CIFAR-10-C as TFDS prepares it, by their positions in the published order.
+
+    case: a config of TFDS's cifar10_corrupted, such as 'fog_5'. data_dir: as of load.
+
+    Raises FileNotFoundError for missing data, ValueError for damaged data and missing positions.
+    """
+    name, split = f"{CORRUPTED}/{case}", "test"
+    source = _published(name, str(data_dir), None)
+    try:
+        places = places_by_key(split, source.splits[split].num_examples)[positions]
+    except IndexError as error:
+        raise ValueError(f"{name} in '{data_dir}' is not complete: {error}") from None
+    return Dataset(*_stacked(source.read(split, places.tolist())), source.class_names, name, split)
+
+
+@functools.cache
+def places_by_key(split: str, size: int) -> np.ndarray:
+    """Where TFDS puts the records whose keys are 0, 1, ..., size - 1: int [size].
+
+    It writes them in the order of the MD5 of the split's name followed by the key, whatever else
+    the data set is. CIFAR-10 and its corrupted forms have the published positions as keys.
+    """
+    order = sorted(range(size), key=lambda key: hashlib.md5(f"{split}{key}".encode()).digest())
+    return np.argsort(order)
 
 
 def members(name: str, split: str, **where) -> list[tuple[str, int]]:
@@ -126,9 +153,20 @@ class _Source:
     class_names: tuple[str, ...]
     splits: Mapping[str, tfds.core.SplitInfo]
     # (split, positions) -> triples of image uint8 [H, W, C], label, what errors call the image
-    read: Callable[[str, range], Iterator[tuple[np.ndarray, int, str]]]
+    read: Callable[[str, Sequence[int]], Iterator[tuple[np.ndarray, int, str]]]
     # (split, positions) -> the images' ids, where the data set has them
-    ids: Callable[[str, range], Iterator[str]] | None = None
+    ids: Callable[[str, Sequence[int]], Iterator[str]] | None = None
+
+
+def _stacked(records: Iterable[tuple[np.ndarray, int, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """The images and the labels of what a source reads; ValueError unless of one shape."""
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    for image, label, where in records:
+        check_shape(image.shape, where, images[0].shape if images else None)
+        images.append(image)
+        labels.append(label)
+    return np.stack(images), np.array(labels, np.int32)
 
 
 def _source(name: str, data_dir: str | Path | None, path: str | Path | None) -> _Source:
@@ -188,8 +226,9 @@ def _published(name: str, data_dir: str, path: str | Path | None) -> _Source:
 
 
 def _how_to(name: str, data_dir: str) -> str:
+    given = "--input" if name.startswith(CORRUPTED) else "config.data.dir or TFDS_DATA_DIR"
     return (
-        "set config.data.dir or TFDS_DATA_DIR to a copy in array_record format, or prepare one "
+        f"set {given} to a copy in array_record format, or prepare one "
         "(this step alone needs `pip install -r requirements-tensorflow.txt`): "
         f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
         f"data_dir='{data_dir}', file_format='array_record').download_and_prepare()\""
@@ -209,7 +248,7 @@ def _from_builder(builder: Any) -> _Source:
         except NotImplementedError as error:
             raise ValueError(
                 f"{where} is a {builder.info.file_format.value} copy, which cannot be read: "
-                f"{_how_to(builder.name, '<another folder>')}"
+                f"{_how_to(name, '<another folder>')}"
             ) from error
         except Exception as error:  # whatever the record reader makes of missing or damaged files
             raise ValueError(
@@ -225,6 +264,7 @@ def _from_builder(builder: Any) -> _Source:
         for record in records_of(split, positions)[0]:
             yield record["id"].decode()
 
+    name = "/".join(filter(None, (builder.name, builder.info.config_name)))
     features = builder.info.features
     names, has_ids = tuple(features["label"].names), "id" in features
     return _Source(names, builder.info.splits, read, ids if has_ids else None)

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
 from purify import data
@@ -17,7 +19,7 @@ from purify.defense import classify
 from purify.evals import corruptions
 from purify.evals.corruption_files import CorruptionFiles
 from purify.evals.corruptions import Case, corrupted, plan_rows
-from purify.image_io import to_float, to_uint8
+from purify.image_io import encode_image, to_float, to_uint8
 from purify.jsonl import read_lines
 from purify.random import image_keys, stream_key
 from tests.test_robust import untimed
@@ -337,7 +339,7 @@ def spoilt(root: Path, what: str) -> None:
         ("labels", ValueError, "same labels for each severity"),
         ("label count", ValueError, r"integers \[5 m\]"),
         ("float labels", ValueError, "labels.npy' is float64"),
-        ("other labels", ValueError, "differs from the data set on 10 of 10 images"),
+        ("other labels", ValueError, "differ from the data set on 10 of 10 images"),
         ("few", ValueError, "images of each severity, but number"),
     ],
 )
@@ -355,6 +357,128 @@ def test_files_give_the_severity_that_is_asked_for(folder, digits, trained):
         found = files.images(numbers[4:6], corruption="contrast", severity=severity)
         made = corrupted(0, digits[0][4:6], np.arange(4, 6), Case("contrast", severity))
         np.testing.assert_array_equal(found, made)
+
+
+# TFDS's copies
+
+
+COPIED = ("glass_blur", "elastic_transform", "fog")
+
+
+def prepare(data_dir: Path, case: str, images: np.ndarray, labels: np.ndarray) -> Path:
+    """Writes arrays as TFDS prepares a case of CIFAR-10-C, without TensorFlow; returns where."""
+
+    class Cifar10Corrupted(tfds.builder_cls(data.CORRUPTED), skip_registration=True):
+        url_infos = None
+
+        def _split_generators(self, dl_manager):
+            return {"test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield i, {"image": encode_image(image, ".png"), "label": int(label)}
+
+    builder = Cifar10Corrupted(config=case, data_dir=data_dir)
+    builder.download_and_prepare(file_format="array_record")
+    return Path(builder.data_dir)
+
+
+class Copied(NamedTuple):
+    arrays: Path  # in CIFAR-10-C's form
+    tfds: Path
+    labels: np.ndarray
+    folders: dict[str, Path]  # of each case in `tfds`
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """The same 30 images of noise in both forms; TFDS has two severities of them."""
+    rng, root, folders = np.random.default_rng(0), tmp_path / "arrays", {}
+    labels = rng.integers(0, 10, 30)
+    root.mkdir()
+    np.save(root / "labels.npy", np.tile(labels.astype(np.uint8), 5))
+    for name, tfds_name in zip(COPIED, ("frosted_glass_blur", "elastic", "fog"), strict=True):
+        images = rng.integers(0, 256, (5, 30, 32, 32, 3), np.uint8)
+        np.save(root / f"{name}.npy", images.reshape(-1, 32, 32, 3))
+        for severity in SEVERITIES:
+            case = f"{tfds_name}_{severity}"
+            folders[case] = prepare(tmp_path / "tfds", case, images[severity - 1], labels)
+    return Copied(root, tmp_path / "tfds", labels, folders)
+
+
+def test_copies_of_tfds_give_what_the_files_do(copied):
+    arrays, prepared = (
+        CorruptionFiles(root, COPIED, (32, 32, 3)) for root in (copied.arrays, copied.tfds)
+    )
+    numbers = [21, 4, 29, 0]
+    prepared.check(numbers, copied.labels[numbers])
+    for name in COPIED:
+        for severity in SEVERITIES:
+            options = dict(corruption=name, severity=severity)
+            np.testing.assert_array_equal(
+                prepared.images(numbers, **options), arrays.images(numbers, **options)
+            )
+    # So it is the same evaluation, which goes on with either.
+    assert prepared.hashes(numbers, SEVERITIES) == arrays.hashes(numbers, SEVERITIES)
+
+
+def test_tfds_shuffles_as_it_did_when_it_prepared_cifar10():
+    """The first training images of TFDS's own CIFAR-10, whose records do have ids."""
+    order = np.argsort(data.places_by_key("train", 50_000))
+    assert order[:4].tolist() == [16399, 1680, 47917, 17307]
+
+
+def disturbed(copied: Copied, what: str) -> None:
+    """The prepared copy with one thing wrong; `fog_2` is not the first to be read."""
+    folder, rng = copied.folders["fog_2"], np.random.default_rng(1)
+    info = folder / "dataset_info.json"
+    if what == "no corruption":
+        for severity in SEVERITIES:
+            shutil.rmtree(copied.folders[f"fog_{severity}"].parent)
+    elif what == "no severity":
+        shutil.rmtree(folder.parent)
+    elif what == "tfrecord":
+        info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    elif what == "no records":
+        next(folder.glob("*.array_record*")).unlink()
+    else:
+        images = rng.integers(0, 256, (30, 32, 32, 3), np.uint8)
+        shutil.rmtree(folder)
+        if what == "few":
+            prepare(copied.tfds, "fog_2", images[:20], copied.labels[:20])
+        else:
+            prepare(copied.tfds, "fog_2", images, (copied.labels + 1) % 10)
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "said"),
+    [
+        ("no corruption", FileNotFoundError, r"lacks cifar10_corrupted/fog_\*; config.corruptions"),
+        ("no severity", FileNotFoundError, "cifar10_corrupted/fog_2 is not in .*: set --input to"),
+        (
+            "tfrecord",
+            ValueError,
+            r"tfrecord copy.* set --input .*builder\('cifar10_corrupted/fog_2'",
+        ),
+        ("no records", ValueError, "is damaged: delete that folder"),
+        ("few", ValueError, "fog_2 in .* is not complete: index 21"),
+        ("labels", ValueError, "fog_2 has other labels than frosted_glass_blur_2, so"),
+    ],
+)
+def test_copies_that_do_not_fit_are_refused_before_any_computing(what, error, said, copied):
+    disturbed(copied, what)
+    with pytest.raises(error, match=said):
+        CorruptionFiles(copied.tfds, COPIED, (32, 32, 3)).hashes([21, 4], SEVERITIES)
+
+
+def test_copies_of_other_images_than_the_data_sets_are_refused(copied):
+    files = CorruptionFiles(copied.tfds, COPIED, (32, 32, 3))
+    with pytest.raises(ValueError, match="differ from the data set on 2 of 2 images"):
+        files.check([3, 4], (copied.labels[[3, 4]] + 1) % 10)
+    with pytest.raises(ValueError, match="has 30 images of each severity, but number 30"):
+        files.check([30], copied.labels[:1])
+    with pytest.raises(ValueError, match="is 32x32x3 RGB, expected 8x8x1 greyscale"):
+        CorruptionFiles(copied.tfds, COPIED, (8, 8, 1))
 
 
 def test_a_wrong_input_is_one_line(trained, tmp_path):
