@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import flax.struct
 import jax.numpy as jnp
+import numpy as np
 
 from purify.networks import Score
-from purify.types import Array, Image, Key, Purifier, Trace, static
+from purify.types import Array, Image, Key, Purifier, Stepwise, Trace, static
 
 
 def rms(values: Array) -> Array:
@@ -65,9 +66,27 @@ class DetectThenPurify:
         return score_norm(self.score, image) > self.threshold
 
     def trace(self, key: Key, image: Image) -> tuple[Image, Trace]:
-        (purified, trace), (spared, other) = (
-            part.trace(key, image) for part in (self.suspected, self.natural)
+        return self._take(image, *(part.trace(key, image) for part in self._parts))
+
+    def path(self, key: Key, image: Image) -> tuple[Array, Trace]:
+        """As purify.types.Stepwise says, of the part that is taken: where the other one takes more
+        steps, the last image is repeated."""
+        paths = [_path(part, key, image) for part in self._parts]
+        length = 1 + max(len(trace.step_sizes) for _, trace in paths)
+        steps = np.arange(length)
+        return self._take(
+            image, *((path[np.minimum(steps, len(path) - 1)], trace) for path, trace in paths)
         )
+
+    @property
+    def _parts(self) -> tuple[Purifier, Purifier]:
+        return self.suspected, self.natural
+
+    def _take(
+        self, image: Image, ours: tuple[Array, Trace], theirs: tuple[Array, Trace]
+    ) -> tuple[Array, Trace]:
+        """Of what the two parts made, and of their traces, those of the part that is taken."""
+        (purified, trace), (spared, other) = ours, theirs
         length = max(len(trace.step_sizes), len(other.step_sizes))
 
         def choose(ours: Array, theirs: Array) -> Array:
@@ -81,3 +100,11 @@ class DetectThenPurify:
             nfe=self.score.nfe + trace.nfe + other.nfe
         )
         return jnp.where(suspected, purified, spared), taken
+
+
+def _path(part: Purifier, key: Key, image: Image) -> tuple[Array, Trace]:
+    """The path of a part; of one without steps the result alone, which is the noised image."""
+    if isinstance(part, Stepwise):
+        return part.path(key, image)
+    purified, trace = part.trace(key, image)
+    return purified[None], trace

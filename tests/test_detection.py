@@ -7,9 +7,16 @@ import pytest
 
 import attacks
 from attacks.gradients import attacked_purifier
+from purify.adp import ADP
+from purify.defense import Defense
 from purify.detection import DetectThenPurify, score_norm
 from purify.detectors import Penalty
+from purify.evals.results import defense_fields
+from purify.evals.rows import Row
+from purify.evals.sampling import ShownPath
+from purify.noise import add_noise
 from purify.purifiers import Identity, NoiseOnly, OneStep, Schedule, build
+from purify.types import Stepwise
 from tests.oracles import LinearScore
 from tests.test_ascent import Linear, quick
 
@@ -48,6 +55,38 @@ def test_the_score_norm_decides_which_part_purifies(norm, branch):
     np.testing.assert_array_equal(traced, purifier(KEY, image))
     assert trace.steps == {"natural": 1, "suspected": 5}[branch]
     assert trace.step_sizes.shape == (5,) and trace.nfe == purifier.nfe == 1 + 1 + 5
+
+
+@pytest.mark.parametrize(("norm", "branch"), [(0.199, "natural"), (0.201, "suspected")])
+@pytest.mark.parametrize("natural", [OneStep(SCORE, sigma=0.05), NoiseOnly(0.05), Identity()])
+def test_the_path_is_that_of_the_part_that_purifies(norm, branch, natural):
+    """From its noised image to what it makes of that, as long as the other one may take."""
+    purifier, image = detector(natural=natural), at_norm(norm)
+    path, trace = purifier.path(KEY, image)
+    part = getattr(purifier, branch)
+    assert isinstance(purifier, Stepwise) and path.shape == (1 + 5, *SHAPE)
+    assert len(path) + 1 == ShownPath("", purifier, None).length
+    noised = add_noise(KEY, image, getattr(part, "sigma", 0.0))
+    np.testing.assert_allclose(path[0], noised, rtol=1e-6)
+    purified, of_call = purifier.trace(KEY, image)
+    np.testing.assert_allclose(path[-1], purified, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), trace, of_call)
+    for after in path[1 + int(trace.steps) :]:
+        np.testing.assert_array_equal(after, path[-1])
+
+
+def test_results_tell_what_decides_and_both_parts():
+    """Beside the entries that every defence has."""
+    purifier = detector(0.3, natural=Schedule(SCORE, sigma=0.1, num_steps=7), suspected=ADP(SCORE))
+    of = {
+        name: defense_fields(Row(name, "clean", Defense(own, None), None, None, {}, 1, 1))
+        for name, own in (("detecting", purifier), ("adp", purifier.suspected))
+    }
+    own = {"sigma": 0.25, "second_sigma": None, "T": 10, "curvature": "jvp"}
+    assert of["adp"] == {"name": "adp", **own, "S": 10, "average": "logits"}
+    natural = {"sigma": 0.1, "second_sigma": None, "T": 7, "curvature": None}
+    decides = {"threshold": 0.3, "natural": natural, "suspected": own}
+    assert of["detecting"] == of["adp"] | {"name": "detecting"} | decides
 
 
 @pytest.mark.parametrize("norm", [0.199, 0.201])

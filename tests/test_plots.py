@@ -18,9 +18,10 @@ from purify.evals.plots import (
     corruption_accuracies,
     image_grid,
     image_rows,
+    roc_curves,
     training_curves,
 )
-from purify.evals.plots.style import COLORS, DPI, WIDTH, WRONG
+from purify.evals.plots.style import COLORS, DPI, WIDTH, WRONG, dashed, marked
 
 
 def result(defense="adp", attack="pgd", accuracy=0.5, low=0.4, high=0.6, num_images=100):
@@ -413,3 +414,55 @@ def test_bad_results_of_an_ablation_are_named(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         ablation_panels(tmp_path / "figure.png", rows)
     assert not list(tmp_path.iterdir())
+
+
+# Without colours
+
+
+@pytest.mark.parametrize("styled", [marked, dashed])
+def test_series_differ_in_more_than_their_colour(styled):
+    other = "marker" if styled is marked else "ls"
+    assert len({styled(i)[other] for i in range(7)}) == 7
+    assert len({(styled(i)["color"], styled(i)[other]) for i in range(56)}) == 56
+
+
+NAMES = ("one", "other", "third", "last")
+COST = {"defense_nfe_per_image": 10.0}
+AREA = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 10}
+# Of each figure with one curve or dot for each of these names.
+DRAWN = {
+    "accuracy": lambda path: accuracy_by_cost(path, [result(name) | COST for name in NAMES]),
+    "ablation": lambda path: ablation_panels(
+        path, [ablated("T", 2, name, 0.5, 0.4, 0.6, **COST) for name in NAMES]
+    ),
+    "corruptions": lambda path: corruption_accuracies(
+        path, [corrupted(name, "fog", 0.5, 0.4, 0.6) for name in NAMES]
+    ),
+    "sweeps": lambda path: accuracy_curves(
+        path, {name: [result() | {"eps": 0.1}] for name in NAMES}, "eps", "eps"
+    ),
+    "certified": lambda path: certified_curves(
+        path, [result(name) | {"certified_radii": [0.5]} for name in NAMES]
+    ),
+    "roc": lambda path: roc_curves(
+        path, {"a": [{"name": n, "false": [0, 1], "true": [0, 1], **AREA} for n in NAMES]}, rate=0.1
+    ),
+    "curves": lambda path: training_curves(
+        path, {"score": [{"step": i} | {f"{n}/loss": i for n in NAMES} for i in range(2)]}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_series_is_told_by_its_colour_alone(tmp_path, monkeypatch, name):
+    figures = []
+    monkeypatch.setattr(f"purify.evals.plots.{name}.save", lambda fig, path: figures.append(fig))
+    DRAWN[name](tmp_path / "figure.png")
+    styles: dict[str, set] = {}
+    for line in (line for axes in figures[0].axes for line in axes.lines):
+        if line.get_marker() not in ("_", "|"):  # ends of whiskers
+            styles.setdefault(line.get_color(), set()).add(
+                (line.get_marker(), line.get_linestyle())
+            )
+    series = [styles[color] for color in COLORS[: len(NAMES)]]
+    assert len(set.union(*series)) == len(NAMES) == sum(map(len, series))

@@ -19,7 +19,7 @@ from purify.evals.report.runs import Run, find_runs
 from purify.evals.report.sections import all_columns
 from purify.evals.report.summary import summary
 from purify.evals.results import protocol_name
-from purify.evals.sweeps import sweeps
+from purify.evals.sweeps import Curve, sweeps
 from purify.evals.terminal import empty_table
 from purify.jsonl import read_lines, write_json, write_lines
 from tests.command import ROOT, main
@@ -304,16 +304,22 @@ def swept(results: dict, **changes) -> dict:
     return other
 
 
+def curves_of(results: list[dict], field: str) -> list[Curve]:
+    return sweeps((("run", each) for each in results), field)
+
+
 def test_rows_that_differ_in_one_number_make_a_curve(workdir):
     results = results_of(workdir, "eval_robust")
     wider = swept(results, eps=0.45, step_size=0.45 / 4, accuracy=0.25)
-    (curve,) = sweeps([wider, swept(results)], "eps")
+    (curve,) = curves_of([wider, swept(results)], "eps")
     assert [row["eps"] for row in curve.points] == [0, 0.15, 0.3, 0.45]
     assert [row["attack"] for row in curve.points] == ["clean", "blind", "wide", "wide"]
     assert curve.points[3]["accuracy"] == 0.25
     assert (curve.norm, curve.label) == ("linf", "one_step, blind")
-    assert sweeps([wider], "eot_samples") == []
-    (curve,) = sweeps([swept(results, eps=0.15, step_size=0.15 / 4, eot_samples=8)], "eot_samples")
+    assert curves_of([wider], "eot_samples") == []
+    (curve,) = curves_of(
+        [swept(results, eps=0.15, step_size=0.15 / 4, eot_samples=8)], "eot_samples"
+    )
     assert [row["eot_samples"] for row in curve.points] == [1, 8]
 
 
@@ -322,7 +328,7 @@ def test_rows_that_differ_in_one_number_make_a_curve(workdir):
     [{"step_size": 0.15 / 4}, {"loss": "margin"}, {"num_images": 12}, {"gradient": "bpda"}],
 )
 def test_rows_that_differ_in_more_do_not(workdir, changes):
-    assert not sweeps([swept(results_of(workdir, "eval_robust"), **changes)], "eps")
+    assert not curves_of([swept(results_of(workdir, "eval_robust"), **changes)], "eps")
 
 
 @pytest.mark.parametrize(
@@ -333,9 +339,9 @@ def test_neither_do_those_of_other_networks_or_purifiers(workdir, field, value):
     other = copy.deepcopy(one)
     for results, attack in ((one, "blind"), (other, "wide")):
         results["rows"] = [row for row in results["rows"] if row["attack"] == attack]
-    assert sweeps([one, other], "eps")
+    assert curves_of([one, other], "eps")
     other[field] = other[field] | value
-    assert not sweeps([one, other], "eps")
+    assert not curves_of([one, other], "eps")
 
 
 def test_points_of_an_ablation_are_shown_as_curves_only(workdir, tmp_path):
@@ -358,6 +364,22 @@ def test_points_of_an_ablation_are_shown_as_curves_only(workdir, tmp_path):
     assert [row[-4] for row in shown[1:]] == ["2 (default)", "4", "8"]
     one = tmp_path / "eval_robust" / names[4]
     assert [run.folder for run in find_runs([tmp_path, one]).runs][0] == one
+    # Named by its folder it has them as well, those that are there.
+    shutil.rmtree(one)
+    found = find_runs([tmp_path / "ablate" / "0123abcd"])
+    assert [run.mode for run in found.runs] == ["ablate"]
+    assert {run.folder.name for run in found.points} == {names[2], names[8]}
+    assert "Accuracy over samples per gradient (EOT)" in page.render(found.runs, found.points)
+
+
+def test_curves_of_two_workdirs_are_both_there(workdir, tmp_path):
+    """Of other networks, and in all else the same."""
+    results = swept(results_of(workdir, "eval_robust"))
+    add(tmp_path / "one", "eval_robust", results)
+    add(tmp_path / "other", "eval_robust", results | {"weights": {"classifier": "0", "score": "1"}})
+    document = page.render(find_runs([tmp_path / "one", tmp_path / "other"]).runs)
+    for name in ("one", "other"):
+        assert f"one_step, blind, workdir {name}: 0: " in document
 
 
 # What it must not do

@@ -113,7 +113,7 @@ def test_what_shows_its_steps():
             Stepwise,
         )
     }
-    assert shown == {"one_step", "schedule", "adp"}
+    assert shown == {"one_step", "schedule", "adp", "detect_then_purify"}
 
 
 # The mode

@@ -7,9 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from purify.evals.plots.accuracy import MARKERS
 from purify.evals.plots.style import (
-    COLORS,
     DPI,
     GREY,
     INK,
@@ -18,6 +16,7 @@ from purify.evals.plots.style import (
     WIDTH,
     interval,
     legend,
+    marked,
     save,
     tidy,
 )
@@ -49,10 +48,7 @@ def ablation_panels(path: str | Path, rows: Sequence[Mapping]) -> None:
     figsize = (max(0.55, across / ACROSS) * WIDTH * 1.2, 2.5 * down + 0.5)
     fig = Figure(figsize=figsize, dpi=DPI, layout="constrained", facecolor="white")
     all_axes = fig.subplots(down, across, squeeze=False).ravel()
-    styles = {}
-    for i, attack in enumerate(attacks):
-        cycle, color = divmod(i, len(COLORS))
-        styles[attack] = {"color": COLORS[color], "marker": MARKERS[cycle % len(MARKERS)]}
+    styles = {attack: marked(i) for i, attack in enumerate(attacks)}
     for i, (axes, factor) in enumerate(zip(all_axes, factors, strict=False)):
         _draw_factor(axes, [row for row in rows if row["factor"] == factor], styles)
         axes.set_title(factor, size=SMALL, color=INK, loc="left", parse_math=False)

@@ -23,6 +23,7 @@ from purify.evals.plots.style import (
     WIDTH,
     interval,
     legend,
+    marked,
     save,
     text_width,
     tidy,
@@ -30,7 +31,6 @@ from purify.evals.plots.style import (
 
 UNIT = 0.36  # inches a bar, enough for the label 100.0; x is counted in bars
 LINE = 1.5 * WIDTH  # inches; more defences go to the next line
-MARKERS = "os^"
 
 
 def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
@@ -95,8 +95,7 @@ def accuracy_by_cost(path: str | Path, rows: Sequence[Mapping]) -> None:
     all_axes = fig.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
     handles = []
     for i, (name, group) in enumerate(groups.items()):
-        cycle, color = divmod(i, len(COLORS))
-        style = {"color": COLORS[color], "marker": MARKERS[cycle % len(MARKERS)], "ls": "none"}
+        style = {**marked(i), "ls": "none"}
         handles.append(Line2D([], [], label=name, markersize=5, **style))
         for row in group:
             low, value, high = (100 * share for share in interval(row, row["attack"]))

@@ -6,10 +6,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from purify.evals.plots.accuracy import MARKERS
 from purify.evals.plots.style import (
     BODY,
-    COLORS,
     DPI,
     GREY,
     INK,
@@ -18,6 +16,7 @@ from purify.evals.plots.style import (
     WIDTH,
     interval,
     legend,
+    marked,
     save,
 )
 
@@ -45,10 +44,7 @@ def corruption_accuracies(path: str | Path, entries: Sequence[Mapping]) -> None:
     figsize = (WIDTH, height + 0.75 + 0.2 * (1 + len(defenses) // 8))
     fig = Figure(figsize=figsize, dpi=DPI, layout="constrained", facecolor="white")
     axes = fig.subplots()
-    styles = {}
-    for i, name in enumerate(defenses):
-        cycle, color = divmod(i, len(COLORS))
-        styles[name] = {"color": COLORS[color], "marker": MARKERS[cycle % len(MARKERS)]}
+    styles = {name: marked(i) for i, name in enumerate(defenses)}
     for entry in entries:
         name, corruption = entry["defense"]["name"], entry["corruption"]
         low, value, high = interval(entry, f"{name} on {corruption}")

@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from purify.evals.plots.style import COLORS, DPI, GREY, INK, SMALL, WIDTH, legend, save, tidy
+from purify.evals.plots.style import DPI, GREY, INK, SMALL, WIDTH, dashed, legend, save, tidy
 
 BY_SIGMA = "loss by noise level"
 
@@ -77,14 +77,13 @@ def _panels(name: str, lines: Sequence[Mapping]) -> dict[str, dict]:
 
 def _draw_series(axes: Axes, series: Mapping, *, by_sigma: bool, log: bool) -> None:
     """One panel: a line for each metric with a legend, or for each sigma with a colour bar."""
-    colors = COLORS
     if by_sigma:
         # Without the pale end of viridis, which is hard to see on white.
         shades = ListedColormap(colormaps["viridis"](np.linspace(0, 0.9, 256)))
         norm = LogNorm(min(series), max(series))
-        colors = shades(norm(list(series)))
     for i, (label, (steps, values)) in enumerate(series.items()):
-        style = {"color": colors[i % len(colors)], "marker": "o" if len(steps) == 1 else None}
+        style = {"color": shades(norm(label))} if by_sigma else dashed(i)
+        style["marker"] = "o" if len(steps) == 1 else None
         axes.plot(steps, values, linewidth=1.2, markersize=3, label=label, **style)
 
     tidy(axes)
@@ -107,4 +106,4 @@ def _draw_series(axes: Axes, series: Mapping, *, by_sigma: bool, log: bool) -> N
         bar.ax.tick_params(labelsize=SMALL, labelcolor=GREY, length=0)
         bar.ax.set_title("sigma", size=SMALL, color=GREY)
     elif len(series) > 1:
-        legend(axes)
+        legend(axes, lines=True)

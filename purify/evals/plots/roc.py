@@ -16,6 +16,7 @@ from purify.evals.plots.style import (
     SMALL,
     WIDTH,
     WRONG,
+    dashed,
     legend,
     save,
     tidy,
@@ -23,8 +24,8 @@ from purify.evals.plots.style import (
 
 
 def roc_curves(path: str | Path, panels: Mapping[str, Sequence[Mapping]], *, rate: float) -> None:
-    """Writes a panel for each kind of attacker, with a curve for each statistic, and a rule at the
-    false-positive rate of the thresholds.
+    """Writes a panel for each kind of attacker, with a curve for each statistic, one colour and one
+    kind of dashes, and a rule at the false-positive rate of the thresholds.
 
     Args:
         path: .png, or .svg.
@@ -50,7 +51,7 @@ def roc_curves(path: str | Path, panels: Mapping[str, Sequence[Mapping]], *, rat
             axes.plot(
                 100 * np.asarray(curve["false"]),
                 100 * np.asarray(curve["true"]),
-                color=COLORS[names.index(curve["name"]) % len(COLORS)],
+                **dashed(names.index(curve["name"])),
                 lw=1.5,
                 label=f"{curve['name'].replace('_', ' ')}\n{area}",
             )
@@ -59,7 +60,7 @@ def roc_curves(path: str | Path, panels: Mapping[str, Sequence[Mapping]], *, rat
         axes.set_title(title, size=BODY, color=INK, loc="left")
         axes.set_xlabel("clean images flagged, %", size=SMALL, color=GREY)
         axes.set_ylabel("attacked images that fool flagged, %", size=SMALL, color=GREY)
-        legend(axes, loc="lower right")
+        legend(axes, loc="lower right", lines=True)
     save(fig, path)
 
 

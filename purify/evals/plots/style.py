@@ -19,7 +19,23 @@ DPI = 200
 WIDTH = 8.0  # inches; 1,600 pixels, about twice the column of a README
 BODY, SMALL, TINY = 9.0, 7.5, 6.0  # points
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+# As many as have no divisor in common with the colours: pairs of both repeat after 56 series.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: tuple = (
+    *("-", "--", ":", "-."),
+    *((0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (8, 2, 2, 2))),  # lengths of lines and gaps
+)
 WRONG, INK, GREY, RULE = "#D55E00", "#222222", "#666666", "#DDDDDD"
+
+
+def marked(i: int) -> dict:
+    """Colour and marker of series i: one can tell it without the colour."""
+    return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def dashed(i: int) -> dict:
+    """Colour and dashes of line i, likewise; legend(lines=True) has room for them."""
+    return {"color": COLORS[i % len(COLORS)], "ls": DASHES[i % len(DASHES)]}
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> int:
@@ -57,5 +73,6 @@ def save(fig: Figure, path: str | Path) -> None:
         fig.savefig(path, metadata=unsaid if Path(path).suffix == ".svg" else None)
 
 
-def legend(parent, **options) -> None:
-    parent.legend(frameon=False, fontsize=SMALL, labelcolor=INK, handlelength=1.2, **options)
+def legend(parent, *, lines: bool = False, **options) -> None:
+    style = dict(frameon=False, fontsize=SMALL, labelcolor=INK, handlelength=3.6 if lines else 1.2)
+    parent.legend(**style, **options)

@@ -78,11 +78,13 @@ def find_runs(given: Iterable[Path]) -> Found:
     asked = {run.folder.resolve() for run in named}
     of_ablation = {
         (run.workdir / "eval_robust" / row["run"]).resolve()
-        for run in inside
+        for run in each.values()
         if run.mode == "ablate"
         for row in run.results["rows"]
         if "run" in row
     } - asked
+    # Those of an ablation that is named are not inside of anything given.
+    each |= {path: _read(path) for path in sorted(of_ablation - each.keys()) if _is_finished(path)}
     modes = list(MODES)
     order = sorted(each.values(), key=lambda r: (modes.index(r.mode), r.results.get("time", "")))
     points = [run for run in order if run.folder.resolve() in of_ablation]

@@ -100,7 +100,8 @@ def _curves(runs: Sequence[Run]) -> list[Section]:
     """Accuracy over eps, a figure for each norm, and over EOT samples, where rows differ in it."""
     found = []
     for field, (caption, label) in SWEEPS.items():
-        curves = sweeps((run.results for run in runs), field)
+        named = ((run.workdir.absolute().name, run.results) for run in runs)
+        curves = sweeps(named, field)
         norms = dict.fromkeys(curve.norm for curve in curves) if field == "eps" else {None: None}
         for norm in norms:
             own = {c.label: c.points for c in curves if norm in (None, c.norm)}
