@@ -12,9 +12,10 @@ from purify.types import Array, Key
 # Attack and defence draw from different streams, so the attacker never knows the defence's noise.
 # 'selection' is the attacker's too: on its draws it chooses among images that attacks have found.
 # On those of 'perturbation' the size of what a score model learns to undo is measured; 'detection'
-# is the statistics' of a detector.
+# is the statistics' of a detector, and 'calibration' where they set its threshold.
 STREAMS = {"init": 0, "train": 1, "attack": 2, "defense": 3, "purify": 4, "selection": 5}
 STREAMS |= {"perturbation": 6, "corruption": 7, "detection": 8, "sample": 9}
+STREAMS |= {"calibration": 10}
 
 
 def stream_key(seed: int, stream: str) -> Key:

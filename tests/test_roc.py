@@ -51,6 +51,20 @@ def test_images_are_resampled_with_what_was_made_of_them():
     assert paired.high - paired.low < 0.3 * (apart.high - apart.low)
 
 
+def test_draws_of_an_image_count_as_one_image():
+    """Drawn thrice alike they change nothing, the interval included; drawn apart they average."""
+    negatives, positives = (np.round(v, 1) for v in samples(1.0, 70, 30, seed=0))
+    alike = [np.repeat(values[:, None], 3, axis=1) for values in (negatives, positives)]
+    assert auroc(*alike, np.arange(30)) == auroc(negatives, positives, np.arange(30))
+    for once, thrice in zip(curve(negatives, positives), curve(*alike), strict=True):
+        np.testing.assert_allclose(once, thrice)
+    first, second = (samples(1.0, 50, 50, seed) for seed in (1, 2))
+    apart = [np.stack(pair, axis=1) for pair in zip(first, second, strict=True)]
+    above = apart[1].reshape(-1, 1) > apart[0].ravel()
+    found = auroc(*apart, np.arange(50))
+    assert found.value == pytest.approx(above.mean(), abs=1e-12) and found.n == 50
+
+
 @pytest.mark.parametrize(("shift", "value"), [(10.0, 1.0), (-10.0, 0.0)])
 def test_what_is_wholly_apart_has_the_exact_interval_of_independent_pairs(shift, value):
     negatives, positives = samples(shift, 30, 20, seed=0)

@@ -1,17 +1,19 @@
 """--mode=detect: how well statistics of an image tell that it was attacked, by attackers who do not
 know of them and by attackers who do."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from attacks.gradients import attacked_purifier
 from purify import data, parallel
 from purify.corruptions import CORRUPTIONS, SEVERITIES
 from purify.detectors import STATISTICS, Statistic, build_statistic
 from purify.evals import detect_report
 from purify.evals.corruptions import Case, corrupted
-from purify.evals.defenses import purifier_options, purifier_settings
+from purify.evals.defenses import defense_settings, purifier_options
 from purify.evals.detection import RATE, Calibrated, attack_rows, calibrate, measure_images, noisy
 from purify.evals.inputs import Inputs, load_inputs, tell_seen, without
 from purify.evals.roc import threshold
@@ -52,15 +54,22 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         seen = tell_seen(config.data, inputs.runs, len(calibration.labels), split)
         by_itself, evaluation = (each.evaluation(config, store) for each in (calibration, inputs))
         natural = {"calibration": calibration.images}
-        values = measure_images(by_itself, statistics, natural, len(calibration.labels))
+        draws = 2 * cfg.num_draws  # half of them choose the strongest attack, half are scored
+        values = measure_images(
+            *(by_itself, statistics, natural, len(calibration.labels), draws), stream="calibration"
+        )
         calibrated = calibrate(statistics, values["calibration"])
         rows = _rows(config, inputs, calibrated, taken)
         evaluation.run(list(rows.values()))
         sets = {"clean": inputs.images, **_natural(config, inputs)}
         sets |= {name: evaluation.attacked_images(row) for name, row in rows.items() if row.attack}
-        values |= measure_images(evaluation, statistics, sets, taken)
+        values |= measure_images(evaluation, statistics, sets, taken, draws)
         detect_report.write(config, evaluation, rows, values, settings, seen)
     tell_stopped(taken, cfg.num_images, max_images)
+
+
+# What an attack on a detector cannot have of its own.
+_TAKEN = ("surrogate", "direction", "penalty", "starts", "estimate", "fixed_key")
 
 
 def _check(config) -> None:
@@ -76,9 +85,17 @@ def _check(config) -> None:
         raise ValueError(f"config.detect.severity={cfg.severity} must be one of {SEVERITIES}")
     if not all(weight > 0 for weight in cfg.weights):
         raise ValueError(f"config.detect.weights={tuple(cfg.weights)} must all be positive")
-    if cfg.eot_samples < 1:
-        raise ValueError(f"config.detect.eot_samples={cfg.eot_samples} must be at least 1")
-    choose("config.detect.attack", config.attacks.to_dict(), cfg.attack)
+    for field in ("eot_samples", "num_draws"):
+        if cfg[field] < 1:
+            raise ValueError(f"config.detect.{field}={cfg[field]} must be at least 1")
+    options = choose("config.detect.attack", config.attacks.to_dict(), cfg.attack)
+    own = [field for field in _TAKEN if options.get(field)]
+    if options["attack"] not in ("pgd", "apgd") or own:
+        having = f" with {', '.join(own)}" if own else ""
+        raise ValueError(
+            f"config.detect.attack={cfg.attack!r} does not fit: it is {options['attack']}{having}; "
+            f"pgd and apgd without {', '.join(_TAKEN)} do"
+        )
 
 
 def _check_apart(config) -> None:
@@ -94,10 +111,12 @@ def _check_apart(config) -> None:
 
 
 def _statistics(config, inputs: Inputs) -> dict[str, Statistic]:
-    """Those that are asked for, or all that there are of this score model."""
+    """Those that are asked for, or all that there are of this score model; of a purifier as it can
+    be differentiated, which knowing attackers do."""
     has = inputs.score.head == "energy"
     names = config.detect.statistics or [n for n in STATISTICS if has or n != "energy"]
     defense = inputs.defense(config, config.detect.purifier)
+    defense = dataclasses.replace(defense, purifier=attacked_purifier("exact", defense.purifier))
     return {name: build_statistic(name, defense, inputs.score) for name in names}
 
 
@@ -107,7 +126,8 @@ def _rows(
     """The defence behind the detector on clean images and under every attack, by the attack."""
     cfg = config.detect
     defense = inputs.defense(config, cfg.defense)
-    clean = Row(cfg.defense, "clean", defense, None, None, {}, num_images, num_draws=1)
+    num_draws = 2 * cfg.num_draws if defense.purifier.stochastic else 1
+    clean = Row(cfg.defense, "clean", defense, None, None, {}, num_images, num_draws)
     return {"clean": clean} | attack_rows(
         cfg.defense,
         defense,
@@ -117,6 +137,7 @@ def _rows(
         weights=tuple(cfg.weights),
         eot_samples=cfg.eot_samples,
         num_images=num_images,
+        num_draws=num_draws,
     )
 
 
@@ -135,9 +156,7 @@ def _settings(
 ) -> dict:
     """Everything that decides the results."""
     cfg = config.detect.to_dict()
-    described = {
-        name: purifier_settings(config, name) for name in (cfg["defense"], cfg["purifier"])
-    }
+    described = {name: defense_settings(config, name) for name in (cfg["defense"], cfg["purifier"])}
     return {
         "detect": cfg | {"statistics": list(statistics)},
         "purifiers": described,

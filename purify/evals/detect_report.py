@@ -9,9 +9,9 @@ from rich.table import Table
 from purify.evals import plots
 from purify.evals.detection import RATE, UNKNOWING
 from purify.evals.evaluation import Evaluation
+from purify.evals.results import attack_fields, cost_fields, estimate
 from purify.evals.roc import auroc, curve, threshold
 from purify.evals.rows import Row
-from purify.evals.stats import proportion
 from purify.evals.terminal import (
     empty_table,
     print_versions,
@@ -26,7 +26,7 @@ from purify.jsonl import write_json
 SMALL_RATE, ENOUGH = 0.01, 1000
 STRONGEST = "strongest"
 
-Values = Mapping[str, Mapping[str, np.ndarray]]  # images -> statistic -> [n]
+Values = Mapping[str, Mapping[str, np.ndarray]]  # images -> statistic -> [n, D]
 
 
 def write(
@@ -43,12 +43,20 @@ def write(
     'calibration' images, of clean ones, of natural ones and of attacked ones. seen: the networks
     that were trained on calibration images.
     """
-    store = evaluation.store
-    right = {name: _right(evaluation, row) for name, row in rows.items()}
-    thresholds = {name: _thresholds(natural) for name, natural in values["calibration"].items()}
+    store, num_draws = evaluation.store, config.detect.num_draws
+    records = {name: _records(evaluation, row) for name, row in rows.items()}
+    right = {name: np.array([record["correct"] for record in own]) for name, own in records.items()}
+    thresholds = {name: _thresholds(drawn[:, 0]) for name, drawn in values["calibration"].items()}
+    attacks = {
+        name: attack_fields(row) | cost_fields(records[name])
+        for name, row in rows.items()
+        if row.attack
+    }
     results = {
         "title": _title(config, rows, values),
-        "rows": result_rows(values, right, thresholds, seed=config.seed),
+        "rows": result_rows(
+            values, right, thresholds, attacks, num_draws=num_draws, seed=config.seed
+        ),
         "statistics": thresholds,
         "calibration_seen_by": list(seen),
         "meaning": MEANING,
@@ -60,6 +68,11 @@ def write(
     folder.mkdir(exist_ok=True)
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
     write_json(paths[0], results)
+    values = {
+        images: {name: drawn[:, -num_draws:] for name, drawn in of.items()}
+        for images, of in values.items()
+    }
+    right = {name: drawn[:, -num_draws:] for name, drawn in right.items()}
     if panels := _panels(values, right, results["rows"]):
         paths.append(folder / "roc.png")
         plots.roc_curves(paths[-1], panels, rate=RATE)
@@ -67,68 +80,94 @@ def write(
     plots.statistic_ranges(paths[-1], _by_statistic(values, right), thresholds)
     print_wide(results_table(results))
     if seen:
-        print(f"calibrated on images that a network has seen: {', '.join(seen)}")
+        print(f"calibrated on images that a network has seen, or may have: {', '.join(seen)}")
     print_versions(results)
     tell_written(paths)
 
 
 def result_rows(
-    values: Values, right: Mapping[str, np.ndarray], thresholds: Mapping[str, Mapping], *, seed: int
+    values: Values,
+    right: Mapping[str, np.ndarray],
+    thresholds: Mapping[str, Mapping],
+    attacks: Mapping[str, Mapping],
+    *,
+    num_draws: int,
+    seed: int,
 ) -> list[dict]:
     """An entry for each statistic and set of images, and one for the strongest attack on each.
 
-    right: of clean and attacked images, whether the defence behind the detector is, [n] each.
-    thresholds: of each statistic, see _thresholds.
+    values, right: [n, D] of D draws, 2 num_draws where anything is drawn, else 1. The last
+    num_draws of them are scored; on the first ones the strongest attack on each image is chosen.
+    right: of clean and attacked images, whether the defence behind the detector is.
+    thresholds: of each statistic, see _thresholds. attacks: what else is told of each of them.
 
     images: their name; kind: 'clean', 'natural', 'unknowing' or 'knowing'. num_positives: how many
-    images it is about: all of natural ones, of attacked ones those that fool the defence. auroc:
-    against the clean images. flagged: the share of these that is above the threshold for RATE, the
-    realised false-positive rate where nobody attacks. left: of clean images, the share that is
-    right and not flagged; of attacked ones, that does not fool the defence or is flagged.
-    accuracy: of the defence without a detector.
+    images it is about: all of natural ones, of attacked ones those that fool the defence in most
+    draws. auroc: against the clean images. flagged: the share of these that is above the threshold
+    for RATE, the realised false-positive rate where nobody attacks. left: of clean images, the
+    share that is right and not flagged; of attacked ones, that does not fool the defence or is
+    flagged; left_worst: in every draw. accuracy: of the defence without a detector.
     """
+
+    def share(outcomes: np.ndarray) -> dict | None:
+        if not len(outcomes):
+            return None
+        one_outcome = outcomes.shape[1] == 1
+        return estimate(outcomes.mean(1), one_outcome=one_outcome, seed=seed)._asdict()
+
+    def left(stopped: np.ndarray) -> dict:
+        return {"left": share(stopped), "left_worst": share(stopped.all(1, keepdims=True))}
+
+    def scored(draws: np.ndarray) -> np.ndarray:
+        return draws[..., -num_draws:]
+
     entries = []
     for statistic, calibration in values["calibration"].items():
         limit, survived = thresholds[statistic]["threshold"], []
-        clean = values["clean"][statistic]
+        clean = scored(values["clean"][statistic])
         enough = min(len(calibration), len(clean)) >= ENOUGH
-        smaller = threshold(calibration, SMALL_RATE) if enough else None
+        smaller = threshold(calibration[:, 0], SMALL_RATE) if enough else None
         for name in (name for name in values if name != "calibration"):
             kind = _kind(name, statistic, right)
             if not kind:
                 continue
             found = values[name][statistic]
             attacked = kind in ("unknowing", "knowing")
-            chosen = np.flatnonzero(~right[name]) if attacked else np.arange(len(found))
+            chosen = np.flatnonzero(_fools(scored(right[name]))) if attacked else slice(None)
+            positives = scored(found)[chosen]
             entry = {
                 "statistic": statistic,
                 "images": name,
                 "kind": kind,
                 "num_images": len(found),
-                "num_positives": len(chosen),
+                "num_positives": len(positives),
                 "auroc": None,
-                "flagged": _share(found[chosen] > limit),
-                "flagged_small": None if smaller is None else _share(found[chosen] > smaller),
-                "accuracy": _share(right[name]) if name in right else None,
+                "flagged": share(positives > limit),
+                "flagged_small": None if smaller is None else share(positives > smaller),
+                "accuracy": share(scored(right[name])) if name in right else None,
                 "left": None,
+                "left_worst": None,
+                **attacks.get(name, {}),
             }
-            if len(chosen) and name != "clean":
-                entry["auroc"] = auroc(clean, found[chosen], chosen, seed=seed)._asdict()
+            if len(positives) and name != "clean":
+                origins = np.arange(len(found))[chosen]
+                entry["auroc"] = auroc(clean, positives, origins, seed=seed)._asdict()
             if name == "clean":
-                entry["left"] = _share(right[name] & (found <= limit))
+                entry["left"] = share(scored(right[name] & (found <= limit)))
             elif attacked:
                 survived.append(right[name] | (found > limit))
-                entry["left"] = _share(survived[-1])
+                entry |= left(scored(survived[-1]))
             entries.append(entry)
         if len(survived) > 1:
-            strongest = dict.fromkeys(entries[-1]) | {
-                "statistic": statistic,
-                "images": STRONGEST,
-                "kind": STRONGEST,
-                "num_images": len(clean),
-                "left": _share(np.all(survived, axis=0)),
-            }
-            entries.append(strongest)
+            tried = np.stack(survived)
+            strongest = tried[..., :num_draws].mean(-1).argmin(0)
+            strongest = tried[strongest, np.arange(len(clean))]
+            entries.append(
+                dict.fromkeys(entries[-1])
+                | {"statistic": statistic, "images": STRONGEST, "kind": STRONGEST}
+                | {"num_images": len(clean)}
+                | left(scored(strongest))
+            )
     return entries
 
 
@@ -141,14 +180,14 @@ def _kind(name: str, statistic: str, right: Mapping) -> str:
     return "knowing" if name.rpartition("_")[0] == statistic else ""
 
 
-def _right(evaluation: Evaluation, row: Row) -> np.ndarray:
+def _fools(right: np.ndarray) -> np.ndarray:
+    """Which images [n] fool the defence, right or not in D draws [n, D]: in most of them."""
+    return right.mean(1) < 0.5
+
+
+def _records(evaluation: Evaluation, row: Row) -> list[dict]:
     records = evaluation.store.records(row.name)
-    correct = [records[evaluation.index(at)]["correct"] for at in range(row.num_images)]
-    return np.array(correct)[:, 0]
-
-
-def _share(outcomes: np.ndarray) -> dict | None:
-    return proportion(outcomes)._asdict() if len(outcomes) else None
+    return [records[evaluation.index(at)] for at in range(row.num_images)]
 
 
 def _thresholds(natural: np.ndarray) -> dict:
@@ -174,7 +213,7 @@ def _panels(values: Values, right: Mapping[str, np.ndarray], entries: list[dict]
                 continue
             entry = min(own, key=lambda entry: entry["left"]["value"])
             name = entry["images"]
-            fooled = values[name][statistic][~right[name]]
+            fooled = values[name][statistic][_fools(right[name])]
             false, true = curve(values["clean"][statistic], fooled)
             panels[title].append(
                 {"name": statistic, "false": false, "true": true, **entry["auroc"]}
@@ -186,7 +225,7 @@ def _by_statistic(values: Values, right: Mapping) -> dict[str, dict[str, np.ndar
     """statistic -> images -> values, without attacks on other statistics."""
     return {
         statistic: {
-            readable(name, statistic): found[statistic]
+            readable(name, statistic): found[statistic].ravel()
             for name, found in values.items()
             if _kind(name, statistic, right)
         }
@@ -201,10 +240,19 @@ def _title(config, rows: Mapping[str, Row], values: Values) -> str:
         f"{config.data.name} {config.data.test_split}: detecting attacks on {cfg.defense}, "
         f"thresholds from {natural} images of {cfg.calibration_split}"
     )
-    attack = f"unknowing: {row.options['attack']}, {row.attack.norm} {row.attack.eps:.3g}, "
-    knowing = "knowing: the same, margin - c x (excess of the statistic, in standard deviations)"
-    variants = variant_lines(config, dict.fromkeys((cfg.defense, cfg.purifier)))
-    return "\n".join([first, *variants, attack + row.attack.budget, knowing])
+    ball = f"{row.attack.norm} {row.attack.eps:.3g}"
+    told = f"{row.options['attack']}, {row.options['gradient']}, {ball}, {row.options['loss']}, "
+    knowing = [known for name, known in rows.items() if known.penalty]
+    budgets = " or ".join(dict.fromkeys(known.attack.budget for known in knowing))
+    return "\n".join(
+        [
+            first,
+            *variant_lines(config, dict.fromkeys((cfg.defense, cfg.purifier))),
+            f"unknowing: {told}{row.attack.budget}",
+            f"knowing: apgd, exact, {ball}, {budgets}, from the unknowing images too;",
+            "  margin - c x (excess of the statistic over its threshold, in standard deviations)",
+        ]
+    )
 
 
 def results_table(results: Mapping) -> Table:
@@ -256,5 +304,7 @@ n: natural images, or of the attacked ones those that fool the defence behind th
 AUROC: the chance that one of these is above a clean image (bootstrap over images)
 flagged: share of these above the threshold that 5 % of natural images exceed, in %: of clean images
   the realised false-positive rate
-left: clean images that are right and not flagged; attacked ones that are flagged or do not fool
-strongest: images that withstand all attacks above; c: how attackers who know it weigh an excess"""
+left: clean images that are right and not flagged; attacked ones that are flagged or do not fool;
+  where anything draws, the mean over fresh draws
+strongest: of each image the attack above that leaves least, by draws that are not scored
+c: how attackers who know the statistic weigh an excess"""

@@ -39,22 +39,30 @@ class Calibrated(NamedTuple):
 def calibrate(
     statistics: Mapping[str, Statistic], natural: Mapping[str, np.ndarray]
 ) -> dict[str, Calibrated]:
-    """Each with what its values [n] on natural images make of it."""
+    """Each with what its values on natural images, [n, D], make of it: the first draw of each."""
     calibrated = {}
     for name, statistic in statistics.items():
-        values = natural[name]
+        values = natural[name][:, 0]
         calibrated[name] = Calibrated(statistic, threshold(values, RATE), values.std() or 1.0)
     return calibrated
 
 
 @jit
-def measure(statistics: Mapping[str, Statistic], keys: Key, images: Array) -> dict[str, Array]:
-    """The statistics of images [n, H, W, C] with keys [n]: name -> [n]."""
+def measure(
+    statistics: Mapping[str, Statistic], keys: Key, images: Array, numbers: Array
+) -> dict[str, Array]:
+    """The statistics of images [n, H, W, C] with keys [n]: name -> [n, D], of the draws of these
+    numbers [D]; D is 1 where nothing is drawn."""
 
-    def one(key, image):
-        return {name: statistic(key, image) for name, statistic in statistics.items()}
+    def one(statistic: Statistic, key: Key, image: Array) -> Array:
+        if not statistic.stochastic:
+            return statistic(key, image)[None]
+        return jax.vmap(lambda i: statistic(jax.random.fold_in(key, i), image))(numbers)
 
-    return jax.vmap(one, axis_name="batch")(keys, images)
+    def all_of(key: Key, image: Array) -> dict[str, Array]:
+        return {name: one(statistic, key, image) for name, statistic in statistics.items()}
+
+    return jax.vmap(all_of, axis_name="batch")(keys, images)
 
 
 def measure_images(
@@ -62,12 +70,17 @@ def measure_images(
     statistics: Mapping[str, Statistic],
     sets: Mapping[str, np.ndarray],
     num_images: int,
+    num_draws: int,
+    *,
+    stream: str = "detection",
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Name of a set -> statistic -> [num_images], of its first images, kept in the store.
+    """Name of a set -> statistic -> [num_images, D], of its first images, kept in the store.
 
     sets: name -> float32 [n, H, W, C], in the order of the evaluation's images.
+    num_draws: D of statistics that draw; 1 of others. stream: of their keys.
     """
     store, on_devices = evaluation.store, parallel.replicate(dict(statistics))
+    numbers = np.arange(num_draws)
     rows = {name: f"statistics:{name}" for name in sets}
     pending = {
         name: [at for at in range(num_images) if evaluation.index(at) not in store.records(row)]
@@ -80,9 +93,9 @@ def measure_images(
         for name, missing in pending.items():
             evaluation.check_there(sets[name], missing, name)
             for at in evaluation.batches(missing, f"statistics of {name}"):
-                keys, batch, _ = evaluation.batch(at, sets[name], "detection")
-                found, _ = evaluation.timed(measure, on_devices, keys, batch)
-                each = ({key: float(found[key][i]) for key in statistics} for i in range(len(at)))
+                keys, batch, _ = evaluation.batch(at, sets[name], stream)
+                found, _ = evaluation.timed(measure, on_devices, keys, batch, numbers)
+                each = ({key: found[key][i].tolist() for key in statistics} for i in range(len(at)))
                 records = [
                     {"index": evaluation.index(position), **values}
                     for position, values in zip(at, each, strict=True)
@@ -114,43 +127,39 @@ def attack_rows(
     weights: tuple[float, ...],
     eot_samples: int,
     num_images: int,
+    num_draws: int,
 ) -> dict[str, Row]:
     """The attacks by name, as rows of an evaluation: the one described by `options`, which knows of
-    no detector; and for each statistic and weight c one along the exact gradient of
+    no detector; and for each statistic and weight c an APGD of its ball and budget, which can
+    settle on the kink of the penalty as steps of one length cannot, along the exact gradient of
 
         margin - c max(0, statistic - threshold) / scale
 
-    which climbs from the images of the former as well: between the clean image and those that fool
-    there may be only such that the detector sees.
+    and which climbs from the images of the former as well: between the clean image and those that
+    fool there may be only such that the detector sees.
 
     name: of the defence. attack: the name of the options. eot_samples: of the knowing attacks,
-    where the defence or the statistic draws.
-
-    ValueError where the attack takes no penalty, as all but pgd and apgd.
+    where the defence or the statistic draws. num_draws: of the defence, where it draws.
     """
 
     def row(attack_name: str, options: Mapping, penalty: Penalty | None, draws: bool) -> Row:
         purifier = attacked_purifier(options["gradient"], defense.purifier)
         attacked = dataclasses.replace(defense, purifier=purifier)
         built: Any = build_attacks(attack, options, attacked)[attack]
-        if not built.takes_penalty:
-            raise ValueError(
-                f"config.detect.attack={attack!r} does not fit: {options['attack']} takes no "
-                "penalty; pgd and apgd do"
-            )
         if draws:  # though the defence may draw nothing
             several = dict(eot_samples=eot_samples, selection_draws=MIN_SELECTION_DRAWS)
             built = dataclasses.replace(built, **several, remeasure=True)
         return Row(
-            *(name, attack_name, defense, built, attacked, options, num_images),
-            num_draws=1,
+            *(name, attack_name, defense, built, attacked, options, num_images, num_draws),
             penalty=penalty,
             starts=tuple(options["starts"]),
         )
 
     first = row(UNKNOWING, dict(options) | dict(starts=()), None, False)
     rows = {UNKNOWING: first}
-    knowing = dict(options) | dict(gradient="exact", loss="margin", starts=(first.crafted,))
+    # The fields that PGD alone has.
+    shared = {k: v for k, v in options.items() if k not in ("step_size", "momentum")}
+    knowing = shared | dict(attack="apgd", gradient="exact", loss="margin", starts=[first.crafted])
     for statistic_name, (statistic, limit, scale) in calibrated.items():
         for weight in weights:
             penalty = Penalty(statistic, limit, weight / scale)

@@ -15,7 +15,7 @@ def threshold(calibration: ArrayLike, rate: float) -> float:
 
     ValueError where n values are too few for that, or the rate is not in (0, 1).
     """
-    values = np.sort(_values("calibration", calibration))
+    values = np.sort(_draws("calibration", calibration).squeeze(1))
     if not 0 < rate < 1:
         raise ValueError(f"rate={rate} must be in (0, 1)")
     rank = math.ceil(round((len(values) + 1) * (1 - rate), 9))
@@ -29,12 +29,12 @@ def threshold(calibration: ArrayLike, rate: float) -> float:
 
 def curve(negatives: ArrayLike, positives: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """(false-positive rates, true-positive rates), both [L + 1] from 0 to 1, of "more than t" as t
-    falls through the L levels that the values have."""
+    falls through the L levels that the values have; arguments as of `auroc`."""
     levels, below, above = _levels(negatives, positives)
     rates = []
     for of in (below, above):
-        counts = np.bincount(of, minlength=levels)[::-1]
-        rates.append(np.append(0, np.cumsum(counts)) / len(of))
+        counts = np.bincount(of.ravel(), minlength=levels)[::-1]
+        rates.append(np.append(0, np.cumsum(counts)) / of.size)
     return rates[0], rates[1]
 
 
@@ -48,7 +48,7 @@ def auroc(
     confidence: float = 0.95,
 ) -> Estimate:
     """The chance that a positive is above a negative, ties counted half: the area under the curve;
-    n is the number of positives.
+    n is the number of positive images. Images may have several draws of the value each.
 
     Its interval is that of percentiles over num_resamples bootstrap samples of images, each with
     what was made of it. A bootstrap cannot draw what it has not seen: where all positives are above
@@ -57,47 +57,53 @@ def auroc(
     reaches at least as far.
 
     Args:
-        negatives: [n] of natural images.
-        positives: [m] of images made of some of them.
+        negatives: [n] or [n, D] of natural images.
+        positives: [m] or [m, D] of images made of some of them.
         origins: int [m], of which: positions in negatives.
 
     Raises:
-        ValueError: an argument is empty, not finite or not a vector, or they do not fit.
+        ValueError: an argument is empty, not finite or no such array, or they do not fit.
     """
     levels, below, above = _levels(negatives, positives)
-    origins = np.asarray(origins)
-    if origins.shape != above.shape or not np.isin(origins, np.arange(len(below))).all():
+    origins, (n, m) = np.asarray(origins), (len(below), len(above))
+    if origins.shape != (m,) or not np.isin(origins, np.arange(n)).all():
         raise ValueError("origins: must be a position in negatives for each positive")
 
     def area(weights: np.ndarray) -> float:
         ours, theirs = (
-            np.bincount(of, weights=w, minlength=levels)
+            np.bincount(of.ravel(), weights=np.repeat(w, of.shape[1]), minlength=levels)
             for of, w in ((above, weights[origins]), (below, weights))
         )
         pairs = ours.sum() * theirs.sum()
         return float(ours @ (np.cumsum(theirs) - theirs / 2) / pairs) if pairs else math.nan
 
-    n, tail = len(below), (1 - confidence) / 2
+    tail = (1 - confidence) / 2
     value = area(np.ones(n))
-    pairs = min(n, len(above))
+    pairs = min(n, m)
     if value in (0.0, 1.0):
-        return Estimate(value, *clopper_pearson(round(value * pairs), pairs, tail), len(above))
+        return Estimate(value, *clopper_pearson(round(value * pairs), pairs, tail), m)
     rng = np.random.default_rng(seed)
     samples = rng.multinomial(n, np.full(n, 1 / n), size=num_resamples)
     low, high = np.nanquantile([area(weights) for weights in samples], [tail, 1 - tail])
     least, most = clopper_pearson(pairs, pairs, tail)[0], clopper_pearson(0, pairs, tail)[1]
-    return Estimate(value, min(float(low), least), max(float(high), most), len(above))
+    return Estimate(value, min(float(low), least), max(float(high), most), m)
 
 
 def _levels(negatives: ArrayLike, positives: ArrayLike) -> tuple[int, np.ndarray, np.ndarray]:
-    """(number of distinct values, rank among them of each negative, of each positive)."""
-    negatives, positives = _values("negatives", negatives), _values("positives", positives)
-    levels, ranks = np.unique(np.concatenate([negatives, positives]), return_inverse=True)
-    return len(levels), ranks[: len(negatives)], ranks[len(negatives) :]
+    """(number of distinct values, rank among them of each negative [n, D], of each positive)."""
+    below, above = _draws("negatives", negatives), _draws("positives", positives)
+    values = np.concatenate([below.ravel(), above.ravel()])
+    levels, ranks = np.unique(values, return_inverse=True)
+    return (
+        len(levels),
+        ranks[: below.size].reshape(below.shape),
+        ranks[below.size :].reshape(above.shape),
+    )
 
 
-def _values(name: str, values: ArrayLike) -> np.ndarray:
+def _draws(name: str, values: ArrayLike) -> np.ndarray:
+    """[n, D] of an argument that is that, or [n] with one draw each."""
     values = np.asarray(values, float)
-    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name}: must be a vector of at least one finite number")
-    return values
+    if values.ndim not in (1, 2) or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"{name}: must be a vector, or a matrix, of at least one finite number")
+    return values.reshape(len(values), -1)
