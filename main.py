@@ -12,7 +12,7 @@ Modes, in the order in which they are needed:
                     command with a larger N, or without it, goes on from there
   eval_corruptions  score the defences on common corruptions of the images at five severities (those
                     of CIFAR-10-C), and print a table; with --input=DIR, on the corrupted images in
-                    that folder, CIFAR-10-C's own files or others in their form; --max_images as
+                    that folder, CIFAR-10-C's own, of TFDS or in their form; --max_images as
                     of eval_robust
   check_gradients   whether attacks on the configured defence see its gradient: attacks that know
                     less, or do less, must not beat the exact gradient's, and a step along it must

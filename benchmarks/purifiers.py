@@ -18,10 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.timing import best_times
-from purify.checkpoint import load_score
 from purify.defense import classify
 from purify.evals.defenses import build_defense
-from purify.evals.inputs import load_classifiers, network_runs
+from purify.evals.inputs import load_networks, network_runs
 from purify.random import image_keys
 
 ROUNDS, BATCH = 4, 8
@@ -31,13 +30,12 @@ MARGIN, MIN_IMAGES = 0.10, 100
 def programs(results: dict, folder: Path) -> dict:
     """Name of each defence -> one draw of it on the same images."""
     config, workdir = ConfigDict(results["config"]), folder.parent.parent
-    classifiers = load_classifiers(network_runs(config, workdir, config.eval.defenses))
-    networks = dict(classifiers=classifiers, score=load_score(workdir))
+    networks = load_networks(network_runs(config, workdir, config.eval.defenses))
     images = np.load(min((folder / "attacked").glob("*.npz")))["images"][:BATCH]
     keys = image_keys(config.seed, range(len(images)))
     draws = {}
     for name in config.eval.defenses:
-        defense = build_defense(config, name, **networks)
+        defense = build_defense(config, name, networks)
         draws[name] = functools.partial(classify, defense, keys, images)
     return draws
 

@@ -141,7 +141,7 @@ def _certify() -> ConfigDict:
     certify.num_images = 100
     certify.budgets = ConfigDict()  # by defence: other num_images, num_samples
     certify.chunk = 1000  # samples computed at once
-    certify.radii = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the table
+    certify.radii = (0.0, 0.1, 0.25, 0.5, 0.75)  # of the table; all these samples reach 0.8
     return certify
 
 
@@ -181,8 +181,9 @@ def _detect() -> ConfigDict:
     detect.calibration_split = "test[50%:]"
     detect.num_images = 200  # of the test split
     detect.attack = "blind"  # of config.attacks, whose ball and steps all attacks have
-    detect.weights = (0.1, 1.0, 10.0, 100.0)  # of a statistic, for attackers who know of it
+    detect.weights = (0.3, 1.0, 3.0, 10.0, 30.0)  # of a statistic, for attackers who know of it
     detect.eot_samples = 4  # of these, where anything draws
+    detect.num_draws = 4  # that are scored, where anything draws; as many choose the strongest
     detect.corruptions = ("gaussian_noise", "defocus_blur", "brightness", "contrast")
     detect.severity = 3  # of these natural images
     return detect
@@ -192,11 +193,13 @@ def _ablate() -> ConfigDict:
     """Of --mode=ablate: the evaluations of config.defense.purifier that have one factor at another
     value than the config, which is the default that all of them share."""
     eot = ("attacks.bpda.eot_samples", "attacks.exact.eot_samples")
+    eps = ("attacks.blind.eps", "attacks.bpda.eps", "attacks.exact.eps")
     purifiers = ("noise_only", "one_step", "schedule", "two_levels")
     ablate = ConfigDict()
     ablate.attacks = ("blind", "exact")  # of config.attacks, with what they have there
     ablate.num_images = 100
-    ablate.names = ("sigma", "lam", "T", "S", "curvature", "eot", "purifier")  # of the factors
+    # Of the factors.
+    ablate.names = ("sigma", "lam", "T", "S", "curvature", "eps", "eot", "purifier")
     # By name: fields of this config that change together, and the values at which they are tried
     # beside the default.
     ablate.factors = ConfigDict(
@@ -206,6 +209,7 @@ def _ablate() -> ConfigDict:
             T=dict(fields=("adp.num_steps",), at=(2, 5, 20)),
             S=dict(fields=("defense.num_runs",), at=(1, 5, 20)),
             curvature=dict(fields=("adp.curvature",), at=("finite_difference", "secant")),
+            eps=dict(fields=eps, at=()),  # see add_attacks
             eot=dict(fields=eot, at=(1, 5, 50)),
             purifier=dict(fields=("defense.purifier",), at=purifiers),
         )
@@ -280,7 +284,7 @@ def attack(
     options.chunk = 0  # draws computed at once, 0 for all; fewer need less memory
     options.update(_OWN[attack])
     if attack == "pgd":
-        options.step_size = eps / 4
+        options.step_size = options.get_oneway_ref("eps") / 4  # also where that is changed
     options.defenses = ()  # against which of config.eval.defenses, () for all
     options.num_images = 0  # on the first so many images only, 0 for all
     options.update(changes)
@@ -302,7 +306,11 @@ def add_attacks(
     exact = dict(**ball, defenses=purifiers)
     own = dict(**ball, defenses=stepwise)
     several = {k: v for k, v in ball.items() if k != "num_steps"}
-    add = config.attacks.update
+    config.ablate.factors.eps.at = (eps / 4, eps / 2, 2 * eps)
+
+    def add(**attacks):  # not an update: a field that follows another cannot be updated
+        for name, options in attacks.items():
+            config.attacks[name] = options
 
     add(blind=attack("blind", eps=eps), bpda=attack("bpda", **ball), exact=attack("exact", **exact))
     add(joint_score=attack("bpda", **own, direction="score"))
@@ -326,7 +334,7 @@ def add_attacks(
     add(square=attack("none", attack="square", **several | dict(num_steps=1000, eot_samples=5)))
     points = [f"{name}-{gradient}" for name in cheaper for gradient in ("bpda", "exact")]
     transfers = {f"from_{point.replace('-', '_')}": transfer(point, **headline) for point in points}
-    add(transfers)
+    add(**transfers)
     starts = dict(starts=("blind", *points), loss="margin", **headline)
     add(apgd_from_points=attack("exact", attack="apgd", **ball | starts))
 
@@ -383,7 +391,7 @@ def set_eps(config, eps: float) -> None:
         if options.get("norm") == "linf":
             options.eps = eps
             if "step_size" in options:
-                options.step_size = eps / 4
+                options.step_size = options.get_oneway_ref("eps") / 4  # also where that is changed
 
 
 def transfer(source: str, *, defenses: tuple, num_images: int = 0) -> ConfigDict:

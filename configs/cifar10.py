@@ -118,7 +118,8 @@ def _reference(config) -> None:
     config.attack_lists = dict(paper=config.eval.attacks)
     for name in ("bpda_votes", "bpda", "exact"):
         config.attacks[name].defenses = ("noise_only", "one_step", "adp_reference")
-    config.ablate.names = ("sigma", "lam", "T", "S", "eot", "purifier")  # it has one curvature
+    # It has one curvature, and its attacks no common radius.
+    config.ablate.names = ("sigma", "lam", "T", "S", "eot", "purifier")
     config.ablate.factors.lam.fields = ("adp_reference.lam",)
     config.ablate.factors.T.fields = ("adp_reference.num_steps",)
 
@@ -174,6 +175,9 @@ def _small(config) -> None:
     l2 = dict(norm="l2", eps=0.5, num_images=200, defenses=("schedule", "adp"))
     config.attacks.bpda_l2 = attack("bpda", **budget, **l2)
     config.attacks.exact.num_images = 100
+    # At most 44,800 runs of the classifier, half of them behind an evaluation of the score model;
+    # 32 at once, for the caches, which divides both numbers of samples: one program does.
+    config.certify.update(num_images=20, num_selection=96, num_samples=1024, chunk=32)
 
 
 def _at_both_sigmas(config, **purifiers: dict) -> list[str]:

@@ -3,6 +3,7 @@
     configs/digits.py        about 5 minutes in all on 2 CPU cores
     configs/digits.py:full   the paper's budgets: S 10, EOT 15, 40 iterations; hours on 2 CPU cores
     configs/digits.py:detect   detect, then purify: attacks that know of the detector
+    configs/digits.py:perturbations   common corruptions, by score models that learnt to undo others
     configs/digits.py:pgd_at, :trades   the same classifier by adversarial training, within a minute
     configs/digits.py:samples   a score model trained on more noise, to draw digits from noise alone
 
@@ -13,7 +14,7 @@ classifier under 25 %; the purifiers' constants are the paper's.
 from configs.base import add_attacks, add_corruptions, attack, base, transfer
 
 EPS = 0.15
-VARIANTS = ("", "full", "detect", "pgd_at", "trades", "samples")
+VARIANTS = ("", "full", "detect", "perturbations", "pgd_at", "trades", "samples")
 PURIFIERS = ("noise_only", "one_step", "schedule", "adp")
 # On 8 x 8 pixels flakes, drops, ice, a pixel's shift and smears of several hide the digit, a zoom
 # by a few per cent moves nothing; and greyscale has no saturation.
@@ -72,6 +73,11 @@ def get_config(variant: str = ""):
     add_corruptions(config, "detect_then_purify", names=DIGITS, num_draws=2)
     if variant == "detect":
         _detect(config)
+    if variant == "perturbations":  # what ADP does by score models that learnt to undo other things
+        for name in ("dct", "augmix"):
+            other = dict(purifier="adp", sigma=0.0, score=f"runs/digits_{name}")
+            config.variants[f"adp_{name}_s0"] = other
+            config.corruptions.defenses += (f"adp_{name}_s0",)
     if variant == "samples":
         # Two training images are at most 4.65 apart: noise of that size forgets where it started
         # (Song and Ermon 2020, technique 1).
@@ -84,8 +90,9 @@ def get_config(variant: str = ""):
 
 
 def _detect(config) -> None:
-    """Attacks that trade their margin for a low score norm, through the whole defence and through
-    the branch of natural images alone, with weights from too low to too high."""
+    """Attacks that know the detector: they trade their margin for a low score norm, through the
+    whole defence and with the switch held at natural images, by weights from too low to too high;
+    or give up on it, with the switch held at suspected ones."""
     defended = ("detect_then_purify",)
     config.eval.defenses += defended
     config.variants.lightly = config.detect_then_purify.natural.to_dict()
@@ -93,15 +100,13 @@ def _detect(config) -> None:
     knowing = dict(
         eps=EPS, num_steps=15, eot_samples=4, num_images=100, loss="margin", defenses=defended
     )
+    own = {"suspected": attack("surrogate", surrogate="adp", **knowing)}
     for weight in (3, 30, 300):
-        own = {
-            f"penalised_{weight}": attack("exact", penalty=weight, **knowing),
-            f"natural_{weight}": attack(
-                "surrogate", surrogate="lightly", penalty=weight, **knowing
-            ),
-        }
-        config.attacks.update(own)
-        config.eval.attacks += tuple(own)
+        penalised = knowing | dict(penalty=weight)
+        own[f"penalised_{weight}"] = attack("exact", **penalised)
+        own[f"natural_{weight}"] = attack("surrogate", surrogate="lightly", **penalised)
+    config.attacks.update(own)
+    config.eval.attacks += tuple(own)
 
 
 def _more_attacks(config, *, purifiers: tuple, **_) -> None:

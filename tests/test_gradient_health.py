@@ -325,7 +325,8 @@ def test_the_command_prints_and_writes_verdicts(trained, tmp_path, capsys):
     assert [entry["check"] for entry in results["checks"]] == list(CHECKS)
     for entry in results["checks"]:
         assert re.search(rf"{re.escape(entry['check'])} +{entry['verdict']}", shown), entry
-    assert results["defense"]["sigma"] == 0.25 and results["surrogate"]["name"] == "one_step"
+    assert results["defense"]["options"]["sigma"] == 0.25
+    assert results["surrogate"]["name"] == "one_step"
     assert results["budget"]["eps"] == 0.15 and results["config"]["check"]["num_images"] == 6
     assert str(file) in shown and re.fullmatch(r"[0-9a-f]{40}\+?|unknown", results["commit"])
 

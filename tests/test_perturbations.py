@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import json
 import re
 import shutil
 
@@ -14,10 +15,11 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from scipy.fft import dctn, idctn
 
-from purify import perturbations, train_score
+from purify import perturbations, purifiers, train_score
 from purify.augmix import OPERATIONS, AugMix
-from purify.checkpoint import load_score, read_settings
+from purify.checkpoint import load_classifier, load_score, read_settings
 from purify.data import load
+from purify.evals import corruptions
 from purify.evals.inputs import score_settings
 from purify.image_io import to_float
 from purify.jsonl import read_lines, write_json
@@ -436,6 +438,35 @@ def test_a_run_and_an_evaluation_record_what_it_has_learnt_to_undo(learnt, tfds_
     write_json(workdir / "gaussian/settings.json", settings)
     given = score_settings(load_score(workdir), workdir / "gaussian")
     assert given == {"head": "score"}
+
+
+def test_corruptions_are_purified_by_the_score_model_of_another_run(
+    learnt, trained, tmp_path, capsys
+):
+    """Beside the evaluation's own; which it is, and what it has learnt, is said and recorded."""
+    name, other = learnt
+    workdir = trained.linked_into(tmp_path)
+    config = trained.config(
+        variants__other=dict(purifier="adp", sigma=0.0, score=str(other)),
+        corruptions__names=("contrast",),
+        corruptions__severities=(3,),
+        corruptions__defenses=("identity", "adp_s0", "other", "detect_then_purify"),
+        corruptions__num_images=4,
+    )
+    corruptions.run(config, workdir)
+    assert f"{other}/score: learnt to undo {name}" in capsys.readouterr().out
+    (folder,) = (workdir / "eval_corruptions").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    run = f"{other}/score"
+    assert results["trained"][run]["perturbation"]["name"] == name
+    assert results["weights"].keys() == {"classifier", "score", run}
+    images = load("digits8x8", "test[:4]", data_dir=trained.tfds).images.astype(np.float32) / 255
+    purifier = purifiers.build("adp", load_score(other), sigma=0.0, num_steps=3)
+    logits = jax.vmap(lambda x: load_classifier(workdir)(purifier(jax.random.key(0), x)))(images)
+    stored = np.load(folder / "arrays" / "other-clean.logits.npy")[:, 0, 0]
+    np.testing.assert_allclose(stored, logits, atol=1e-3)
+    by_detector = np.load(folder / "arrays" / "detect_then_purify-contrast_3.logits.npy")
+    assert np.isfinite(by_detector).all()
 
 
 def test_a_run_goes_on_with_the_same_perturbation_only(learnt, tmp_path, tfds_dir, monkeypatch):

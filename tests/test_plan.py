@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,8 @@ from configs.base import suite
 from purify import models
 from purify.checkpoint import differing_fields
 from purify.detectors import Penalty, ScoreNorm
-from purify.evals.defenses import classifier_run
+from purify.evals.defenses import network_run
+from purify.evals.inputs import network_runs
 from purify.evals.plan import plan
 from purify.evals.rows import crafting, limited, main_ball, with_stages, without_exact
 from purify.networks import Classifier, Score
@@ -32,10 +34,16 @@ def make(name: str, variant: str = "", **changes):
     config = get_config(variant)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     network = models.build(**config.classifier.network.to_dict(), num_classes=10)
-    runs = {"classifier", *(classifier_run(config, name) for name in config.eval.defenses)}
-    classifiers = {run: Classifier({"run": run}, network) for run in runs}
-    score = Score({}, models.build(**config.score.network.to_dict()), config.score.head)
-    return config, {row.name: row for row in plan(config, classifiers, score, 10_000)}
+    field = models.build(**config.score.network.to_dict())
+    networks = {}
+    for run in network_runs(config, Path("runs"), config.eval.defenses):
+        score = run.endswith("score")
+        networks[run] = (
+            Score({"run": run}, field, config.score.head)
+            if score
+            else Classifier({"run": run}, network)
+        )
+    return config, {row.name: row for row in plan(config, networks, 10_000)}
 
 
 @pytest.mark.parametrize("name, variant", CONFIGS)
@@ -308,7 +316,7 @@ def test_a_variant_has_the_classifier_that_it_names():
     runs |= {"third": "runs/third/classifier"}
     for row in rows.values():
         run = runs.get(row.defense_name, "classifier")
-        assert classifier_run(config, row.defense_name) == run
+        assert network_run(config, row.defense_name, "classifier") == run
         for defense in (row.defense, row.attacked or row.defense):
             assert defense.classifier.variables == {"run": run}
     assert rows["behind-clean"].defense.purifier == dataclasses.replace(
@@ -414,6 +422,23 @@ def test_attacks_that_know_of_a_detector_keep_below_its_threshold():
     assert not rows["detect_then_purify-exact"].beside
 
 
+def test_a_variant_can_have_another_score_model():
+    """Trained to undo something else, say; its surrogate too, and the classifier stays."""
+    config, rows = make(
+        "digits",
+        **{
+            "variants": {"augmix": dict(purifier="adp", sigma=0.0, score="runs/digits_augmix")},
+            "eval.defenses": ("adp", "augmix"),
+            "eval.attacks": ("exact",),
+            "attacks.exact.defenses": ("augmix",),
+        },
+    )
+    for defense in (rows["augmix-clean"].defense, rows["augmix-exact"].attacked):
+        assert defense.purifier.score.variables == {"run": "runs/digits_augmix/score"}
+        assert defense.classifier.variables == {"run": "classifier"}
+    assert rows["adp-clean"].defense.purifier.score.variables == {"run": "score"}
+
+
 def test_a_direction_is_for_pgd_alone():
     config = importlib.import_module("configs.digits").get_config("full")
     config.attacks.apgd.unlock()
@@ -422,7 +447,7 @@ def test_a_direction_is_for_pgd_alone():
     network = models.build("resnet", num_classes=10)
     score = Score({}, models.build("unet"))
     with pytest.raises(ValueError, match="apgd.direction='score' does not fit: only pgd takes one"):
-        plan(config, {"classifier": Classifier({}, network)}, score, 400)
+        plan(config, {"classifier": Classifier({}, network), "score": score}, 400)
 
 
 def test_a_penalty_is_for_attacks_that_maximise_a_loss():
@@ -444,7 +469,7 @@ def test_the_headline_defence_and_the_attacks_names_are_checked():
     network = models.build("resnet", num_classes=10)
     score = Score({}, models.build("unet"))
     with pytest.raises(ValueError, match="attack name 'clean' must be"):
-        plan(config, {"classifier": Classifier({}, network)}, score, 400)
+        plan(config, {"classifier": Classifier({}, network), "score": score}, 400)
 
 
 # The strongest of several attacks

@@ -30,7 +30,7 @@ from purify.checkpoint import (
 from purify.defense import classify
 from purify.evals import evaluation, robust
 from purify.evals.evaluation import check_in_ball
-from purify.evals.inputs import load_inputs
+from purify.evals.inputs import load_inputs, load_networks, network_runs
 from purify.evals.plan import plan
 from purify.evals.results import (
     comparisons,
@@ -255,8 +255,8 @@ def test_the_benchmark_of_purifiers_has_a_program_for_each_defence(evaluated):
 def row_of(trained, name: str):
     attacked = ("noise_only", "adp")
     config = whole(trained, attacks__bpda__defenses=attacked, attacks__exact__defenses=attacked)
-    classifiers = {"classifier": load_classifier(trained.workdir)}
-    rows = plan(config, classifiers, load_score(trained.workdir), 400)
+    networks = load_networks(network_runs(config, trained.workdir, config.eval.defenses))
+    rows = plan(config, networks, 400)
     return next(row for row in rows if row.name == name)
 
 
@@ -712,8 +712,9 @@ def test_a_damaged_record_is_reported_and_not_skipped(evaluated, trained, workdi
 def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_path):
     def folder(config, **score):
         inputs = load_inputs(config, trained.workdir, config.eval.defenses)
-        inputs = dataclasses.replace(inputs, score=inputs.score.replace(**score))
-        rows = plan(config, inputs.classifiers, inputs.score, 10)
+        networks = inputs.networks | {"score": inputs.score.replace(**score)}
+        inputs = dataclasses.replace(inputs, networks=networks)
+        rows = plan(config, networks, 10)
         settings = robust._settings(config, inputs, rows)
         with Store(tmp_path, "eval_robust", settings) as store:
             return store.folder

@@ -18,6 +18,7 @@ from purify.evals.rows import Row
 from purify.evals.stats import paired_difference
 from purify.evals.terminal import (
     empty_table,
+    perturbation_lines,
     print_versions,
     print_wide,
     tell_written,
@@ -54,7 +55,7 @@ def write(
         done[row.defense_name, row.attack_name] = row, [records[int(index)] for index in indices]
     frost = not source and any(case.corruption == "frost" for case in cases)
     results = {
-        "title": _title(config, rows[0].num_images, source),
+        "title": _title(config, rows[0].num_images, source, settings),
         "note": FROST if frost else "",
         "rows": result_rows(done, cases, seed=seed),
         "means": corruption_means(done, cases, seed=seed),
@@ -200,11 +201,12 @@ CAPTION = """\
 accuracy in %, mean over draws and severities [95 %, bootstrap over images, exact where an image
   has one outcome]; identity: the undefended classifier
 mean error: 100 less the mean accuracy over the corruptions above it
-+, -: better or worse than the undefended classifier (paired 95 % interval excludes 0)"""
++, -: better or worse than the undefended classifier (paired 95 % interval excludes 0; of many such
+  marks one in twenty comes by chance)"""
 FROST = "frost: a texture of our own, not comparable with CIFAR-10-C's photographs"
 
 
-def _title(config, num_images: int, source: str | None) -> str:
+def _title(config, num_images: int, source: str | None, settings: Mapping) -> str:
     """The settings that the whole table shares."""
     cfg = config.corruptions
     severities = ", ".join(map(str, sorted(set(cfg.severities))))
@@ -214,4 +216,5 @@ def _title(config, num_images: int, source: str | None) -> str:
         f"ADP T {config.adp.num_steps}, {config.adp.curvature}"
     )
     given = [f"corrupted images: {source}"] if source else []
-    return "\n".join([shared, *given, *variant_lines(config, cfg.defenses)])
+    variants = variant_lines(config, cfg.defenses)
+    return "\n".join([shared, *given, *variants, *perturbation_lines(settings)])

@@ -12,7 +12,7 @@ from purify.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from purify.defense import Defense
 from purify.evals import corruption_report
 from purify.evals.corruption_files import CorruptionFiles
-from purify.evals.defenses import classifier_run, purifier_options
+from purify.evals.defenses import defense_settings
 from purify.evals.inputs import load_inputs, tell_seen
 from purify.evals.rows import Row, limited
 from purify.evals.store import Store
@@ -80,7 +80,8 @@ class CaseImages:
 def run(config, workdir: Path, input: str | None = None, max_images: int | None = None) -> None:
     """Evaluate, print a table, and say what was written.
 
-    input: a folder of CIFAR-10-C's files, or others in their form, taken instead of corrupting.
+    input: a folder of CIFAR-10-C's files, of TFDS's copy of them, or of others in their form, taken
+        instead of corrupting.
     max_images: as of --mode=eval_robust.
     """
     cfg, where = config.corruptions, dict(data_dir=config.data.dir, path=config.data.path)
@@ -167,13 +168,10 @@ def _cases(cfg) -> list[Case]:
 
 def _settings(config, cases: Sequence[Case], defenses: Mapping[str, Defense]) -> dict:
     """What decides the results, but for the images and the networks."""
-    cfg, described = config.corruptions, {}
-    for name in defenses:
-        kind, options = purifier_options(config, name)
-        described[name] = {"purifier": kind, **options, "classifier": classifier_run(config, name)}
+    cfg = config.corruptions
     settings = {
         "cases": [case.name for case in cases],
-        "defenses": described,
+        "defenses": {name: defense_settings(config, name) for name in defenses},
         "defense": {"num_runs": config.defense.num_runs, "average": config.defense.average},
         "num_images": cfg.num_images,
         "num_draws": cfg.num_draws,

@@ -1,13 +1,16 @@
-"""The defences of a config, by name: a purifier, variants of it, and a classifier behind it."""
+"""The defences of a config, by name: a purifier, variants of it, and the networks of both."""
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from purify import purifiers
+from purify.checkpoint import ROLES
 from purify.defense import Defense
-from purify.networks import Classifier, Score
 from purify.tables import choose
 from purify.types import Purifier
+
+Networks = Mapping[str, Any]  # by `network_run`: a Score or a Classifier, as the role says
 
 
 def purifier_options(config, name: str, *, field: str = "defence") -> tuple[str, dict]:
@@ -30,13 +33,19 @@ def purifier_settings(config, name: str) -> dict:
     return {"purifier": kind, "options": options}
 
 
+def defense_settings(config, name: str) -> dict:
+    """The same of a defence: with the runs of its networks."""
+    runs = {role: network_run(config, name, role) for role in ROLES}
+    return purifier_settings(config, name) | runs
+
+
 def _with_parts(config, field: str, changes: Mapping) -> tuple[str, dict]:
     """The same, of {"purifier": entry, and what is different}; a purifier's parts are described and
     completed likewise."""
     kind = changes.get("purifier")
     choose(f"{field}.purifier", purifiers.PURIFIERS, kind)
     options = config[kind].to_dict() | {
-        option: changes[option] for option in changes if option not in ("purifier", "classifier")
+        option: changes[option] for option in changes if option not in ("purifier", *ROLES)
     }
     for part in purifiers.parts_of(kind):
         where, name = f"{field}.{part}", options[part].get("purifier")
@@ -47,33 +56,33 @@ def _with_parts(config, field: str, changes: Mapping) -> tuple[str, dict]:
     return kind, options
 
 
-def classifier_run(config, name: str) -> str:
-    """The run whose classifier the defence of that name has: 'classifier', the evaluation's own, or
-    '<workdir>/classifier' of the workdir in config.variants.<name>.classifier."""
-    workdir = config.variants.to_dict().get(name, {}).get("classifier", "")
+def network_run(config, name: str, role: str) -> str:
+    """The run whose network the defence of that name has in a role, 'score' or 'classifier': the
+    role itself for the evaluation's own, or '<workdir>/<role>' of the workdir that
+    config.variants.<name>.<role> names."""
+    workdir = config.variants.to_dict().get(name, {}).get(role, "")
     if not isinstance(workdir, str):
-        raise ValueError(f"config.variants.{name}.classifier={workdir!r} must be a workdir's path")
-    return f"{workdir}/classifier" if workdir else "classifier"
+        raise ValueError(f"config.variants.{name}.{role}={workdir!r} must be a workdir's path")
+    return f"{workdir}/{role}" if workdir else role
 
 
-def build_purifier(config, name: str, score: Score | None) -> Purifier:
-    """The purifier of the defence of that name, with its options in the config."""
+def build_purifier(config, name: str, networks: Networks) -> Purifier:
+    """The purifier of the defence of that name, with its options in the config; networks without
+    its score model are enough where it needs none."""
     kind, options = purifier_options(config, name)
-    return purifiers.build(kind, score, **options)
+    return purifiers.build(kind, networks.get(network_run(config, name, "score")), **options)
 
 
-def build_defense(
-    config, name: str, *, classifiers: Mapping[str, Classifier], score: Score | None
-) -> Defense:
-    """The defence of that name: its purifier, and its classifier by `classifier_run`.
+def build_defense(config, name: str, networks: Networks) -> Defense:
+    """The defence of that name.
 
     A purifier that draws nothing gives the same output every time: one run of it is enough.
     """
-    purifier = build_purifier(config, name, score)
+    purifier = build_purifier(config, name, networks)
     cfg = config.defense
     return Defense(
         purifier,
-        classifiers[classifier_run(config, name)],
+        networks[network_run(config, name, "classifier")],
         num_runs=cfg.num_runs if purifier.stochastic else 1,
         average=cfg.average,
         chunk=cfg.chunk or None,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from attacks.gradients import attacked_purifier
 from purify import parallel
 from purify.defense import Defense
-from purify.evals.defenses import build_purifier, purifier_options
+from purify.evals.defenses import build_purifier, purifier_options, purifier_settings
 from purify.evals.evaluation import Evaluation
 from purify.evals.gradient_checks import (
     FAIL,
@@ -169,7 +169,7 @@ def run(config, workdir: Path) -> None:
             images,
             labels,
             budget,
-            surrogate=build_purifier(config, surrogate, inputs.score) if surrogate else None,
+            surrogate=build_purifier(config, surrogate, inputs.networks) if surrogate else None,
             seed=config.seed,
             batch_size=config.eval.batch_size,
             store=store,
@@ -215,8 +215,7 @@ def _settings(config, surrogate: str, budget: Budget, defense: Defense) -> dict:
     name = config.defense.purifier
 
     def purifier(of: str) -> dict:
-        kind, options = purifier_options(config, of)
-        return {"name": of, "purifier": kind, **options}
+        return {"name": of} | purifier_settings(config, of)
 
     settings = {
         "defense": purifier(name) | {"num_runs": defense.num_runs, "average": defense.average},

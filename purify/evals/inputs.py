@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,11 @@ from purify.checkpoint import (
     weight_hash,
 )
 from purify.defense import Defense
-from purify.evals.defenses import build_defense, classifier_run
+from purify.evals.defenses import Networks, build_defense, network_run
 from purify.evals.evaluation import Evaluation
 from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
-from purify.networks import Classifier, Score
+from purify.networks import Score
 
 _IMAGES = ("images", "labels", "indices")
 
@@ -29,18 +30,22 @@ _IMAGES = ("images", "labels", "indices")
 class Inputs:
     """The networks of an evaluation and the images that they are evaluated on.
 
-    runs: name -> folder of the run that made the network; classifiers: those of them that are;
-    num_classes: theirs, 0 where there are none.
+    runs, networks: name (see `network_run`) -> folder of the run that made the network, and the
+    network. num_classes: of the classifiers, 0 where there are none.
     images: float32 [n, H, W, C] in [0, 1]; labels, indices (in the data set): int [n].
     """
 
     runs: Mapping[str, Path]
-    classifiers: Mapping[str, Classifier]
-    score: Score
+    networks: Networks
     num_classes: int
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+
+    @property
+    def score(self) -> Score:
+        """The evaluation's own score model."""
+        return self.networks["score"]
 
     def first(self, num_images: int) -> "Inputs":
         return self.take(slice(num_images))
@@ -57,7 +62,7 @@ class Inputs:
         return dataclasses.replace(self, **dict(zip(_IMAGES, images, strict=True)))
 
     def defense(self, config, name: str) -> Defense:
-        return build_defense(config, name, classifiers=self.classifiers, score=self.score)
+        return build_defense(config, name, self.networks)
 
     def evaluation(self, config, store: Store) -> Evaluation:
         """Of the images, in batches of config.eval.batch_size, into that store."""
@@ -67,15 +72,20 @@ class Inputs:
     def settings(self, config) -> dict:
         """Seed, data set, networks and the images themselves: files of the same name may hold
         others."""
-        networks: dict[str, Classifier | Score] = {**self.classifiers, "score": self.score}
+        others = {
+            name: score_settings(self.networks[name], run)
+            for name, run in self.runs.items()
+            if name.endswith("/score")
+        }
         arrays = {name: getattr(self, name) for name in _IMAGES}
         return {
             "seed": config.seed,
             "data": without(config.data.to_dict(), "dir"),
-            "weights": {name: weight_hash(net.variables) for name, net in networks.items()},
+            "weights": {name: weight_hash(net.variables) for name, net in self.networks.items()},
             "networks": {name: read_settings(run)["network"] for name, run in self.runs.items()},
             "images": weight_hash(arrays),
             **score_settings(self.score, self.runs["score"]),
+            **({"scores": others} if others else {}),
         }
 
 
@@ -96,38 +106,44 @@ def load_inputs(
     runs = network_runs(config, workdir, defenses)
     if not need_classifier and not (runs["classifier"] / "settings.json").exists():
         runs = {"score": runs["score"]}
-    classifiers, score, shape = load_classifiers(runs), load_score(workdir), image_shape(workdir)
+    networks, shape = load_networks(runs), image_shape(workdir)
     num_classes = _agreed_classes(runs, shape)
     images = _load_images(config, shape, num_classes, input)
-    return Inputs(runs, classifiers, score, num_classes, *images)
+    return Inputs(runs, networks, num_classes, *images)
 
 
 def network_runs(config, workdir: Path, defenses: Iterable[str]) -> dict[str, Path]:
-    """The folders of the runs that made the networks: by role those of `workdir`, and by their
-    `classifier_run` the classifiers that these defences have from elsewhere."""
-    names = (classifier_run(config, name) for name in defenses)
+    """The folders of the runs that made the networks, by their `network_run`: those of `workdir`,
+    and those that these defences have from elsewhere."""
     own = {role: workdir / role for role in ROLES}
+    names = (network_run(config, name, role) for role in ROLES for name in defenses)
     return own | {name: Path(name) for name in names if name not in own}
 
 
-def load_classifiers(runs: Mapping[str, Path]) -> dict[str, Classifier]:
-    """All but the score model of `network_runs`."""
-    return {name: load_classifier(run.parent) for name, run in runs.items() if name != "score"}
+def load_networks(runs: Mapping[str, Path]) -> Networks:
+    """The networks of `network_runs`."""
+    load: dict[str, Any] = {"classifier": load_classifier, "score": load_score}
+    return {name: load[run.name](run.parent) for name, run in runs.items()}
 
 
 def _agreed_classes(runs: Mapping[str, Path], shape: tuple) -> int:
-    """The number of classes, 0 without a classifier; ValueError where another classifier has
+    """The number of classes, 0 without a classifier; ValueError where a network from elsewhere has
     others, or other images."""
-    if "classifier" not in runs:
-        return 0
-    num_classes = read_settings(runs["classifier"])["network"]["num_classes"]
-    for name in runs.keys() - set(ROLES):
-        settings = read_settings(runs[name])
-        found = tuple(settings["image_shape"]), settings["network"]["num_classes"]
-        if found != (shape, num_classes):
+    classes = {}
+    for name, run in runs.items():
+        settings = read_settings(run)
+        if (found := tuple(settings["image_shape"])) != shape:
             raise ValueError(
-                f"{name} is for images of shape {found[0]} in {found[1]} classes, the evaluation's "
-                f"own classifier for {shape} in {num_classes}"
+                f"{name} is for images of shape {found}, the evaluation's own networks for {shape}"
+            )
+        if run.name == "classifier":
+            classes[name] = settings["network"]["num_classes"]
+    num_classes = classes.get("classifier", 0)
+    for name, found in classes.items():
+        if found != num_classes:
+            raise ValueError(
+                f"{name} is for images in {found} classes, the evaluation's own classifier for "
+                f"images in {num_classes}"
             )
     return num_classes
 
@@ -156,13 +172,18 @@ def _load_images(
 
 def tell_seen(cfg, runs: Mapping[str, Path], num_images: int, split: str = "") -> list[str]:
     """Say it where a network was trained on the first images of a split, by default the test split,
-    and return the names of those."""
+    or where that is not known; and return the names of those."""
     where = dict(data_dir=cfg.dir, path=cfg.path)
     evaluated = data.members(cfg.name, split or cfg.test_split, **where)[:num_images]
     told = []
     for name, folder in runs.items():
-        trained = read_settings(folder).get("data")
-        if not trained or (trained["name"], trained["path"]) != (cfg.name, cfg.path):
+        if not (trained := read_settings(folder).get("data")):
+            told.append(f"{name} (unknown)")
+            print(
+                f"note: the weights of the {name} came from elsewhere; what it has seen is unknown"
+            )
+            continue
+        if (trained["name"], trained["path"]) != (cfg.name, cfg.path):
             continue
         seen = set(data.members(cfg.name, trained["train_split"], **where)) & set(evaluated)
         if seen:

@@ -10,10 +10,15 @@ from attacks.gradients import AVERAGES, attacked_purifier
 from attacks.types import Attack
 from purify.defense import Defense
 from purify.detectors import Penalty
-from purify.evals.defenses import build_defense, build_purifier, classifier_run, purifier_options
+from purify.evals.defenses import (
+    Networks,
+    build_defense,
+    build_purifier,
+    network_run,
+    purifier_options,
+)
 from purify.evals.rows import Row, strongest_of, strongest_rows, without_exact
 from purify.evals.strongest import MIN_SELECTION_DRAWS
-from purify.networks import Classifier, Score
 from purify.tables import choose
 
 # Rows that are no attacks of the config; names that begin with 'strongest' are theirs as well.
@@ -68,18 +73,10 @@ def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, A
     return built
 
 
-def plan(
-    config,
-    classifiers: Mapping[str, Classifier],
-    score: Score | None,
-    available: int,
-    *,
-    given: bool = False,
-) -> list[Row]:
+def plan(config, networks: Networks, available: int, *, given: bool = False) -> list[Row]:
     """All rows: each defence clean, then under each attack that is meant for it, then under the
     strongest of them on each image.
 
-    classifiers: by the `classifier_run` of the defences.
     available: number of images there are. given: they were attacked elsewhere: score all of them,
     attack none. Raises ValueError for names and numbers that do not fit.
     """
@@ -91,9 +88,9 @@ def plan(
         raise ValueError(f"config.eval.num_draws={num_draws} must be at least 1")
     clean, first_with = {}, {"classifier": ""}
     for name in config.eval.defenses:
-        defense = build_defense(config, name, classifiers=classifiers, score=score)
+        defense = build_defense(config, name, networks)
         draws = num_draws if defense.purifier.stochastic else 1
-        classifier_name = first_with.setdefault(classifier_run(config, name), name)
+        classifier_name = first_with.setdefault(network_run(config, name, "classifier"), name)
         kind = "given" if given else "clean"
         clean[name] = Row(name, kind, defense, None, None, {}, num_images, draws, classifier_name)
     purifier_options(config, config.defense.purifier, field="config.defense.purifier")
@@ -109,7 +106,7 @@ def plan(
         for name in options["defenses"] or clean:
             purifier_options(config, name, field=f"config.attacks.{attack_name}.defenses entry")
             if name in clean:
-                rows += _rows(config, attack_name, clean[name], score, rows)
+                rows += _rows(config, attack_name, clean[name], networks, rows)
     if len({row.name for row in rows}) < len(rows):
         raise ValueError("config.eval.attacks: two attacks have the same name")
     _check_exact_beside_bpda(rows, config.eval.bpda_alone)
@@ -141,7 +138,7 @@ def _attack_options(config, attack_name: str, *, field: str) -> dict:
 
 
 def _rows(
-    config, attack_name: str, clean: Row, score: Score | None, before: Sequence[Row]
+    config, attack_name: str, clean: Row, networks: Networks, before: Sequence[Row]
 ) -> list[Row]:
     """An attack on the defence of a row without one: a row, or one for each average attacked.
 
@@ -157,7 +154,7 @@ def _rows(
             name = f"{field}.stages entry"
             if _attack_options(config, stage, field=name)["attack"] == "suite":
                 raise ValueError(f"{name} {stage!r} is a suite itself; name its stages")
-            stages += _rows(config, stage, row, score, before)
+            stages += _rows(config, stage, row, networks, before)
         if not stages:
             raise ValueError(f"{field}.stages is empty; name some attacks")
         return [strongest_of(attack_name, stages, options, survivors=options["survivors"])]
@@ -180,7 +177,7 @@ def _rows(
     ]
     defense, gradient = clean.defense, options["gradient"]
     surrogate = (
-        build_purifier(config, options["surrogate"], score) if options["surrogate"] else None
+        build_purifier(config, options["surrogate"], networks) if options["surrogate"] else None
     )
     purifier = attacked_purifier(gradient, defense.purifier, surrogate)
     penalty = _penalty(field, options, defense)

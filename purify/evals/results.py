@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 
+from purify.detection import DetectThenPurify
 from purify.evals.rows import Row, main_ball
 from purify.evals.stats import (
     Estimate,
@@ -81,14 +82,34 @@ def estimate(values: np.ndarray, *, one_outcome: bool, seed: int) -> Estimate:
 
 def defense_fields(row: Row) -> dict:
     """The defence of a row as entries of results.json have it."""
-    # Of one that detects first, what it does where it suspects.
-    purifier = getattr(row.defense.purifier, "suspected", row.defense.purifier)
     averaged = {"S": row.defense.num_runs, "average": row.defense.average}
-    return {"name": row.defense_name, **purifier_fields(purifier), **averaged}
+    return {"name": row.defense_name, **purifier_fields(row.defense.purifier), **averaged}
+
+
+def attack_fields(row: Row) -> dict:
+    """What makes the attack of a row, None where it has no such thing."""
+    options = row.options
+    return {
+        "method": options.get("attack"),
+        "gradient": options.get("gradient"),
+        **{name: options.get(name) or None for name in ("surrogate", "direction", "penalty")},
+        "source": options.get("source") or None,
+        "starts": list(row.starts) or None,
+        "attack_steps": getattr(row.attack, "num_steps", None),
+        **{name: getattr(row.attack, name, None) for name in ATTACK_FIELDS},
+    }
 
 
 def purifier_fields(purifier: Purifier) -> dict:
-    """What a purifier adds to these entries: T is 0 where there is no score model."""
+    """What a purifier adds to these entries: T is 0 where there is no score model.
+
+    One that detects first adds its threshold and the fields of its parts; of them it has, beside
+    the higher T, those of what it does where it suspects.
+    """
+    if isinstance(purifier, DetectThenPurify):
+        parts = {name: purifier_fields(getattr(purifier, name)) for name in purifier.parts}
+        num_steps = max(part["T"] for part in parts.values())
+        return {**parts["suspected"], "T": num_steps, "threshold": purifier.threshold, **parts}
     return {
         "sigma": getattr(purifier, "sigma", 0.0),
         "second_sigma": getattr(purifier, "second_sigma", None),
@@ -115,18 +136,10 @@ def result_rows(
     records, clean: of the same images, attacked and clean (the clean ones empty where images were
     given). exact_beside: of a row of BPDA, whether one of the exact gradient in its ball is there.
     """
-    attack, defense = row.attack, defense_fields(row)
+    defense = defense_fields(row)
     shared = {
         "attack": row.attack_name,
-        "method": row.options.get("attack"),
-        "gradient": row.options.get("gradient"),
-        "surrogate": row.options.get("surrogate") or None,
-        "direction": row.options.get("direction") or None,
-        "penalty": row.options.get("penalty") or None,
-        "source": row.options.get("source") or None,
-        "starts": list(row.starts) or None,
-        "attack_steps": getattr(attack, "num_steps", None),
-        **{name: getattr(attack, name, None) for name in ATTACK_FIELDS},
+        **attack_fields(row),
         "num_images": len(records),
         "num_draws": row.num_draws,
         "exact_beside": exact_beside,

@@ -53,7 +53,7 @@ def prepare(config, inputs: Inputs, *, given: bool = False) -> Planned:
     given: its images were attacked elsewhere.
     """
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
-    rows = plan(config, inputs.classifiers, inputs.score, len(inputs.labels), given=given)
+    rows = plan(config, inputs.networks, len(inputs.labels), given=given)
     settings = _settings(config, inputs, rows) | {"given": given}
     needed = max(row.num_images for row in rows)
     return Planned(config, inputs.first(needed), rows, settings)

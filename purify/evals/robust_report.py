@@ -20,6 +20,7 @@ from purify.evals.results import (
 from purify.evals.rows import Row, crafting, without_exact
 from purify.evals.terminal import (
     empty_table,
+    perturbation_lines,
     print_versions,
     print_wide,
     tell_written,
@@ -123,7 +124,7 @@ def summary(
         exact_beside = row.name not in alone if "bpda" in row.gradients else None
         entries += result_rows(row, records, unattacked, seed=seed, exact_beside=exact_beside)
     return {
-        "title": _title(config, rows),
+        "title": _title(config, rows, settings),
         "rows": entries,
         "headline": headlines(done),
         "comparisons": comparisons(config, done, seed=seed),
@@ -174,7 +175,7 @@ def comparison_lines(results: Mapping) -> list[str]:
     return lines
 
 
-def _title(config, rows: list[Row]) -> str:
+def _title(config, rows: list[Row], settings: Mapping) -> str:
     """The settings that the whole table shares, and the budget of each attack."""
     # Of the last defence, the headline as a rule: one that draws nothing needs no samples.
     attacks: dict[str, Row] = {row.attack_name: row for row in rows if row.attack}
@@ -194,7 +195,8 @@ def _title(config, rows: list[Row]) -> str:
     shared = (
         f"{config.data.name} {config.data.test_split}, sigma {config.adp.sigma}, {draws}, {adp}"
     )
-    return "\n".join([shared, *variant_lines(config, config.eval.defenses), *budgets])
+    variants = variant_lines(config, config.eval.defenses)
+    return "\n".join([shared, *variants, *perturbation_lines(settings), *budgets])
 
 
 def _indices(evaluation, row: Row) -> list[int]:

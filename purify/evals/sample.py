@@ -12,9 +12,9 @@ from purify.checkpoint import read_settings
 from purify.evals import sample_report
 from purify.evals.defenses import (
     build_purifier,
-    classifier_run,
+    defense_settings,
+    network_run,
     purifier_options,
-    purifier_settings,
 )
 from purify.evals.inputs import Inputs, load_inputs
 from purify.evals.sampling import Sampling, ShownPath
@@ -112,13 +112,13 @@ def _paths(config, inputs: Inputs) -> list[ShownPath]:
     paths = []
     for name in config.sample.purifiers:
         purifier_options(config, name, field="config.sample.purifiers")
-        purifier = build_purifier(config, name, inputs.score)
+        purifier = build_purifier(config, name, inputs.networks)
         if getattr(purifier, "axis_name", None) is not None:
             raise ValueError(
                 f"config.sample.purifiers: {name} decides a batch together, so that an image alone "
                 "has no path"
             )
-        classifier = inputs.classifiers.get(classifier_run(config, name))
+        classifier = inputs.networks.get(network_run(config, name, "classifier"))
         paths.append(ShownPath(name, purifier, classifier))
     return paths
 
@@ -152,10 +152,6 @@ def _settings(
             "around": centres.settings(config)["images"],
             **{field: getattr(sampler, field) for field in SAMPLER_FIELDS},
         },
-        "purifiers": {
-            path.name: purifier_settings(config, path.name)
-            | {"classifier": classifier_run(config, path.name)}
-            for path in paths
-        },
+        "purifiers": {path.name: defense_settings(config, path.name) for path in paths},
         **followed.settings(config),
     }

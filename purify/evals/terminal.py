@@ -1,7 +1,7 @@
 """What evaluations print: tables, and what a reader should know beside them."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -48,6 +48,14 @@ def variant_lines(config, defenses: Iterable[str]) -> list[str]:
         said = [f"{k} {v}" for k, v in variants[name].items() if k != "purifier"]
         lines.append(f"{name}: {', '.join([variants[name]['purifier'], *said])}")
     return lines
+
+
+def perturbation_lines(settings: Mapping) -> list[str]:
+    """Of the score models that have learnt to undo something else than Gaussian noise, what; as the
+    settings of Inputs have it."""
+    models = {"score": settings} | settings.get("scores", {})
+    learnt = {name: model.get("perturbation") for name, model in models.items()}
+    return [f"{name}: learnt to undo {of['name']}" for name, of in learnt.items() if of]
 
 
 def tell_written(paths: Iterable[Path]) -> None:
