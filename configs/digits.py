@@ -70,6 +70,10 @@ def get_config(variant: str = ""):
     config.detect.calibration_split = "validation"
     config.certify.defenses = ("noise_only", "one_step", "adp")
     config.certify.budgets.adp = dict(num_images=20, num_samples=1000)
+    for name in ("noise_only", "one_step"):  # with as few samples as ADP, to compare it with
+        config.variants[f"{name}_1k"] = dict(purifier=name)
+        config.certify.defenses += (f"{name}_1k",)
+        config.certify.budgets[f"{name}_1k"] = dict(num_images=20, num_samples=1000)
     add_corruptions(config, "detect_then_purify", names=DIGITS, num_draws=2)
     if variant == "detect":
         _detect(config)

@@ -1,21 +1,28 @@
 """--mode=certify: what is sampled and recorded, that it can be interrupted, and what is refused."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import re
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from purify import data
 from purify.checkpoint import load_defense
+from purify.defense import Defense
 from purify.evals import certify, smoothing
-from purify.evals.certification import smoothed
+from purify.evals.certification import Certification, SmoothedRow, smoothed
+from purify.evals.stats import paired_difference, proportion
+from purify.evals.store import Store
 from purify.jsonl import read_lines
+from purify.noise import add_noise
+from purify.purifiers import OneStep
 from purify.random import image_keys
+from tests.oracles import ConstantScore
 
 BUDGET = {
     "certify.defenses": ("noise_only", "one_step", "adp"),
@@ -23,7 +30,10 @@ BUDGET = {
     "certify.num_images": 4,
     "certify.num_selection": 20,
     "certify.num_samples": 300,
-    "certify.budgets": {"adp": {"num_images": 2, "num_samples": 120}},
+    "certify.budgets": {
+        "one_step": {"num_images": 3},
+        "adp": {"num_images": 2, "num_samples": 120},
+    },
 }
 
 
@@ -46,6 +56,10 @@ def certified(trained, tmp_path_factory):
     return only_folder(workdir), out.getvalue()
 
 
+def results_of(folder) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
 def assert_same_samples(records: dict, others: dict) -> None:
     """Batches of another size round differently: one on a boundary may fall to its other side."""
     assert records.keys() == others.keys()
@@ -56,7 +70,7 @@ def assert_same_samples(records: dict, others: dict) -> None:
 def test_every_image_has_a_certificate_of_its_counts(certified):
     folder, out = certified
     records = untimed(folder)
-    assert len(records) == 2 * (4 + 4 + 2)
+    assert len(records) == 2 * (4 + 3 + 2)
     for (row, _), record in records.items():
         name, sigma = row.split("-")
         samples = 120 if name == "adp" else 300
@@ -65,7 +79,7 @@ def test_every_image_has_a_certificate_of_its_counts(certified):
         p_low = smoothing.clopper_pearson(record["counts"][record["top"]], samples, 1e-3)[0]
         assert record["radius"] == smoothing.radius(p_low, float(sigma))
         assert record["answer"] == smoothing.answer(np.array(record["counts"]), 1e-3)
-    results = json.loads((folder / "results.json").read_text())
+    results = results_of(folder)
     for row in results["rows"]:
         name = f"{row['defense']['name']}-{row['defense']['sigma']:g}"
         own = [record for (of, _), record in records.items() if of == name]
@@ -73,15 +87,71 @@ def test_every_image_has_a_certificate_of_its_counts(certified):
         assert row["average_certified_radius"] == pytest.approx(np.mean(radii))
         assert row["certified"][0]["value"] == pytest.approx(np.mean(np.array(radii) > 0))
         assert row["num_images"] == len(own) and max(radii) <= row["largest_radius"]
+        answered = proportion([r["answer"] == r["label"] for r in own])
+        assert (row["accuracy"], row["intervals"]["accuracy"]) == (answered[0], [*answered[1:3]])
+        assert row["intervals"].keys() == {"abstained", "accuracy", "no_answer"}
+        for at in row["certified"]:
+            value, low, high = (round(100 * at[end]) for end in ("value", "low", "high"))
+            assert f" {value} [{low}, {high}] " in out
         assert re.search(rf"{row['defense']['name']} +{row['defense']['sigma']:g} ", out)
     assert "majority" in results["meaning"] and "nothing else" in out
+    assert "was trained on" not in out
+    assert results["smoothed"]["adp-0.25"]["classifier"] == "classifier"
     assert (folder / "figures" / "certified.png").stat().st_size > 10_000
     assert any(row["average_certified_radius"] > 0 for row in results["rows"])
 
 
-def test_a_sample_is_one_run_of_the_defence_with_a_key_of_its_own(trained, workdir):
-    """fold_in(the image's key of the stream, the sample's number), and sigma the injected noise."""
+def test_rows_are_paired_with_plain_smoothing_of_as_many_samples(certified):
+    folder, out = certified
+    records, results = untimed(folder), results_of(folder)
+    rows = [
+        (entry["defense"], entry["against"], entry["sigma"]) for entry in results["differences"]
+    ]
+    assert rows == [("one_step", "noise_only", sigma) for sigma in (0.25, 0.1)]
+    assert "as many samples: adp at sigma 0.25, adp at sigma 0.1" in out
+    for entry in results["differences"]:
+        sigma, both = entry["sigma"], range(3)  # the images that both have
+        radii, plain = (
+            [r["radius"] * (r["top"] == r["label"]) for r in (records[row, i] for i in both)]
+            for row in (f"one_step-{sigma:g}", f"noise_only-{sigma:g}")
+        )
+        assert entry["num_images"] == 3 and entry["num_samples"] == 300
+        mean, largest = np.mean(radii) - np.mean(plain), smoothing.largest_radius(300, 1e-3, sigma)
+        assert entry["average_certified_radius"] == pytest.approx(mean, abs=1e-9)
+        assert -largest <= entry["low"] <= mean <= entry["high"] <= largest
+        for at in entry["certified"]:
+            one, other = (np.array(side) > at["radius"] for side in (radii, plain))
+            assert at == {"radius": at["radius"]} | paired_difference(one, other)._asdict()
+
+
+def test_radii_that_are_all_0_differ_by_at_most_the_largest(trained):
+    """They are no outcomes, of which the largest is 1."""
+    nothing = [{"radius": 0.0, "top": 0, "label": 0}] * 5
+    rows = [
+        SmoothedRow(name, smoothed(load_defense(trained.workdir, name), 0.1, name), 0.1, 5, 300)
+        for name in ("noise_only", "one_step")
+    ]
+    cfg = trained.config().certify
+    (entry,) = certify._differences([(row, nothing) for row in rows], cfg, seed=0)
+    assert 0 < entry["high"] == -entry["low"] < smoothing.largest_radius(300, cfg.alpha, 0.1)
+
+
+def test_the_figure_says_where_samples_differ(certified, tmp_path):
+    rows = results_of(certified[0])["rows"]
+    for shown, said in ((rows, True), (rows[:4], False)):
+        (path,) = certify.draw_figures(tmp_path, {"rows": shown}, ".svg")
+        labels = re.findall("<!-- (.*) -->", path.read_text())
+        assert ("noise_only, sigma 0.25, n 4, 300 samples" in labels) == said
+        assert ("one_step, sigma 0.1, n 3" in labels) != said
+        assert "the most that as many samples certify" in labels
+
+
+def test_a_sample_is_one_run_of_the_defence_with_a_key_of_its_own(trained, workdir, monkeypatch):
+    """fold_in(the image's key of the stream, the sample's number), and sigma the injected noise;
+    also where looks and what is computed at once do not go together."""
+    monkeypatch.setattr(smoothing, "LOOK", 100)
     budget = BUDGET | {"certify.defenses": ("one_step",), "certify.sigmas": (0.1,)}
+    budget |= {"certify.chunk": 128, "certify.budgets": {}}
     certify.run(trained.config(**budget), workdir)
     record = untimed(only_folder(workdir))["one_step-0.1", 3]
     dataset = data.load("digits8x8", "test[:4]", data_dir=trained.tfds)
@@ -111,12 +181,13 @@ def test_four_devices_draw_the_same_samples(certified, trained, workdir):
     flags = [
         f"--config.{name}={value}" for name, value in BUDGET.items() if name != "certify.budgets"
     ]
-    fewer = BUDGET["certify.budgets"]["adp"]
+    fewer = BUDGET["certify.budgets"]["adp"]  # the only one that flags can change
     flags += [f"--config.certify.budgets.adp.{name}={value}" for name, value in fewer.items()]
     result = trained.main("--mode=certify", f"--workdir={workdir}", *flags, devices=4)
     assert result.returncode == 0, result.stderr
     assert only_folder(workdir).name == certified[0].name
-    assert_same_samples(untimed(only_folder(workdir)), untimed(certified[0]))
+    records, others = untimed(only_folder(workdir)), untimed(certified[0])
+    assert_same_samples({key: records[key] for key in others}, others)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +204,12 @@ def test_four_devices_draw_the_same_samples(certified, trained, workdir):
         ({"certify.num_samples": 0}, "num_samples=0"),
         ({"certify.alpha": 1.5}, "alpha=1.5"),
         ({"certify.num_images": 0}, "num_images=0"),
+        ({"certify.num_samples": 9}, "num_samples=9 can certify nothing at alpha=0.001"),
         ({"certify.budgets": {"adp": {"samples": 3}}}, "config.certify.budgets.adp has no samples"),
+        (
+            {"certify.budgets": {"apd": {}}},
+            "config.certify.budgets entry 'apd' is unknown; known: ",
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -145,9 +221,68 @@ def test_what_cannot_be_certified_is_refused_before_anything_is_sampled(
     assert not (workdir / "certify").exists()
 
 
-def test_the_noise_of_the_certificate_is_the_only_one(trained):
-    defense = load_defense(trained.workdir, "schedule", num_runs=5)
-    at = smoothed(defense, 0.1, "schedule")
-    assert at.purifier.sigma == 0.1 and at == dataclasses.replace(
-        defense, purifier=dataclasses.replace(defense.purifier, sigma=0.1)
-    )
+@pytest.mark.parametrize("name", ["noise_only", "one_step", "schedule", "adp"])
+def test_the_noise_of_the_certificate_is_the_only_one(trained, name):
+    """What comes after it, applied to the noisy image, gives the same image."""
+    sigma, image = 0.1, jnp.linspace(0, 1, 64).reshape(8, 8, 1)
+    purifier = smoothed(load_defense(trained.workdir, name, num_runs=1), sigma, name).purifier
+    rests = {
+        "noise_only": lambda noisy: noisy,
+        "one_step": lambda x: jnp.clip(x - sigma * purifier.score.predict_noise(x, sigma), 0, 1),
+        "schedule": lambda noisy: purifier._descend(noisy, keep=False)[0],
+        "adp": lambda noisy: purifier.replace(sigma=0.0)(jax.random.key(9), noisy),
+    }
+    assert purifier.sigma == sigma
+    for key in jax.random.split(jax.random.key(0)):
+        noisy = add_noise(key, image, sigma)
+        np.testing.assert_allclose(purifier(key, image), rests[name](noisy), rtol=0, atol=1e-5)
+
+
+@flax.struct.dataclass
+class Threshold:
+    """Class 1 where the first pixel is above it, else 0."""
+
+    value: float
+
+    def __call__(self, image):
+        above = image[0, 0, 0] - self.value
+        return jnp.stack([-above, above])
+
+
+def test_an_image_that_is_selected_wrongly_ends_early(tmp_path, monkeypatch):
+    """Class 1 has a chance of 1/4: where the one sample that selects is of it, the first look ends
+    it, and answers 0."""
+    monkeypatch.setattr(smoothing, "LOOK", 100)
+    defense = Defense(OneStep(ConstantScore(jnp.zeros(())), sigma=0.1), Threshold(0.56745))
+    images, indices = np.full((12, 2, 2, 1), 0.5, np.float32), np.arange(12)
+    options = dict(seed=0, num_classes=2, num_selection=1, alpha=1e-3, chunk=64)
+    with Store(tmp_path, "certify", {}) as store:
+        row = SmoothedRow("one_step", defense, 0.1, 12, 300)
+        Certification(store, images, np.zeros(12, int), indices, **options).run([row])
+        records = store.records(row.name).values()
+    assert {record["top"] for record in records} == {0, 1}
+    for record in records:
+        ended = record["top"] == 1
+        assert record["samples"] == 1 + sum(record["counts"]) == (1 + 100 if ended else 1 + 300)
+        # Of blocks of 64 the look took two, while the third was begun.
+        assert record["nfe"] == (1 + 3 * 64 if ended else 1 + 300)
+        assert record["answer"] == 0 and (record["radius"] > 0) != ended
+
+
+def test_a_run_on_fewer_images_reports_those_alone(trained, workdir):
+    few = {"certify.defenses": ("noise_only",), "certify.sigmas": (0.25,), "certify.budgets": {}}
+    config = trained.config(**BUDGET | few)
+    for max_images, reported in ((None, 4), (1, 1), (None, 4)):
+        certify.run(config, workdir, max_images=max_images)
+        (row,) = results_of(only_folder(workdir))["rows"]
+        assert row["num_images"] == len(row["certified_radii"]) == reported
+    assert len(untimed(only_folder(workdir))) == 4
+
+
+def test_it_says_where_networks_were_trained_on_the_images(trained, workdir, capsys):
+    few = {"certify.defenses": ("noise_only",), "certify.num_images": 2, "certify.budgets": {}}
+    config = trained.config(**BUDGET | few, data__test_split="train")
+    certify.run(config, workdir, max_images=1)
+    out = capsys.readouterr().out
+    for role in ("classifier", "score"):
+        assert f"note: the {role} was trained on 1 of these images" in out

@@ -67,6 +67,22 @@ def test_batch_normalisation_sees_the_batch_of_all_devices(images, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_small_variants_certify_a_cache_full_at_once(images, tmp_path):
+    workdir = f"--workdir={tmp_path}"
+    for mode, role in (("train_classifier", "classifier"), ("train", "score")):
+        once = [f"--config.{role}.train.{field}" for field in ("num_steps=1", "warmup_steps=0")]
+        run(TINY, f"--mode={mode}", *images, *once, workdir)
+    few = [f"--config.certify.{field}" for field in ("num_images=2", "num_samples=64")]
+    run(TINY, "--mode=certify", *images, *few, workdir)
+    (folder,) = (tmp_path / "certify").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert [row["defense"]["name"] for row in results["rows"]] == ["noise_only", "one_step"]
+    assert results["computed_by"][0]["chunk"] == 32
+    records = read_lines(folder / "images.jsonl")
+    assert len(records) == 4 and {sum(record["counts"]) for record in records} == {64}
+
+
+@pytest.mark.slow
 def test_the_full_size_networks_take_a_training_and_a_purification_step(images, tmp_path):
     workdir = f"--workdir={tmp_path}"
     one_step = [

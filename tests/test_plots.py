@@ -325,10 +325,14 @@ def test_bad_results_on_corruptions_are_named(tmp_path, entries, message):
     assert not list(tmp_path.iterdir())
 
 
+CERTIFIED = {"num_samples": 1000, "largest_radius": 1.0}
+
+
 def test_certified_curves_fall_with_the_radius(tmp_path):
     """One colour for each defence; the higher curve's pixels lie above the lower one's."""
+    shared = CERTIFIED | {"num_images": 40}
     rows = [
-        {"defense": {"name": name, "sigma": 0.25}, "num_images": 40, "certified_radii": radii}
+        {"defense": {"name": name, "sigma": 0.25}, "certified_radii": radii} | shared
         for name, radii in (("high", [0.9] * 36 + [0.0] * 4), ("low", [0.4] * 8 + [0.0] * 32))
     ]
     certified_curves(tmp_path / "curves.png", rows)
@@ -442,7 +446,7 @@ DRAWN = {
         path, {name: [result() | {"eps": 0.1}] for name in NAMES}, "eps", "eps"
     ),
     "certified": lambda path: certified_curves(
-        path, [result(name) | {"certified_radii": [0.5]} for name in NAMES]
+        path, [result(name) | CERTIFIED | {"certified_radii": [0.5]} for name in NAMES]
     ),
     "roc": lambda path: roc_curves(
         path, {"a": [{"name": n, "false": [0, 1], "true": [0, 1], **AREA} for n in NAMES]}, rate=0.1

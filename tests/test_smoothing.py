@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
+from purify.evals import smoothing
 from purify.evals.smoothing import (
     ABSTAIN,
     LOOK,
@@ -66,7 +67,7 @@ def test_of_a_linear_classifier_no_radius_exceeds_the_distance_and_few_are_much_
     a chance of 6e-4."""
     sigma, n, alpha = 0.25, 20_000, 0.001
     distances = np.random.default_rng(0).uniform(0, 5 * sigma, 1000)
-    options = dict(sigma=sigma, num_classes=2, num_samples=n, alpha=alpha)
+    options = dict(sigma=sigma, num_classes=2, num_selection=100, num_samples=n, alpha=alpha)
     found = [certify(half_line(d, sigma, i), **options) for i, d in enumerate(distances)]
     radii = np.array([certificate.radius for certificate in found])
     assert np.sum(radii > distances) <= 5
@@ -76,21 +77,51 @@ def test_of_a_linear_classifier_no_radius_exceeds_the_distance_and_few_are_much_
     assert len(answered) > 900 and np.mean(answered) > 0.995  # class 1 is the smoothed answer
 
 
-def test_a_look_abstains_early_and_never_certifies():
-    """Of a class with chance 0.3 after one look; near 1/2 all samples are drawn, and decide."""
-    for chance, expected in ((0.3, LOOK), (0.52, 50_000)):
-        calls = []
+SELECTED = 1
 
-        def sample(stream, first, number, *, chance=chance, calls=calls):
-            calls.append(number)
-            rng = np.random.default_rng(first)
-            return (rng.random(number) < (0.9 if stream == "selection" else chance)).astype(int)
 
-        found = certify(sample, sigma=1.0, num_classes=2, num_samples=50_000)
-        assert sum(calls[1:]) == expected and found.top == 1
-        assert (found.radius > 0) == (chance > 0.5)
-        if chance < 0.5:
-            assert (found.answer, found.p_low) == (ABSTAIN, 0.0)
+@pytest.mark.parametrize(
+    ("chances", "drawn", "answered"),
+    [
+        ((0.7, 0.3), LOOK, 0),  # another class plainly wins
+        ((0.2, 0.42, 0.2, 0.18), LOOK, SELECTED),  # it wins, and is no majority
+        ((0.48, 0.52), 50_000, SELECTED),  # near 1/2 all samples are drawn, and decide
+        ((0.4, 0.4, 0.2), 50_000, ABSTAIN),  # hopeless, but for an answer there is a chance
+    ],
+)
+def test_it_ends_early_once_there_is_an_answer_and_no_hope_and_never_certifies_then(
+    chances, drawn, answered
+):
+    calls = []
+
+    def sample(stream, first, number):
+        calls.append(number)
+        if stream == "selection":
+            return np.full(number, SELECTED)
+        return np.random.default_rng(first).choice(len(chances), number, p=chances)
+
+    found = certify(
+        sample, sigma=1.0, num_classes=4, num_selection=10, num_samples=50_000, alpha=1e-3
+    )
+    assert sum(calls[1:]) == found.counts.sum() == drawn
+    assert (found.top, found.answer) == (SELECTED, answered)
+    certified = chances[SELECTED] > 0.5
+    assert (found.radius > 0) == certified == (found.p_low > 0.5)
+
+
+def test_looks_share_alpha_among_their_answers(monkeypatch):
+    """What is told apart at alpha by one look, is not by the last of two."""
+    alpha = 1.5 * binomtest(910, 2000).pvalue
+
+    def sample(stream, first, number):
+        ones = 0 if stream == "selection" else number * 910 // 2000
+        return np.repeat([0, 1], [number - ones, ones])
+
+    options = dict(sigma=1.0, num_classes=2, num_selection=10, num_samples=2000, alpha=alpha)
+    for look, answered in ((2000, 0), (1000, ABSTAIN)):
+        monkeypatch.setattr(smoothing, "LOOK", look)
+        found = certify(sample, **options)
+        assert found.counts.tolist() == [1090, 910] and found.answer == answered
 
 
 def test_the_class_is_selected_and_certified_on_samples_of_their_own():
@@ -101,6 +132,7 @@ def test_the_class_is_selected_and_certified_on_samples_of_their_own():
         num_classes=3,
         num_selection=50,
         num_samples=2500,
+        alpha=1e-3,
     )
     assert calls == [
         ("selection", 0, 50), ("defense", 0, 1000), ("defense", 1000, 1000), ("defense", 2000, 500)
@@ -116,8 +148,19 @@ def test_the_class_is_selected_and_certified_on_samples_of_their_own():
         (dict(alpha=1.0), "alpha=1.0 must lie"),
         (dict(num_samples=0), "num_samples=0 must be at least 1"),
         (dict(num_selection=0), "num_selection=0 and"),
+        (dict(num_samples=9), "num_samples=9 can certify nothing at alpha=0.001, .* at least 10$"),
+        (dict(num_samples=2, alpha=0.25), "num_samples=2 can certify nothing .* at least 3$"),
     ],
 )
 def test_what_cannot_be_certified_with_is_refused(changes, said):
+    options = dict(sigma=0.25, num_classes=2, num_selection=10, num_samples=100, alpha=1e-3)
     with pytest.raises(ValueError, match=said):
-        certify(half_line(1.0, 0.25, 0), **dict(sigma=0.25, num_classes=2) | changes)
+        certify(half_line(1.0, 0.25, 0), **options | changes)
+
+
+@pytest.mark.parametrize(("num_samples", "alpha"), [(10, 1e-3), (3, 0.25), (14, 1e-4)])
+def test_the_fewest_samples_that_are_let_through_certify_where_all_agree(num_samples, alpha):
+    assert largest_radius(num_samples, alpha, 1.0) > 0 == largest_radius(num_samples - 1, alpha, 1)
+    options = dict(sigma=1.0, num_classes=2, num_selection=10, alpha=alpha)
+    found = certify(half_line(100.0, 1.0, 0), num_samples=num_samples, **options)
+    assert found.radius == largest_radius(num_samples, alpha, 1.0)

@@ -3,21 +3,27 @@
 import dataclasses
 import functools
 import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from purify import parallel
+from purify.adp import ADP
 from purify.compilation import jit
 from purify.defense import Defense
 from purify.evals import smoothing
 from purify.evals.evaluation import BAR
 from purify.evals.store import Store
+from purify.purifiers import NoiseOnly, OneStep, Schedule
 from purify.random import image_keys, index_keys
 from purify.types import Array, Key
+
+# Functions of clip(x + sigma n, 0, 1), which draw nothing else; ADP as long as it has one sigma.
+NOISE_FIRST = (NoiseOnly, OneStep, Schedule, ADP)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,39 +42,79 @@ class SmoothedRow:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations of one sample."""
+        """Network evaluations of one sample that does not stop early."""
         return self.defense.purifier.nfe
 
-
-@functools.partial(jax.jit, static_argnums=2)
-def sample_keys(key: Key, first: int, number: int) -> Key:
-    """Keys [number] of an image's samples from `first` on."""
-    return index_keys(key, first + jnp.arange(number))
+    @property
+    def is_plain(self) -> bool:
+        """Whether it smooths the classifier alone."""
+        return isinstance(self.defense.purifier, NoiseOnly)
 
 
 @jit
-def predict(defense: Defense, keys: Key, image: Array) -> Array:
-    """The class [n] that one run of the defence gives to image [H, W, C] with each of keys [n]."""
+def predict(defense: Defense, key: Key, first: int, places: Array, image: Array) -> Array:
+    """The classes [n] that single runs of the defence give to image [H, W, C]: those of the samples
+    numbered first + places [n], each with the image's key folded with its number.
+
+    So are the keys of attacks.gradients.draws; but the numbers come from outside, split over the
+    devices, and the samples with them.
+    """
+    keys = index_keys(key, first + places)
     return jax.vmap(lambda key: defense.run(key, image).argmax())(keys)
+
+
+@functools.cache
+def _places(number: int) -> Array:
+    """0, 1, ..., so many that they are at least `number` and the devices share them equally."""
+    devices = jax.device_count()
+    return parallel.shard(np.arange(-(-number // devices) * devices, dtype=np.int32))
 
 
 def smoothed(defense: Defense, sigma: float, name: str) -> Defense:
     """The defence with its injected noise at sigma: the certificate's noise, and the only one.
 
-    Raises ValueError where its first act is not to add that noise to the image, or where its draws
-    are not independent.
+    Raises ValueError where its first and only random act is not to add that noise to the image, or
+    where its draws are not independent.
     """
     purifier = defense.purifier
     if defense.couples_batch:
         raise ValueError(f"{name} decides a batch together: its draws are not independent")
-    if not hasattr(purifier, "sigma"):
+    if not isinstance(purifier, NOISE_FIRST):
         raise ValueError(
             f"{name} cannot be certified: {type(purifier).__name__} does not begin with noise of "
             "its own; choose one that does, as noise_only for smoothing the classifier alone"
         )
-    if getattr(purifier, "second_sigma", None) is not None:
+    if isinstance(purifier, ADP) and purifier.second_sigma is not None:
         raise ValueError(f"{name} cannot be certified: its noise has one of two levels")
     return dataclasses.replace(defense, purifier=cast(Any, purifier).replace(sigma=sigma))
+
+
+class Samples:
+    """`sample` of smoothing.certify, of one image: blocks of classes, each of them computed while
+    what is in the one before is looked at.
+
+    blocks: (stream, first, number) of all there are, in the order in which they will be asked for.
+    start: the same -> classes [at least number] that are being computed.
+    """
+
+    def __init__(self, blocks: Iterable[tuple], start: Callable[[str, int, int], Array]):
+        self.started = 0  # samples, also those that nobody looked at
+        self._start, self._waiting, self._running = start, deque(blocks), deque[tuple]()
+        self._classes = {stream: np.empty(0, int) for stream, *_ in self._waiting}
+        self._start_one()
+
+    def __call__(self, stream: str, first: int, number: int) -> np.ndarray:
+        while len(self._classes[stream]) < first + number:
+            self._start_one()
+            of, size, classes = self._running.popleft()
+            self._classes[of] = np.append(self._classes[of], parallel.fetch(classes)[:size])
+        return self._classes[stream][first : first + number]
+
+    def _start_one(self) -> None:
+        if self._waiting:
+            stream, first, number = self._waiting.popleft()
+            self._running.append((stream, number, self._start(stream, first, number)))
+            self.started += number
 
 
 class Certification:
@@ -92,8 +138,9 @@ class Certification:
         chunk: int,
     ):
         self.store, self.images, self.labels, self.indices = store, images, labels, indices
-        self._seed, self._chunk, self._num_selection = seed, chunk, num_selection
+        self._chunk, self._num_selection = chunk, num_selection
         self._num_classes, self._alpha = num_classes, alpha
+        self._keys = {s: image_keys(seed, indices, stream=s) for s in ("selection", "defense")}
 
     def run(self, rows: list[SmoothedRow]) -> None:
         """Do whatever is not done yet, with a progress bar in units of work."""
@@ -113,6 +160,7 @@ class Certification:
             for row, positions, number in zip(rows, pending, samples, strict=True):
                 if positions:
                     progress.set_description(f"{row.name}: compiling")
+                    row = dataclasses.replace(row, defense=parallel.replicate(row.defense))
                     self._compile(row, positions[0])
                     progress.set_description(row.name)
                 for count, at in enumerate(positions):
@@ -121,7 +169,7 @@ class Certification:
                     progress.update(number * (1 + row.nfe))
                     if not count:
                         progress.write(
-                            f"first image of {row.name}: {record['samples']:,} samples, "
+                            f"first image of {row.name}: {record['samples']:,} samples, at most "
                             f"{record['nfe']:,} network evaluations, {record['seconds']:.2f} s"
                         )
             progress.set_description("all rows done")
@@ -130,28 +178,36 @@ class Certification:
         done = self.store.records(row.name)
         return [at for at in range(row.num_images) if int(self.indices[at]) not in done]
 
+    def _blocks(self, row: SmoothedRow) -> list[tuple[str, int, int]]:
+        """(stream, first, number) of the samples that are computed at once, in order."""
+        streams = {"selection": self._num_selection, "defense": row.num_samples}
+        return [
+            (stream, first, min(self._chunk, number - first))
+            for stream, number in streams.items()
+            for first in range(0, number, self._chunk)
+        ]
+
+    def _starter(self, row: SmoothedRow, at: int) -> Callable[[str, int, int], Array]:
+        """start of Samples for the image at a position. The key of a sample does not depend on how
+        many are computed at once."""
+        image = self.images[at]
+        keys = {stream: parallel.replicate(keys[at]) for stream, keys in self._keys.items()}
+
+        def start(stream: str, first: int, number: int) -> Array:
+            return predict(row.defense, keys[stream], first, _places(number), image)
+
+        return start
+
     def _compile(self, row: SmoothedRow, at: int) -> None:
-        """For all sizes that will be asked for, so that no image's seconds hold that."""
-        looks = {min(smoothing.LOOK, row.num_samples), row.num_samples % smoothing.LOOK}
-        for number in {self._num_selection, *looks}:
-            jax.block_until_ready(self._start(row, at, "selection", 0, number))
+        """For all sizes of blocks, so that no image's seconds hold that."""
+        start = self._starter(row, at)
+        for number in {number for *_, number in self._blocks(row)}:
+            jax.block_until_ready(start("selection", 0, number))
 
     def _certify(self, row: SmoothedRow, at: int) -> dict:
         """The line of the image at a position."""
-        start, drawn = time.perf_counter(), 0
-        ahead: dict[int, list[tuple[Array, int]]] = {}
-
-        def sample(stream: str, first: int, number: int) -> np.ndarray:
-            nonlocal drawn
-            drawn += number
-            parts = ahead.pop(first, None) if stream == "defense" else None
-            parts = parts or self._start(row, at, stream, first, number)
-            # While these are looked at, the next are computed.
-            following = first + number if stream == "defense" else 0
-            if left := min(smoothing.LOOK, row.num_samples - following):
-                ahead[following] = self._start(row, at, "defense", following, left)
-            return np.concatenate([parallel.fetch(classes)[:size] for classes, size in parts])
-
+        start = time.perf_counter()
+        sample = Samples(self._blocks(row), self._starter(row, at))
         found = smoothing.certify(
             sample,
             sigma=row.sigma,
@@ -165,22 +221,7 @@ class Certification:
             "label": int(self.labels[at]),
             **found._asdict(),
             "counts": found.counts.tolist(),
-            "samples": drawn,
-            "nfe": drawn * row.nfe,
+            "samples": self._num_selection + int(found.counts.sum()),
+            "nfe": sample.started * row.nfe,
             "seconds": time.perf_counter() - start,
         }
-
-    def _start(
-        self, row: SmoothedRow, at: int, stream: str, first: int, number: int
-    ) -> list[tuple[Array, int]]:
-        """The classes of `number` samples of a stream from `first` on, in parts that are being
-        computed: each with how many of it count, for the devices share equally. The key of a sample
-        does not depend on how many are computed at once."""
-        key = image_keys(self._seed, self.indices[at : at + 1], stream=stream)[0]
-        parts = []
-        for start in range(0, number, self._chunk):
-            size = min(self._chunk, number - start)
-            padded = -(-size // jax.device_count()) * jax.device_count()
-            keys = parallel.shard(sample_keys(key, first + start, padded))
-            parts.append((predict(row.defense, keys, self.images[at]), size))
-        return parts

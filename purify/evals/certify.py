@@ -1,7 +1,7 @@
 """--mode=certify: L2 certificates of "purify, then classify", by randomised smoothing."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,10 @@ from rich.table import Table
 
 from purify.evals import plots, smoothing
 from purify.evals.certification import Certification, SmoothedRow, smoothed
-from purify.evals.defenses import purifier_options, purifier_settings
-from purify.evals.inputs import Inputs, load_inputs
+from purify.evals.defenses import defense_settings, purifier_options
+from purify.evals.inputs import Inputs, load_inputs, tell_seen
 from purify.evals.results import purifier_fields
-from purify.evals.stats import bootstrap_mean, proportion
+from purify.evals.stats import bootstrap_mean, paired_difference, proportion
 from purify.evals.store import Store
 from purify.evals.terminal import empty_table, print_wide, tell_stopped, tell_written
 from purify.jsonl import write_json
@@ -32,14 +32,21 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     settings = _settings(config, rows) | inputs.settings(config)
     if max_images:
         rows = [dataclasses.replace(r, num_images=min(r.num_images, max_images)) for r in rows]
+    taken = max(row.num_images for row in rows)
     with Store(workdir, "certify", settings) as store:
+        tell_seen(config.data, inputs.runs, taken)
         options = {field: cfg[field] for field in ("num_selection", "alpha", "chunk")}
         options |= dict(seed=config.seed, num_classes=inputs.num_classes)
         arrays = inputs.images, inputs.labels, inputs.indices
         Certification(store, *arrays, **options).run(rows)
+        done = []
+        for row in rows:
+            records, indices = store.records(row.name), inputs.indices[: row.num_images]
+            done.append((row, [records[int(index)] for index in indices]))
         results = {
             "title": _title(config),
-            "rows": [_result(row, store, cfg, seed=config.seed) for row in rows],
+            "rows": [_result(*each, cfg, seed=config.seed) for each in done],
+            "differences": _differences(done, cfg, seed=config.seed),
             "meaning": MEANING,
             **settings,
             **store.computed_by(),
@@ -50,8 +57,10 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         (store.folder / "figures").mkdir(exist_ok=True)
         paths += draw_figures(store.folder / "figures", results)
         print_wide(results_table(results))
+        if any(row["defense"]["T"] for row in results["rows"]):
+            print_wide(differences_table(results))
         tell_written(paths)
-    tell_stopped(max(row.num_images for row in rows), needed, max_images)
+    tell_stopped(taken, needed, max_images)
 
 
 def _plan(config, inputs: Inputs) -> list[SmoothedRow]:
@@ -61,16 +70,18 @@ def _plan(config, inputs: Inputs) -> list[SmoothedRow]:
         raise ValueError("config.certify.defenses and config.certify.sigmas must name at least one")
     if cfg.chunk < 1:
         raise ValueError(f"config.certify.chunk={cfg.chunk} must be at least 1")
-    for name in cfg.defenses:
-        purifier_options(config, name, field="config.certify.defenses")
-        budget = {"num_images": cfg.num_images, "num_samples": cfg.num_samples}
-        fewer = cfg.budgets.to_dict().get(name, {})
-        if unknown := fewer.keys() - budget.keys():
+    shared = {"num_images": cfg.num_images, "num_samples": cfg.num_samples}
+    budgets = cfg.budgets.to_dict()
+    for name, own in budgets.items():
+        purifier_options(config, name, field="config.certify.budgets entry")
+        if unknown := own.keys() - shared.keys():
             raise ValueError(
                 f"config.certify.budgets.{name} has no {', '.join(sorted(unknown))}; known: "
-                f"{', '.join(budget)}"
+                f"{', '.join(shared)}"
             )
-        budget |= fewer
+    for name in cfg.defenses:
+        purifier_options(config, name, field="config.certify.defenses")
+        budget = shared | budgets.get(name, {})
         if budget["num_images"] < 1:
             raise ValueError(
                 f"config.certify: num_images={budget['num_images']} must be at least 1"
@@ -88,29 +99,35 @@ def _plan(config, inputs: Inputs) -> list[SmoothedRow]:
     return rows
 
 
-def _settings(config, rows: list[SmoothedRow]) -> dict:
+def _settings(config, rows: Sequence[SmoothedRow]) -> dict:
     """Everything that decides the certificates, but for networks and images."""
     cfg = config.certify
     return {
         "num_selection": cfg.num_selection,
         "alpha": cfg.alpha,
         "smoothed": {
-            row.name: purifier_settings(config, row.defense_name)
+            row.name: defense_settings(config, row.defense_name)
             | {"sigma": row.sigma, "num_samples": row.num_samples}
             for row in rows
         },
     }
 
 
-def _result(row: SmoothedRow, store: Store, cfg, *, seed: int) -> dict:
+def _radii(records: Sequence[Mapping]) -> np.ndarray:
+    """The certified radius of each image, 0 where it is wrong or there is none: [n]."""
+    return np.array([r["radius"] if r["top"] == r["label"] else 0.0 for r in records])
+
+
+def _result(row: SmoothedRow, records: Sequence[Mapping], cfg, *, seed: int) -> dict:
     """The entry of results.json for one row."""
-    records = [record for _, record in sorted(store.records(row.name).items())]
-    right = np.array([r["top"] == r["label"] for r in records])
-    radii = np.where(right, [r["radius"] for r in records], -np.inf)
-    answers = np.array([r["answer"] for r in records])
-    abstained = proportion([r["radius"] == 0 for r in records])
+    radii = _radii(records)
+    shares = {
+        "abstained": proportion([r["radius"] == 0 for r in records]),
+        "accuracy": proportion([r["answer"] == r["label"] for r in records]),
+        "no_answer": proportion([r["answer"] == smoothing.ABSTAIN for r in records]),
+    }
     largest = smoothing.largest_radius(row.num_samples, cfg.alpha, row.sigma)
-    average = bootstrap_mean(np.maximum(radii, 0.0), seed=seed, bounds=(0.0, largest))
+    average = bootstrap_mean(radii, seed=seed, bounds=(0.0, largest))
     return {
         "defense": {"name": row.defense_name, **purifier_fields(row.defense.purifier)},
         "num_images": len(records),
@@ -121,15 +138,51 @@ def _result(row: SmoothedRow, store: Store, cfg, *, seed: int) -> dict:
         "low": average.low,
         "high": average.high,
         "largest_radius": largest,
-        "abstained": abstained.value,
-        "accuracy": float(np.mean([r["answer"] == r["label"] for r in records])),
-        "no_answer": float(np.mean(answers == smoothing.ABSTAIN)),
-        "certified_radii": [float(max(r, 0.0)) for r in radii],
+        **{name: share.value for name, share in shares.items()},
+        "intervals": {name: [share.low, share.high] for name, share in shares.items()},
+        "certified_radii": radii.tolist(),
         "certified": [{"radius": float(r), **proportion(radii > r)._asdict()} for r in cfg.radii],
         "nfe_per_image": float(np.mean([r["nfe"] for r in records])),
         "seconds_per_image": float(np.median([r["seconds"] for r in records])),
         "seed": seed,
     }
+
+
+def _differences(done: Sequence[tuple], cfg, *, seed: int) -> list[dict]:
+    """For each row the paired differences from plain smoothing at its sigma with as many samples,
+    on the images that both have; none of a row without one to compare with.
+
+    done: (row, its records) of all rows.
+    """
+    plain = {(r.sigma, r.num_samples): (r, records) for r, records in reversed(done) if r.is_plain}
+    entries = []
+    for row, records in done:
+        baseline, its_records = plain.get((row.sigma, row.num_samples), (row, records))
+        if baseline is row:
+            continue
+        both = min(len(records), len(its_records))  # each has the first ones
+        radii, its_radii = (_radii(side[:both]) for side in (records, its_records))
+        largest = smoothing.largest_radius(row.num_samples, cfg.alpha, row.sigma)
+        # As shares of it: radii that are all 0 would pass for outcomes, whose largest is 1.
+        average = paired_difference(radii / largest, its_radii / largest, seed=seed)
+        entries.append(
+            {
+                "defense": row.defense_name,
+                "against": baseline.defense_name,
+                "sigma": row.sigma,
+                "num_images": both,
+                "num_samples": row.num_samples,
+                "average_certified_radius": largest * average.value,
+                "low": largest * average.low,
+                "high": largest * average.high,
+                "certified": [
+                    {"radius": float(r), **paired_difference(radii > r, its_radii > r)._asdict()}
+                    for r in cfg.radii
+                ],
+                "seed": seed,
+            }
+        )
+    return entries
 
 
 def _title(config) -> str:
@@ -149,25 +202,70 @@ def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[P
 
 def results_table(results: Mapping) -> Table:
     """The rows of results.json."""
-    table = empty_table(results["title"], CAPTION)
-    names = ("defence", "sigma", "n", "samples", "ACR [95 %]", "abstains", "answers right")
-    radii = [f"r {at['radius']:g}" for at in results["rows"][0]["certified"]]
-    for column in (*names, *radii, "nfe", "s/image"):
-        table.add_column(column, justify="left" if column == "defence" else "right", no_wrap=True)
+    columns = ("sigma", "n", "samples", "ACR [95 %]", "abstains", "right")
+    table = _empty_table(results, results["title"], CAPTION, columns, ("nfe", "s/image"))
     for row in results["rows"]:
-        average, low, high = (row[k] for k in ("average_certified_radius", "low", "high"))
         table.add_row(
             row["defense"]["name"],
             f"{row['defense']['sigma']:g}",
             str(row["num_images"]),
             f"{row['num_samples']:,}",
-            f"{average:.3f} [{low:.3f}, {high:.3f}]",
+            _average(row),
             *(f"{100 * row[share]:.0f}" for share in ("abstained", "accuracy")),
-            *(f"{100 * at['value']:.0f}" for at in row["certified"]),
+            *(_percent(at) for at in row["certified"]),
             f"{row['nfe_per_image']:,.0f}",
             f"{row['seconds_per_image']:.2f}",
         )
     return table
+
+
+def differences_table(results: Mapping) -> Table:
+    """The differences of results.json, and which rows have none."""
+    compared = [(entry["defense"], entry["sigma"]) for entry in results["differences"]]
+    purified = [row["defense"] for row in results["rows"] if row["defense"]["T"]]
+    names = [(defense["name"], defense["sigma"]) for defense in purified]
+    alone = [f"{name} at sigma {sigma:g}" for name, sigma in names if (name, sigma) not in compared]
+    caption = DIFFERENCES_CAPTION
+    if alone:
+        caption += f"\nnot compared, for want of one with as many samples: {', '.join(alone)}"
+    columns = ("less", "sigma", "n", "samples", "ACR [95 %]")
+    table = _empty_table(results, "Differences from plain smoothing", caption, columns)
+    for entry in results["differences"]:
+        table.add_row(
+            *(entry[side] for side in ("defense", "against")),
+            f"{entry['sigma']:g}",
+            str(entry["num_images"]),
+            f"{entry['num_samples']:,}",
+            _average(entry, "+"),
+            *(_percent(at, "+") for at in entry["certified"]),
+        )
+    return table
+
+
+def _empty_table(
+    results: Mapping, title: str, caption: str, columns: Sequence[str], last: Sequence[str] = ()
+) -> Table:
+    """With a column of defences, these columns, one of each radius, and the last ones."""
+    table = empty_table(title, caption)
+    radii = [f"r {at['radius']:g}" for at in results["rows"][0]["certified"]]
+    for column in ("defence", *columns, *radii, *last):
+        table.add_column(
+            column,
+            justify="left" if column in ("defence", "less") else "right",
+            # Where room is short the intervals wrap, rather than all columns losing letters.
+            no_wrap=column not in radii,
+        )
+    return table
+
+
+def _average(row: Mapping, sign: str = "") -> str:
+    average, *ends = (row[name] for name in ("average_certified_radius", "low", "high"))
+    return f"{average:{sign}z.3f} [{', '.join(f'{end:{sign}z.3f}' for end in ends)}]"
+
+
+def _percent(share: Mapping, sign: str = "") -> str:
+    value, *ends = (100 * share[name] for name in ("value", "low", "high"))
+    return f"{value:{sign}z.0f} [{', '.join(f'{end:{sign}z.0f}' for end in ends)}]"
 
 
 MEANING = (
@@ -177,6 +275,10 @@ MEANING = (
 )
 CAPTION = """\
 ACR: average certified radius, L2 in pixel units of [0, 1], 0 where wrong or abstained (bootstrap)
-abstains: no radius is certified; answers right: of the smoothed classifier, if it answers; in %
-r: certified accuracy there, right with a larger radius than that, %
+abstains: no radius is certified; right: the smoothed classifier answers, and rightly; in %
+r: certified accuracy there, right with a larger radius than that, % [95 %, exact]
+nfe: network evaluations of an image, at most: as if no run stopped early, with those begun in vain
 a certificate is of the smoothed majority classifier, under L2, at its sigma, of nothing else"""
+DIFFERENCES_CAPTION = """\
+the defence less plain smoothing at its sigma with as many samples, paired on the images that both
+  have [95 %]; r in points"""

@@ -11,6 +11,7 @@ first, to the unclipped image. A purifier does add it first: with the injected n
 run of a defence is f(x + sigma n), its clip, its steps, its stop and its classifier being f.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,9 +48,9 @@ def certify(
     *,
     sigma: float,
     num_classes: int,
-    num_selection: int = 100,
-    num_samples: int = 10_000,
-    alpha: float = 1e-3,
+    num_selection: int,
+    num_samples: int,
+    alpha: float,
 ) -> Certificate:
     """CERTIFY and PREDICT of Cohen et al. for one image.
 
@@ -57,29 +58,35 @@ def certify(
         fresh noise; stream is 'selection' or 'defense', and draws with other numbers or of another
         stream are independent.
     sigma: of the noise, in pixel units.
+    num_selection, num_samples: how many samples select the class, and how many certify it.
 
-    Every LOOK samples it may abstain early: where the bound cannot exceed 1/2 any more, or where
-    the chance of `top` is at most 1/2 with confidence 1 - alpha. What is certified is certified by
-    all num_samples, as if nobody had looked.
+    Every LOOK samples it may end early, where nothing is left to find out: there is an answer, and
+    the bound cannot exceed 1/2 any more or the chance of `top` is at most 1/2 with confidence
+    1 - alpha. What is certified is certified by all num_samples, as if nobody had looked. Each look
+    answers at alpha over the number of looks: by a union bound the answer that is given, whichever
+    look gives it, is wrong with a chance of at most alpha.
 
-    Raises ValueError for counts below 1, a sigma that is not positive, or an alpha outside (0, 1).
+    Raises ValueError as `check`.
     """
     check(sigma=sigma, num_selection=num_selection, num_samples=num_samples, alpha=alpha)
     selected = np.bincount(sample("selection", 0, num_selection), minlength=num_classes)
     top = int(selected.argmax())
+    level = alpha / math.ceil(num_samples / LOOK)
     counts, drawn = np.zeros(num_classes, int), 0
     while drawn < num_samples:
         size = min(LOOK, num_samples - drawn)
         counts += np.bincount(sample("defense", drawn, size), minlength=num_classes)
         drawn += size
         if drawn < num_samples and _hopeless(int(counts[top]), drawn, num_samples, alpha):
-            return Certificate(top, counts, ABSTAIN, 0.0, 0.0)
+            if (answered := answer(counts, level)) != ABSTAIN:
+                return Certificate(top, counts, answered, 0.0, 0.0)
     p_low = clopper_pearson(int(counts[top]), num_samples, alpha)[0]
-    return Certificate(top, counts, answer(counts, alpha), p_low, radius(p_low, sigma))
+    return Certificate(top, counts, answer(counts, level), p_low, radius(p_low, sigma))
 
 
 def check(*, sigma: float, num_selection: int, num_samples: int, alpha: float) -> None:
-    """ValueError unless `certify` can do with these."""
+    """ValueError unless `certify` can do with these: a sample to select at least, enough others to
+    certify anything at all, an alpha in (0, 1), a positive sigma."""
     if num_selection < 1 or num_samples < 1:
         raise ValueError(
             f"num_selection={num_selection} and num_samples={num_samples} must be at least 1"
@@ -88,6 +95,12 @@ def check(*, sigma: float, num_selection: int, num_samples: int, alpha: float) -
         raise ValueError(f"alpha={alpha} must lie strictly between 0 and 1")
     if sigma <= 0:
         raise ValueError(f"sigma={sigma} must be positive")
+    # Where all n agree, the bound is alpha^(1/n).
+    if num_samples < (least := math.floor(-math.log2(alpha)) + 1):
+        raise ValueError(
+            f"num_samples={num_samples} can certify nothing at alpha={alpha:g}, even where all "
+            f"agree; it takes at least {least}"
+        )
 
 
 def _hopeless(top_count: int, drawn: int, num_samples: int, alpha: float) -> bool:
