@@ -283,7 +283,7 @@ def test_the_factors_of_digits_are_evaluations_of_their_own(trained, workdir):
     factors, points = ablate.plan_points(trained.config(), workdir)
     folders = {key: folder_of(workdir, "eval_robust", p.settings) for key, p in points.items()}
     assert [factor.name for factor in factors] == [
-        *("sigma", "lam", "T", "S", "curvature", "eot", "purifier")
+        *("sigma", "lam", "T", "S", "curvature", "eps", "eot", "purifier")
     ]
     assert len(points) == 1 + sum(len(factor.values) for factor in factors)
     assert len(set(folders.values())) == len(points) - len(factors)
@@ -293,6 +293,9 @@ def test_the_factors_of_digits_are_evaluations_of_their_own(trained, workdir):
     }
     assert type(purifiers["two_levels"]) is type(purifiers["adp"])
     assert purifiers["two_levels"].second_sigma == 0.1
+    for row in points["eps", 0.3].rows:  # steps follow the radius
+        if row.attack_name in ("blind", "exact"):
+            assert (row.attack.eps, row.attack.step_size) == pytest.approx((0.3, 0.075))
     for row in points["eot", 16].rows:
         if row.attack_name in ("bpda", "exact"):
             assert row.attack.eot_samples == 16

@@ -785,8 +785,8 @@ def test_a_variant_is_attacked_and_scored_with_the_classifier_of_another_workdir
 @pytest.mark.parametrize(
     "field, value, said",
     [
-        ("image_shape", [4, 4, 1], "of shape (4, 4, 1) in 10 classes"),
-        ("num_classes", 7, "of shape (8, 8, 1) in 7 classes"),
+        ("image_shape", [4, 4, 1], "of shape (4, 4, 1), the evaluation's own networks for (8, 8"),
+        ("num_classes", 7, "in 7 classes, the evaluation's own classifier for images in 10"),
     ],
 )
 def test_a_classifier_of_other_images_or_classes_is_refused(
