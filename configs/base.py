@@ -284,7 +284,7 @@ def attack(
     options.chunk = 0  # draws computed at once, 0 for all; fewer need less memory
     options.update(_OWN[attack])
     if attack == "pgd":
-        options.step_size = options.get_oneway_ref("eps") / 4  # also where that is changed
+        _step_by_eps(options)
     options.defenses = ()  # against which of config.eval.defenses, () for all
     options.num_images = 0  # on the first so many images only, 0 for all
     options.update(changes)
@@ -391,7 +391,12 @@ def set_eps(config, eps: float) -> None:
         if options.get("norm") == "linf":
             options.eps = eps
             if "step_size" in options:
-                options.step_size = options.get_oneway_ref("eps") / 4  # also where that is changed
+                _step_by_eps(options)
+
+
+def _step_by_eps(options) -> None:
+    """Steps of a quarter of the radius, also where that is changed later."""
+    options.step_size = options.get_oneway_ref("eps") / 4
 
 
 def transfer(source: str, *, defenses: tuple, num_images: int = 0) -> ConfigDict:

@@ -22,6 +22,9 @@ from purify.evals.store import Store
 from purify.evals.terminal import tell_stopped
 from purify.tables import choose
 
+# What an attack on a detector cannot have of its own.
+_TAKEN = ("surrogate", "direction", "penalty", "starts", "estimate", "fixed_key")
+
 
 def run(config, workdir: Path, max_images: int | None = None) -> None:
     """Attack, measure the statistics, print a table, and write results.json and the curves.
@@ -54,7 +57,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         seen = tell_seen(config.data, inputs.runs, len(calibration.labels), split)
         by_itself, evaluation = (each.evaluation(config, store) for each in (calibration, inputs))
         natural = {"calibration": calibration.images}
-        draws = 2 * cfg.num_draws  # half of them choose the strongest attack, half are scored
+        draws = _num_draws(cfg)
         values = measure_images(
             *(by_itself, statistics, natural, len(calibration.labels), draws), stream="calibration"
         )
@@ -66,10 +69,6 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         values |= measure_images(evaluation, statistics, sets, taken, draws)
         detect_report.write(config, evaluation, rows, values, settings, seen)
     tell_stopped(taken, cfg.num_images, max_images)
-
-
-# What an attack on a detector cannot have of its own.
-_TAKEN = ("surrogate", "direction", "penalty", "starts", "estimate", "fixed_key")
 
 
 def _check(config) -> None:
@@ -120,13 +119,18 @@ def _statistics(config, inputs: Inputs) -> dict[str, Statistic]:
     return {name: build_statistic(name, defense, inputs.score) for name in names}
 
 
+def _num_draws(cfg) -> int:
+    """Of what draws: half of them choose the strongest attack, half are scored."""
+    return 2 * cfg.num_draws
+
+
 def _rows(
     config, inputs: Inputs, calibrated: Mapping[str, Calibrated], num_images: int
 ) -> dict[str, Row]:
     """The defence behind the detector on clean images and under every attack, by the attack."""
     cfg = config.detect
     defense = inputs.defense(config, cfg.defense)
-    num_draws = 2 * cfg.num_draws if defense.purifier.stochastic else 1
+    num_draws = _num_draws(cfg) if defense.purifier.stochastic else 1
     clean = Row(cfg.defense, "clean", defense, None, None, {}, num_images, num_draws)
     return {"clean": clean} | attack_rows(
         cfg.defense,

@@ -1,5 +1,6 @@
 """What --mode=detect leaves: results.json, the figures, the table on the terminal."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -69,10 +70,10 @@ def write(
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
     write_json(paths[0], results)
     values = {
-        images: {name: drawn[:, -num_draws:] for name, drawn in of.items()}
+        images: {name: _scored(drawn, num_draws) for name, drawn in of.items()}
         for images, of in values.items()
     }
-    right = {name: drawn[:, -num_draws:] for name, drawn in right.items()}
+    right = {name: _scored(drawn, num_draws) for name, drawn in right.items()}
     if panels := _panels(values, right, results["rows"]):
         paths.append(folder / "roc.png")
         plots.roc_curves(paths[-1], panels, rate=RATE)
@@ -118,9 +119,7 @@ def result_rows(
     def left(stopped: np.ndarray) -> dict:
         return {"left": share(stopped), "left_worst": share(stopped.all(1, keepdims=True))}
 
-    def scored(draws: np.ndarray) -> np.ndarray:
-        return draws[..., -num_draws:]
-
+    scored = functools.partial(_scored, num_draws=num_draws)
     entries = []
     for statistic, calibration in values["calibration"].items():
         limit, survived = thresholds[statistic]["threshold"], []
@@ -169,6 +168,11 @@ def result_rows(
                 | left(scored(strongest))
             )
     return entries
+
+
+def _scored(draws: np.ndarray, num_draws: int) -> np.ndarray:
+    """Of draws [..., 2 num_draws] those that chose nothing; of a single draw [..., 1] that one."""
+    return draws[..., -num_draws:]
 
 
 def _kind(name: str, statistic: str, right: Mapping) -> str:
