@@ -596,6 +596,7 @@ def test_an_interrupted_evaluation_goes_on_exactly(evaluated, trained, workdir):
     resumed = json.loads((torn / "results.json").read_text())
     assert len(results["computed_by"]) == 1 and len(resumed["computed_by"]) == 2
     assert resumed["computed_by"][0] == results["computed_by"][0]
+    assert results["precision"] == "default"
     assert [r["accuracy"] for r in resumed["rows"]] == [r["accuracy"] for r in results["rows"]]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from purify import parallel
@@ -136,7 +137,8 @@ class Store:
 
 
 def provenance() -> dict:
-    """UTC time, git commit (with '+' where the tree has changes), package versions, machine."""
+    """UTC time, git commit (with '+' where the tree has changes), package versions, machine, and
+    precision of products and convolutions: 'default' is float32 on CPUs, TF32 on NVIDIA's GPUs."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -148,19 +150,19 @@ def provenance() -> dict:
         changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
     except FileNotFoundError:  # git is not installed
         commit, changed = "unknown", ""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit + changed,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "machine": _processor(),
+        "precision": precision or "default",
     }
 
 
 def _processor() -> str:
     """What computed: the accelerators if there are any, else the CPU's model name."""
-    import jax
-
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{jax.device_count()} x {device.device_kind}"

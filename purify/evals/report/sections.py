@@ -183,7 +183,7 @@ def provenance(run: Run) -> list[Block]:
     """What computed a run, from what: commits, versions, machine, weights, settings, config."""
     results = run.results
     signatures = results.get("computed_by", [])
-    known = ("time", "commit", "machine", "python", "devices", "batch_size", "chunk")
+    known = ("time", "commit", "machine", "precision", "python", "devices", "batch_size", "chunk")
     names = [name for name in known if any(name in signature for signature in signatures)]
     lines = [Line([_scalar(signature.get(n)) for n in names]) for signature in signatures]
     columns = [Column(name.replace("_", " ")) for name in names]
