@@ -5,6 +5,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import jax
@@ -24,6 +25,8 @@ from purify.types import Array, Key
 
 # Functions of clip(x + sigma n, 0, 1), which draw nothing else; ADP as long as it has one sigma.
 NOISE_FIRST = (NoiseOnly, OneStep, Schedule, ADP)
+# Blocks of samples. One block of a small network keeps one CPU core busy and a quarter of the next.
+AT_ONCE = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,14 +93,14 @@ def smoothed(defense: Defense, sigma: float, name: str) -> Defense:
 
 
 class Samples:
-    """`sample` of smoothing.certify, of one image: blocks of classes, each of them computed while
-    what is in the one before is looked at.
+    """`sample` of smoothing.certify, of one image: blocks of classes, each of them begun before the
+    one ahead of it is waited for.
 
     blocks: (stream, first, number) of all there are, in the order in which they will be asked for.
-    start: the same -> classes [at least number] that are being computed.
+    start: the same -> what will be their classes, [at least number].
     """
 
-    def __init__(self, blocks: Iterable[tuple], start: Callable[[str, int, int], Array]):
+    def __init__(self, blocks: Iterable[tuple], start: Callable[[str, int, int], Future]):
         self.started = 0  # samples, also those that nobody looked at
         self._start, self._waiting, self._running = start, deque(blocks), deque[tuple]()
         self._classes = {stream: np.empty(0, int) for stream, *_ in self._waiting}
@@ -107,7 +110,7 @@ class Samples:
         while len(self._classes[stream]) < first + number:
             self._start_one()
             of, size, classes = self._running.popleft()
-            self._classes[of] = np.append(self._classes[of], parallel.fetch(classes)[:size])
+            self._classes[of] = np.append(self._classes[of], classes.result()[:size])
         return self._classes[stream][first : first + number]
 
     def _start_one(self) -> None:
@@ -156,7 +159,8 @@ class Certification:
         )
         if total:
             self.store.sign(chunk=self._chunk, devices=jax.device_count())
-        with tqdm(total=work, bar_format=BAR, smoothing=0, mininterval=1.0) as progress:
+        bar = tqdm(total=work, bar_format=BAR, smoothing=0, mininterval=1.0)
+        with bar as progress, ThreadPoolExecutor(AT_ONCE) as self._pool:
             for row, positions, number in zip(rows, pending, samples, strict=True):
                 if positions:
                     progress.set_description(f"{row.name}: compiling")
@@ -187,22 +191,22 @@ class Certification:
             for first in range(0, number, self._chunk)
         ]
 
-    def _starter(self, row: SmoothedRow, at: int) -> Callable[[str, int, int], Array]:
+    def _starter(self, row: SmoothedRow, at: int) -> Callable[[str, int, int], Future]:
         """start of Samples for the image at a position. The key of a sample does not depend on how
         many are computed at once."""
         image = self.images[at]
         keys = {stream: parallel.replicate(keys[at]) for stream, keys in self._keys.items()}
 
-        def start(stream: str, first: int, number: int) -> Array:
-            return predict(row.defense, keys[stream], first, _places(number), image)
+        def classes(stream: str, first: int, number: int) -> np.ndarray:
+            return parallel.fetch(predict(row.defense, keys[stream], first, _places(number), image))
 
-        return start
+        return functools.partial(self._pool.submit, classes)
 
     def _compile(self, row: SmoothedRow, at: int) -> None:
         """For all sizes of blocks, so that no image's seconds hold that."""
         start = self._starter(row, at)
         for number in {number for *_, number in self._blocks(row)}:
-            jax.block_until_ready(start("selection", 0, number))
+            start("selection", 0, number).result()
 
     def _certify(self, row: SmoothedRow, at: int) -> dict:
         """The line of the image at a position."""
