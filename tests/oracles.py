@@ -13,9 +13,11 @@ from purify.models.layers import Conv
 from purify.networks import Score
 
 # For jit: compiled fast, because it runs once.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK = {"xla_backend_optimization_level": 0}
 # XLA's defaults: for a program as users have it, where tests/conftest.py makes the others quick.
-THOROUGH = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+THOROUGH = {"xla_backend_optimization_level": 3}
+if jax.__version_info__ < (0, 11):  # later ones have nothing but these emitters
+    QUICK["xla_cpu_use_fusion_emitters"], THOROUGH["xla_cpu_use_fusion_emitters"] = False, True
 
 
 @contextlib.contextmanager
