@@ -31,7 +31,7 @@ def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
     )
     differ = len({row["num_samples"] for row in rows}) > 1
     largest = sorted({row["largest_radius"] for row in rows if "largest_radius" in row})
-    fig = Figure(figsize=(0.7 * WIDTH, 3.2), dpi=DPI, layout="constrained", facecolor="white")
+    fig = Figure(figsize=(0.7 * WIDTH, 3 + 0.2 * len(rows)), dpi=DPI, layout="constrained", facecolor="white")
     axes = fig.subplots()
     for row in rows:
         radii = np.sort(row["certified_radii"])
@@ -59,5 +59,5 @@ def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
     axes.set_xlim(0, None)
     axes.set_xlabel("L2 radius, in pixel units of [0, 1]", size=SMALL, color=GREY)
     axes.set_ylabel("certified accuracy, %", size=SMALL, color=GREY)
-    legend(axes, loc="upper right", lines=True)
+    legend(fig, loc="outside upper left", lines=True)
     save(fig, path)
