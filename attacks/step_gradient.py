@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from attacks import objective
 from attacks.gradients import draws, estimated_gradient
 from attacks.objective import single_run
 from attacks.selective import selected
@@ -43,14 +42,18 @@ def step_gradient(
         options = (ascent.estimate, ascent.directions, ascent.delta, at_once)
         estimate = estimated_gradient(lambda key, x: value(key, x)[0], *options)
         return lambda key, x: (estimate(key, x), jnp.array(False))
-    if ascent.eot in objective.EOTS:
+    if ascent.eot == "loss_of_mean":
         return jax.grad(value, argnums=1, has_aux=True)
+    # By single runs, for the mean of losses too: a chunk of runs then gives its gradients at once,
+    # where the gradient of the mean would compute every chunk a second time.
     run = single_run(logits_fn, penalty_fn)
     alone = of(lambda key, x: jax.tree.map(lambda a: a[None], run(key, x)))
     singles = draws(both(alone), ascent.eot_samples, ascent.chunk)
 
     def combined(key, x):
         (values, wrong), gradients = singles(key, x)
+        if ascent.eot == "mean_of_loss":
+            return gradients.mean(0), wrong.any()
         if ascent.eot == "sign_vote":
             return jnp.sign(gradients).mean(0), wrong.any()
         options = dict(lam=ascent.selectivity, num_steps=ascent.selection_steps)

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from purify.evals.plots import (
@@ -222,6 +223,31 @@ def test_cost_figure_puts_dearer_defences_to_the_right_and_better_ones_higher(tm
         accuracy_by_cost(tmp_path / "cost.png", [result()])
 
 
+@pytest.mark.parametrize("draw", [accuracy_bars, accuracy_by_cost])
+def test_a_result_without_an_exact_gradient_beside_it_is_marked(tmp_path, draw, monkeypatch):
+    """In the figure and in its note; one that has it, or needs none, is as before."""
+    labels = []
+    text = Axes.text
+    monkeypatch.setattr(
+        Axes, "text", lambda axes, x, y, s, **how: labels.append(s) or text(axes, x, y, s, **how)
+    )
+
+    def drawn(**changes):
+        path = tmp_path / "figure.svg"
+        draw(path, [result() | {"defense_nfe_per_image": 5.0} | changes])
+        return path.read_text()
+
+    plain = drawn()
+    assert drawn(exact_beside=True) == drawn(exact_beside=None) == plain
+    marked = drawn(exact_beside=False)
+    said = "no exact gradient was tried"
+    assert said not in plain and said in marked
+    if draw is accuracy_bars:
+        assert labels == ["50.0", "50.0", "50.0", "50.0?"]
+    else:  # hollow, and so is its sample in the legend
+        assert marked.count("fill: #ffffff") == plain.count("fill: #ffffff") + 2
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -337,8 +363,9 @@ def test_certified_curves_fall_with_the_radius(tmp_path):
     ]
     certified_curves(tmp_path / "curves.png", rows)
     figure = read(tmp_path / "curves.png")
+    figure = figure[figure.shape[0] // 5 :]  # below the legend
     high, low = (np.argwhere(where(figure, color)) for color in COLORS[:2])
-    left = figure.shape[1] // 3  # beside the legend, where both are level
+    left = figure.shape[1] // 3  # where both are level
     assert high[high[:, 1] < left][:, 0].min() + 100 < low[low[:, 1] < left][:, 0].min()
     assert high[:, 0].max() > low[:, 0].min()  # it falls as well
     for wrong in ([], [rows[0] | {"certified_radii": []}]):

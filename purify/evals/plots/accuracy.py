@@ -18,6 +18,7 @@ from purify.evals.plots.style import (
     DPI,
     GREY,
     INK,
+    MARKERS,
     SMALL,
     TINY,
     WIDTH,
@@ -31,6 +32,7 @@ from purify.evals.plots.style import (
 
 UNIT = 0.36  # inches a bar, enough for the label 100.0; x is counted in bars
 LINE = 1.5 * WIDTH  # inches; more defences go to the next line
+UNSHOWN = "no exact gradient was tried"
 
 
 def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
@@ -42,7 +44,8 @@ def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
     Args:
         path: .png, or .svg.
         rows: results with `defense` (a mapping with `name`), `attack`, `num_images`, and
-            `accuracy`, `low` and `high` in [0, 1]. Defences and attacks keep their order.
+            `accuracy`, `low` and `high` in [0, 1]. Defences and attacks keep their order. Marked:
+            those whose `exact_beside` is false, no evidence of robustness.
 
     Raises:
         ValueError: no rows, a missing field, not 0 <= low <= accuracy <= high <= 1, or two rows of
@@ -70,6 +73,7 @@ def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
         _draw_groups(axes, line, attacks, number_bars=len(counts) > 1)
     note = f"{counts.pop():,} images" if len(counts) == 1 else "under each bar its number of images"
     note = f"whiskers: 95 % interval; {note}"
+    note += f"; ?: {UNSHOWN}" if any(map(_is_unshown, rows)) else ""
     all_axes[-1].set_xlabel(note, size=SMALL, color=GREY, labelpad=8)
     handles = [Patch(**_bar_style(i), label=attack) for i, attack in enumerate(attacks)]
     legend(fig, loc="outside upper left", handles=handles, ncols=min(len(attacks), 4))
@@ -95,18 +99,22 @@ def accuracy_by_cost(path: str | Path, rows: Sequence[Mapping]) -> None:
     all_axes = fig.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
     handles = []
     for i, (name, group) in enumerate(groups.items()):
-        style = {**marked(i), "ls": "none"}
+        style = marked(i) | {"ls": "none"}
         handles.append(Line2D([], [], label=name, markersize=5, **style))
         for row in group:
             low, value, high = (100 * share for share in interval(row, row["attack"]))
             cost, spread = row["defense_nfe_per_image"], [[value - low], [high - value]]
             aside = 0.02 * (i - (len(groups) - 1) / 2) * max(cost, 1)
             axes = all_axes[attacks.index(row["attack"])]
-            drawn = axes.errorbar(
-                cost + aside, value, spread, markersize=5, capsize=2, elinewidth=0.8, **style
-            )
+            look = style | {"markersize": 5, "capsize": 2, "elinewidth": 0.8}
+            if _is_unshown(row):
+                look["markerfacecolor"] = "white"
+            drawn = axes.errorbar(cost + aside, value, spread, **look)
             for artist in drawn.get_children():
                 artist.set_clip_on(False)  # a marker at 100 is whole
+    if any(map(_is_unshown, rows)):
+        hollow = {"color": GREY, "markerfacecolor": "white", "marker": MARKERS[0], "ls": "none"}
+        handles.append(Line2D([], [], label=f"hollow: {UNSHOWN}", markersize=5, **hollow))
     for i, axes in enumerate(all_axes):
         if i >= len(attacks):
             axes.remove()
@@ -151,7 +159,7 @@ def _draw_groups(axes: Axes, line: list[_Group], attacks: list[str], *, number_b
         axes.errorbar(x, value, [[value - low], [high - value]], fmt="none", **whisker)
         halo = [withStroke(linewidth=2, foreground="white")]  # keeps it off the rules
         label = {"size": SMALL, "color": INK, "ha": "center", "path_effects": halo}
-        axes.text(x, high + 1.5, f"{value:.1f}", **label)
+        axes.text(x, high + 1.5, f"{value:.1f}{'?' if _is_unshown(row) else ''}", **label)
     tidy(axes)
     axes.set_ylabel("accuracy (%)", size=SMALL, color=GREY)
     axes.set_xticks(*zip(*ticks, strict=True), size=BODY, color=INK, parse_math=False)
@@ -187,6 +195,11 @@ def _group_rows(
     for group in groups.values():
         group.sort(key=lambda row: attacks.index(row["attack"]))
     return groups, attacks
+
+
+def _is_unshown(row: Mapping) -> bool:
+    """Whether an attack that cannot see the gradient stands alone: no evidence of robustness."""
+    return row.get("exact_beside") is False
 
 
 def _bar_style(i: int) -> dict:

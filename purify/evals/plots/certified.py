@@ -31,7 +31,9 @@ def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
     )
     differ = len({row["num_samples"] for row in rows}) > 1
     largest = sorted({row["largest_radius"] for row in rows if "largest_radius" in row})
-    fig = Figure(figsize=(0.7 * WIDTH, 3 + 0.2 * len(rows)), dpi=DPI, layout="constrained", facecolor="white")
+    fig = Figure(
+        figsize=(0.7 * WIDTH, 3 + 0.2 * len(rows)), dpi=DPI, layout="constrained", facecolor="white"
+    )
     axes = fig.subplots()
     for row in rows:
         radii = np.sort(row["certified_radii"])
