@@ -17,6 +17,7 @@ from attacks.ascent import EOTS
 from attacks.losses import cross_entropy, margin
 from attacks.norms import NORMS
 from attacks.pgd import PGD
+from attacks.step_gradient import step_gradient
 from tests.oracles import QUICK
 
 SHAPE, CLASSES = (3, 2, 1), 4
@@ -274,6 +275,19 @@ def test_gradient_and_losses_are_those_of_the_runs_computed_one_by_one(eot, aver
     assert np.abs(result.image - image).max() > 0.01  # here, the step pays
     assert result.loss == pytest.approx(float(selection(expected)), rel=1e-9)
     assert result.start_loss == pytest.approx(float(selection(image)), rel=1e-9)
+
+
+def test_a_chunk_of_runs_is_computed_once_for_its_losses_and_gradients():
+    """asinh stands in a run and, unlike what it is differentiated to, nowhere else."""
+
+    def logits_fn(key, x):
+        return jnp.tanh(jnp.asinh(x.ravel()[:CLASSES]))
+
+    _, (image,), (label,) = inputs(1)
+    for chunk in (None, 2):
+        attack = attacks.build("pgd", eps=0.1, step_size=0.1, eot_samples=4, chunk=chunk)
+        gradient = step_gradient(attack, logits_fn, None, image, label, None)
+        assert str(jax.make_jaxpr(gradient)(jax.random.key(0), image)).count(" asinh ") == 1
 
 
 @pytest.mark.parametrize("eot", EOTS)
