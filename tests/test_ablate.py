@@ -217,6 +217,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_stopped(ablated, trained, workd
         assert ours == theirs
 
 
+@pytest.mark.slow
 def test_overrides_on_the_command_line(ablated, trained):
     """Of points that are done, and of fewer images: the other process computes nothing."""
     given = CHANGES | {"ablate.names": ("sigma",), "ablate.factors.sigma.at": (0.1, 0.25)}

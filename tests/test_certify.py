@@ -177,6 +177,7 @@ def test_it_goes_on_where_it_stopped_and_chunks_do_not_matter(certified, trained
     assert_same_samples(records, untimed(certified[0]))
 
 
+@pytest.mark.slow
 def test_four_devices_draw_the_same_samples(certified, trained, workdir):
     flags = [
         f"--config.{name}={value}" for name, value in BUDGET.items() if name != "certify.budgets"

@@ -296,6 +296,7 @@ def test_a_failure_that_twice_the_budget_cures_says_so(tmp_path):
     assert {v.check: v.verdict for v in verdicts}[SQUARE] == CURED
 
 
+@pytest.mark.slow
 def test_an_interrupted_report_goes_on(tmp_path):
     defense = SOUND["noise_only"]()
 
@@ -313,6 +314,7 @@ def test_an_interrupted_report_goes_on(tmp_path):
     assert len(file.read_text().splitlines()) == len(whole)
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_verdicts(trained, tmp_path, capsys):
     trained.linked_into(tmp_path)
     small = dict(num_images=6, num_steps=2, eot_samples=2, num_draws=2, proposals=2, directions=1)

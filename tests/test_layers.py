@@ -236,7 +236,10 @@ def test_every_network_of_the_table_is_tested():
     assert set(SMALL) == set(models.NETWORKS)
 
 
-@pytest.mark.parametrize("name", models.NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "ncsnv2")) for name in models.NETWORKS],
+)
 def test_network_contract(name):
     network, images = small_network(name)
     single = jnp.stack([call(network, x) for x in images])

@@ -125,7 +125,13 @@ SEARCHES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "norm"), SEARCHES)
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        pytest.param(*search, marks=[pytest.mark.slow] * (search == ("fab", "l2")))
+        for search in SEARCHES
+    ],
+)
 def test_the_nearest_piece_is_found(name, norm):
     options, of_seen, of_hidden = SEARCHES[name, norm]
     attack = attacks.build(name, norm=norm, eps=EPS[norm], selection_draws=1, **options)

@@ -532,6 +532,7 @@ def test_a_suite_attacks_survivors_only_and_finds_as_much(trained, workdir):
         assert ours["queries"] < theirs["queries"] or index in attacked
 
 
+@pytest.mark.slow
 def test_an_interrupted_suite_goes_on_exactly(trained, workdir):
     config = suite_config(trained, survivors=True)
     robust.run(config, workdir)
@@ -651,6 +652,7 @@ def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, mon
     assert read_lines(only_folder(workdir) / "images.jsonl") == records
 
 
+@pytest.mark.slow
 def test_two_processes_are_not_let_into_one_evaluation(trained, workdir):
     """Nor one that would only read on: repairing a torn line, it would tear the other's."""
     arguments = ("--mode=eval_robust", f"--workdir={workdir}", "--config.eval.attacks=()")
@@ -839,6 +841,7 @@ def test_a_result_depends_on_no_neighbour(evaluated, trained, workdir):
     assert {key: fewer[key] for key in shared} == {key: expected[key] for key in shared}
 
 
+@pytest.mark.slow
 def test_devices_and_batch_size_change_rounding_only(evaluated, trained, workdir):
     """Four devices in batches of 8 go on where one in batches of 4 stopped: no image is lost or
     doubled. An attacked pixel may differ where its gradient is 0 but for rounding, and the sign

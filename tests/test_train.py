@@ -221,7 +221,9 @@ def test_an_accumulated_gradient_is_that_of_the_whole_batch(dataset):
     assert float(parts.stats["batch_stats"]) != pytest.approx(float(whole.stats["batch_stats"]))
 
 
-@pytest.mark.parametrize("arch", ["unet", "ncsnv2", "resnet", "cifar_resnet"])
+@pytest.mark.parametrize(
+    "arch", ["unet", pytest.param("ncsnv2", marks=pytest.mark.slow), "resnet", "cifar_resnet"]
+)
 def test_bfloat16_is_the_arithmetic_of_the_network_and_of_nothing_else(arch):
     options = {"num_classes": 3} if "resnet" in arch else {}
     small = {"unet": {"widths": (4, 8)}, "ncsnv2": {"features": 4}, "cifar_resnet": {"depth": 8}}
@@ -642,6 +644,7 @@ def assert_same_run(workdir, reference) -> None:
     assert len({path.read_text() for path in metrics}) == 1
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_again_end_in_the_same_bits(tmp_path, tfds_dir):
     """Killed once before the first checkpoint and once at some moment after it."""
     options = dict(num_steps=1000, checkpoint_every=100, log_every=50)
