@@ -3,8 +3,10 @@
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
+from jax.stages import Compiled, Lowered
 
 # XLA's YNN library takes single convolutions and leaves matrix products, alone or fused, to Eigen:
 # purifiers are 1.8 (digits) and 2.1 times (CIFAR-10) as fast, their exact gradients 2.2 and 2.5
@@ -27,6 +29,18 @@ def compiler_options() -> dict[str, str | bool]:
     return {k: v for k, v in CPU_OPTIONS.items() if k not in flags and _is_known(k, v)}
 
 
+def compile_lowered(lowered: Lowered) -> Compiled:
+    """`lowered.compile` with compiler_options(), when there is room for one more program.
+
+    On CPUs each program holds hundreds of memory maps, of which Linux grants a process 65,530; past
+    that the compiler ends the process. At half of them JAX forgets all programs that nobody holds,
+    and compiles again what is called again.
+    """
+    if _share_of_maps() > 0.5:
+        jax.clear_caches()
+    return lowered.compile(compiler_options())
+
+
 def jit(function: Callable) -> Callable:
     """jax.jit with compiler_options(), which are asked for at the first call: that starts the
     backends, too early where a module is imported."""
@@ -37,6 +51,15 @@ def jit(function: Callable) -> Callable:
         return jitted()(*args, **kwargs)
 
     return call
+
+
+def _share_of_maps() -> float:
+    """Memory maps of this process over those that it may have; 0 where that is not Linux's."""
+    try:
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+        return Path("/proc/self/maps").read_bytes().count(b"\n") / limit
+    except OSError:
+        return 0.0
 
 
 def _is_known(name: str, value: str | bool) -> bool:

@@ -1,5 +1,7 @@
 """CPU options: those that this jaxlib knows and the user did not set, and no others."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -48,3 +50,23 @@ def test_jit_passes_the_options_on_and_compiles_once(monkeypatch):
 def test_other_devices_get_none(options, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert options() == {}
+
+
+def test_programs_that_nobody_holds_are_forgotten_before_there_are_too_many(monkeypatch):
+    double = jax.jit(lambda x: 2 * x)
+    held = compilation.compile_lowered(jax.jit(lambda x: 3 * x).lower(1.0))
+    for share, there in ((0.4, 1), (0.6, 0)):
+        double(1.0)
+        monkeypatch.setattr(compilation, "_share_of_maps", lambda share=share: share)
+        program = compilation.compile_lowered(jax.jit(lambda x: x + 1).lower(1.0))
+        assert double._cache_size() == there
+        assert float(program(1.0)) == 2.0 and float(held(1.0)) == 3.0
+    assert float(double(2.0)) == 4.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux alone has these files")
+def test_memory_maps_are_counted():
+    with open("/proc/self/maps") as file:
+        maps = sum(1 for _ in file)
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    assert compilation._share_of_maps() == pytest.approx(maps / limit, rel=0.5)

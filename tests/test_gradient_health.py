@@ -17,8 +17,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from attacks.apgd import APGD
+from purify import compilation
 from purify.defense import Defense
-from purify.evals import evaluation, gradient_health
+from purify.evals import gradient_health
 from purify.evals.gradient_checks import (
     CHECKS,
     FAIL,
@@ -137,7 +138,7 @@ def failures(verdicts: dict[str, str]) -> list[str]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Programs here run for a moment only."""
-    monkeypatch.setattr(evaluation, "compiler_options", lambda: QUICK)
+    monkeypatch.setattr(compilation, "compiler_options", lambda: QUICK)
 
 
 # Planted faults

@@ -200,7 +200,7 @@ class Certification:
         def classes(stream: str, first: int, number: int) -> np.ndarray:
             return parallel.fetch(predict(row.defense, keys[stream], first, _places(number), image))
 
-        return functools.partial(self._pool.submit, classes)
+        return lambda *block: self._pool.submit(classes, *block)
 
     def _compile(self, row: SmoothedRow, at: int) -> None:
         """For all sizes of blocks, so that no image's seconds hold that."""

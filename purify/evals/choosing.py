@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from purify import parallel
-from purify.compilation import compiler_options
+from purify.compilation import compile_lowered
 from purify.evals.rows import Row
 from purify.evals.strongest import Strongest, measure
 
@@ -60,7 +60,7 @@ def _measure(
     if program is None:
         evaluation.progress.set_description(f"{row.name}: compiling the choice")
         batch = evaluation.batch(pending, images, "selection")
-        program = measure.lower(strongest, defense, *batch).compile(compiler_options())
+        program = compile_lowered(measure.lower(strongest, defense, *batch))
         evaluation.measurers[row.name] = program
     for at in evaluation.batches(pending, f"{row.name}: choosing"):
         batch = evaluation.batch(at, images, "selection")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from attacks.gradients import average_logits, bind, draws
 from attacks.types import Attack, Attacked
 from purify import parallel
-from purify.compilation import compiler_options
+from purify.compilation import compile_lowered
 from purify.defense import Defense, combine
 from purify.evals.choosing import choose
 from purify.evals.rows import Row, crafting, with_stages
@@ -189,7 +189,7 @@ class Evaluation:
         attacked, beside = parallel.replicate((row.attacked, row.beside))
         arguments, static = (row.attack, attacked, beside), {"fixed_key": row.fixed_key}
         lowered = craft.lower(*arguments, *self._attack_batch(row, pending), **static)
-        program = lowered.compile(compiler_options())
+        program = compile_lowered(lowered)
         adversarial = self.attacked_images(row)
         for at in self.batches(pending, f"{row.name}: attacking"):
             batch = self._attack_batch(row, at)
@@ -237,7 +237,7 @@ class Evaluation:
             self.progress.set_description(f"{row.name}: compiling the defence")
             keys, batch, _ = self.batch(pending, images, "defense")
             lowered = score.lower(defense, keys, batch, num_draws=row.num_draws)
-            self._scorers[key] = lowered.compile(compiler_options())
+            self._scorers[key] = compile_lowered(lowered)
         logits_file = None
         for at in self.batches(pending, f"{row.name}: scoring"):
             keys, batch, _ = self.batch(at, images, "defense")

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from purify import parallel
-from purify.compilation import compiler_options
+from purify.compilation import compile_lowered
 from purify.defense import first_run
 from purify.detection import score_norm
 from purify.evals.evaluation import BAR, Evaluation
@@ -188,7 +188,7 @@ class Sampling:
             return parallel.shard((keys, inputs.images[padded]))
 
         self._progress.set_description(f"{row}: compiling")
-        program = function.lower(*fixed, *batch(missing)).compile(compiler_options())
+        program = compile_lowered(function.lower(*fixed, *batch(missing)))
         self._progress.set_description(row)
         for start in range(0, len(missing), size):
             at = np.array(missing[start : start + size])
