@@ -45,7 +45,7 @@ def step_gradient(
     if ascent.eot == "loss_of_mean":
         return jax.grad(value, argnums=1, has_aux=True)
     # By single runs, for the mean of losses too: a chunk of runs then gives its gradients at once,
-    # where the gradient of the mean would compute every chunk a second time.
+    # where the gradient of the mean, as that of loss_of_mean, computes every chunk a second time.
     run = single_run(logits_fn, penalty_fn)
     alone = of(lambda key, x: jax.tree.map(lambda a: a[None], run(key, x)))
     singles = draws(both(alone), ascent.eot_samples, ascent.chunk)

@@ -140,7 +140,7 @@ def _certify() -> ConfigDict:
     certify.alpha = 1e-3
     certify.num_images = 100
     certify.budgets = ConfigDict()  # by defence: other num_images, num_samples
-    certify.chunk = 1000  # samples computed at once
+    certify.chunk = 1000  # samples of a block; two blocks are computed at once
     certify.radii = (0.0, 0.1, 0.25, 0.5, 0.75)  # of the table; all these samples reach 0.8
     return certify
 

@@ -10,7 +10,7 @@
     configs/cifar10.py:strong     ADP behind the networks of resnet20 under stronger attacks than in
                                   its table: APGD by every gradient, from many starts; Square
     configs/cifar10.py:pgd_at     the ResNet-20 of resnet20 by adversarial training (PGD-AT), short
-                                  enough for CPUs; not trained yet
+                                  enough for CPUs
 
 TFDS must have prepared the data set with array_record (the error says how where it is missing);
 --config.data.dir or TFDS_DATA_DIR point at a prepared copy.

@@ -30,7 +30,7 @@ def compiler_options() -> dict[str, str | bool]:
 
 
 def compile_lowered(lowered: Lowered) -> Compiled:
-    """`lowered.compile` with compiler_options(), when there is room for one more program.
+    """`lowered.compile` with compiler_options(), after making room for one more program.
 
     On CPUs each program holds hundreds of memory maps, of which Linux grants a process 65,530; past
     that the compiler ends the process. At half of them JAX forgets all programs that nobody holds,

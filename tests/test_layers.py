@@ -238,7 +238,10 @@ def test_every_network_of_the_table_is_tested():
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "ncsnv2")) for name in models.NETWORKS],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "ncsnv2" else [])
+        for name in models.NETWORKS
+    ],
 )
 def test_network_contract(name):
     network, images = small_network(name)

@@ -128,7 +128,7 @@ SEARCHES = {
 @pytest.mark.parametrize(
     ("name", "norm"),
     [
-        pytest.param(*search, marks=[pytest.mark.slow] * (search == ("fab", "l2")))
+        pytest.param(*search, marks=[pytest.mark.slow] if search == ("fab", "l2") else [])
         for search in SEARCHES
     ],
 )

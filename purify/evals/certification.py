@@ -5,7 +5,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import jax
@@ -25,7 +25,7 @@ from purify.types import Array, Key
 
 # Functions of clip(x + sigma n, 0, 1), which draw nothing else; ADP as long as it has one sigma.
 NOISE_FIRST = (NoiseOnly, OneStep, Schedule, ADP)
-# Blocks of samples. One block of a small network keeps one CPU core busy and a quarter of the next.
+# Blocks of samples: one of a small network keeps one CPU core busy and a quarter of the next.
 AT_ONCE = 2
 
 
@@ -113,6 +113,11 @@ class Samples:
             self._classes[of] = np.append(self._classes[of], classes.result()[:size])
         return self._classes[stream][first : first + number]
 
+    def wait(self) -> None:
+        """For what was begun in vain: it would delay who comes next."""
+        for *_, classes in self._running:
+            classes.result()
+
     def _start_one(self) -> None:
         if self._waiting:
             stream, first, number = self._waiting.popleft()
@@ -124,7 +129,8 @@ class Certification:
     """The rows of one certification, image by image, into a Store.
 
     images: float32 [n, H, W, C] in [0, 1]; labels: int [n]; indices: int [n], of the dataset.
-    num_selection, alpha: see smoothing.certify. chunk: how many samples are computed at once.
+    num_selection, alpha: see smoothing.certify. chunk: samples of a block, AT_ONCE of which are
+        computed at once.
     """
 
     def __init__(
@@ -160,15 +166,15 @@ class Certification:
         if total:
             self.store.sign(chunk=self._chunk, devices=jax.device_count())
         bar = tqdm(total=work, bar_format=BAR, smoothing=0, mininterval=1.0)
-        with bar as progress, ThreadPoolExecutor(AT_ONCE) as self._pool:
+        with bar as progress, ThreadPoolExecutor(AT_ONCE) as pool:
             for row, positions, number in zip(rows, pending, samples, strict=True):
                 if positions:
                     progress.set_description(f"{row.name}: compiling")
                     row = dataclasses.replace(row, defense=parallel.replicate(row.defense))
-                    self._compile(row, positions[0])
+                    self._compile(row, positions[0], pool)
                     progress.set_description(row.name)
                 for count, at in enumerate(positions):
-                    record = self._certify(row, at)
+                    record = self._certify(row, at, pool)
                     self.store.append(row.name, [record])
                     progress.update(number * (1 + row.nfe))
                     if not count:
@@ -191,7 +197,9 @@ class Certification:
             for first in range(0, number, self._chunk)
         ]
 
-    def _starter(self, row: SmoothedRow, at: int) -> Callable[[str, int, int], Future]:
+    def _starter(
+        self, row: SmoothedRow, at: int, pool: Executor
+    ) -> Callable[[str, int, int], Future]:
         """start of Samples for the image at a position. The key of a sample does not depend on how
         many are computed at once."""
         image = self.images[at]
@@ -200,18 +208,18 @@ class Certification:
         def classes(stream: str, first: int, number: int) -> np.ndarray:
             return parallel.fetch(predict(row.defense, keys[stream], first, _places(number), image))
 
-        return lambda *block: self._pool.submit(classes, *block)
+        return lambda *block: pool.submit(classes, *block)
 
-    def _compile(self, row: SmoothedRow, at: int) -> None:
+    def _compile(self, row: SmoothedRow, at: int, pool: Executor) -> None:
         """For all sizes of blocks, so that no image's seconds hold that."""
-        start = self._starter(row, at)
+        start = self._starter(row, at, pool)
         for number in {number for *_, number in self._blocks(row)}:
             start("selection", 0, number).result()
 
-    def _certify(self, row: SmoothedRow, at: int) -> dict:
+    def _certify(self, row: SmoothedRow, at: int, pool: Executor) -> dict:
         """The line of the image at a position."""
         start = time.perf_counter()
-        sample = Samples(self._blocks(row), self._starter(row, at))
+        sample = Samples(self._blocks(row), self._starter(row, at, pool))
         found = smoothing.certify(
             sample,
             sigma=row.sigma,
@@ -220,6 +228,7 @@ class Certification:
             num_samples=row.num_samples,
             alpha=self._alpha,
         )
+        sample.wait()
         return {
             "index": int(self.indices[at]),
             "label": int(self.labels[at]),

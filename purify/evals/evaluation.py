@@ -156,6 +156,7 @@ class Evaluation:
                 if row.attack:
                     self.attack(row)
                 self._score(row, images_of)
+                self.measurers.pop(row.name, None)  # of no more use, but for the maps of its memory
             self.progress.set_description("all rows done")
 
     def sign(self) -> None:

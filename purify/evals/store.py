@@ -138,7 +138,8 @@ class Store:
 
 def provenance() -> dict:
     """UTC time, git commit (with '+' where the tree has changes), package versions, machine, and
-    precision of products and convolutions: 'default' is float32 on CPUs, TF32 on NVIDIA's GPUs."""
+    precision of products and convolutions: 'default' is float32 on CPUs, TF32 on NVIDIA's GPUs
+    since Ampere."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
