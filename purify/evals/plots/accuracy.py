@@ -30,7 +30,7 @@ from purify.evals.plots.style import (
     tidy,
 )
 
-UNIT = 0.4  # inches a bar, enough for the label 100.0?; x is counted in bars
+UNIT = 0.36  # inches a bar, enough for the label 100.0; x is counted in bars
 LINE = 1.5 * WIDTH  # inches; more defences go to the next line
 UNSHOWN = "no exact gradient was tried"
 
