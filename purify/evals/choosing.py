@@ -37,6 +37,7 @@ def choose(evaluation: "Evaluation", row: Row, pending: Sequence[int]) -> None:
         evaluation.attack(stage, left)
         images = evaluation.attacked_images(stage)
         measured[stage.crafted] = _measure(evaluation, row, stage.crafted, images, left)
+    evaluation.measurers.pop(row.name, None)  # of no more use, and it holds memory maps
     _take_strongest(evaluation, row, pending, measured)
 
 

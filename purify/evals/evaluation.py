@@ -131,7 +131,7 @@ class Evaluation:
         self.seed = seed
         self._batch_size = batch_size
         self._scorers: dict = {}  # compiled `score`, one for each defence and number of draws
-        self.measurers: dict = {}  # compiled choices, one for each row with stages
+        self.measurers: dict = {}  # compiled choices of the rows that are being chosen
         self.progress: tqdm = None
         self._estimated: set[str] = set()  # the kinds of work whose speed was told
 
@@ -156,7 +156,6 @@ class Evaluation:
                 if row.attack:
                     self.attack(row)
                 self._score(row, images_of)
-                self.measurers.pop(row.name, None)  # of no more use, but for the maps of its memory
             self.progress.set_description("all rows done")
 
     def sign(self) -> None:
