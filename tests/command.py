@@ -97,7 +97,10 @@ def main(*arguments: str, tfds: Path | None = None, devices: int = 1, **run_opti
 def main_in_processes(
     *arguments: str, tfds: Path, count: int = 2
 ) -> list[subprocess.CompletedProcess]:
-    """The same in `count` processes of one CPU device each, joined by --distributed."""
+    """The same in `count` processes of one CPU device each, joined by --distributed.
+
+    Their rounding is that of one process with `count` devices: the threads are as many.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -106,7 +109,7 @@ def main_in_processes(
         subprocess.Popen(
             [sys.executable, "main.py", *arguments, *joined, f"--process_id={i}"],
             cwd=ROOT,
-            env=_environment(tfds, devices=1),
+            env=_environment(tfds, devices=1) | _threads(count),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -130,4 +133,15 @@ def on_devices(count: int) -> dict[str, str]:
     several."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     ours = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    return os.environ | ours | ({"JAX_PLATFORMS": "cpu"} if count > 1 else {})
+    several = {"JAX_PLATFORMS": "cpu"} | _threads(count)
+    return os.environ | ours | (several if count > 1 else {})
+
+
+def _threads(devices: int) -> dict[str, str]:
+    """Variables that give the CPU devices of a process enough threads.
+
+    They share one pool, by default of as many threads as the machine has cores, and each that waits
+    in a sum over devices holds one: on two cores none may be left for the device that is waited
+    for, and XLA ends the process after a minute.
+    """
+    return {"NPROC": str(4 * devices)}
