@@ -31,14 +31,15 @@ cifar10-data: $(VENV)/ready  ## download and prepare the full CIFAR-10 into TFDS
 	$(BIN)/python -c "import tensorflow_datasets as tfds; \
 	  tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
 
-# In two processes: the longest files come first (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+# The longest files come first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --durations=10
 
+# In three processes, as each waits for others that it starts; the slow ones need more memory.
 test: $(VENV)/ready-test  ## every test not marked slow
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n 3 -m "not slow"
 
 test-slow: $(VENV)/ready-test
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -n 2 -m slow $(ARGS)
 
 test-all: test test-slow  ## every test
 

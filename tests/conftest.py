@@ -1,6 +1,8 @@
 """Settings for the whole suite, and fixtures that more than one file uses."""
 
+import fcntl
 import os
+import shutil
 import tempfile
 
 # Programs that several tests compile, in this process or in one they start, are compiled once.
@@ -26,9 +28,9 @@ jax.config.update("jax_legacy_prng_key", "error")
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files come first: of two processes, neither is left alone with one."""
-    longest = """robust attack_contracts ablate adp train ascent gradient_health objective certify
-        demo peers strong cifar10""".split()
+    """The longest files come first: of several processes, none is left alone with one."""
+    longest = """robust attack_contracts ascent objective ablate detect adp train gradient_health
+        certify main demo peers strong cifar10""".split()
     place = {f"test_{name}": i for i, name in enumerate(longest)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
@@ -61,13 +63,24 @@ def x64():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Trained:
-    """Both networks of the digits config, trained by main.py on the TINY budget."""
-    folder = tmp_path_factory.mktemp("trained")
-    trained = Trained(folder / "run", folder / "tfds")
-    for mode in ("train_classifier", "train"):
-        result = trained.main(f"--mode={mode}")
-        assert result.returncode == 0, result.stderr
-    return trained
+    """Both networks of the digits config, trained by main.py on the TINY budget.
+
+    One of pytest-xdist's processes trains them, and each has a copy of its own.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    original, done = shared / "trained", shared / "trained.done"
+    with open(shared / "trained.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait here
+        if not done.exists():
+            for mode in ("train_classifier", "train"):
+                result = Trained(original / "run", original / "tfds").main(f"--mode={mode}")
+                assert result.returncode == 0, result.stderr
+            done.touch()
+    folder = tmp_path_factory.mktemp("copied") / "trained"
+    shutil.copytree(original, folder)
+    return Trained(folder / "run", folder / "tfds")
 
 
 @pytest.fixture
