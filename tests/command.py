@@ -140,8 +140,8 @@ def on_devices(count: int) -> dict[str, str]:
 def _threads(devices: int) -> dict[str, str]:
     """Variables that give the CPU devices of a process enough threads.
 
-    They share one pool, by default of as many threads as the machine has cores, and each that waits
-    in a sum over devices holds one: on two cores none may be left for the device that is waited
-    for, and XLA ends the process after a minute.
+    They share one pool, whose size follows the machine's cores, and each that waits in a sum over
+    devices holds a thread of it: on two cores none may be left for the device that is waited for,
+    and XLA ends the process after a minute.
     """
     return {"NPROC": str(4 * devices)}
