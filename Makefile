@@ -34,7 +34,7 @@ cifar10-data: $(VENV)/ready  ## download and prepare the full CIFAR-10 into TFDS
 # The longest files come first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --durations=10
 
-# In three processes, as each waits for others that it starts; the slow ones need more memory.
+# In three processes on two cores: each also waits for others that it starts.
 test: $(VENV)/ready-test  ## every test not marked slow
 	$(PYTEST) -n 3 -m "not slow"
 

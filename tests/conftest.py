@@ -71,13 +71,13 @@ def trained(tmp_path_factory) -> Trained:
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     original, done = shared / "trained", shared / "trained.done"
+    first = Trained(original / "run", original / "tfds")
     with open(shared / "trained.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait here
-        if not done.exists():
-            for mode in ("train_classifier", "train"):
-                result = Trained(original / "run", original / "tfds").main(f"--mode={mode}")
-                assert result.returncode == 0, result.stderr
-            done.touch()
+        for mode in () if done.exists() else ("train_classifier", "train"):
+            result = first.main(f"--mode={mode}")
+            assert result.returncode == 0, result.stderr
+        done.touch()
     folder = tmp_path_factory.mktemp("copied") / "trained"
     shutil.copytree(original, folder)
     return Trained(folder / "run", folder / "tfds")
