@@ -1,6 +1,7 @@
 """Rows with stages: of each image the strongest of several attacks, on draws that score nothing."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -23,7 +24,9 @@ def choose(evaluation: "Evaluation", row: Row, pending: Sequence[int]) -> None:
     A stage leaves out what those before it have settled, where the row says so (see Strongest).
     Everything is recorded as it is computed, so that an interrupted choice goes on.
     """
-    measured = {CLEAN: _measure(evaluation, row, CLEAN, evaluation.images, pending)}
+    # Compiled where something is to be measured, and gone with this choice: it holds memory maps.
+    program = functools.cache(lambda: _compile(evaluation, row, pending))
+    measured = {CLEAN: _measure(evaluation, row, CLEAN, evaluation.images, pending, program)}
     left = list(pending)
     for stage in row.stages:
         if cast(Strongest, row.attack).survivors:
@@ -36,9 +39,15 @@ def choose(evaluation: "Evaluation", row: Row, pending: Sequence[int]) -> None:
             continue
         evaluation.attack(stage, left)
         images = evaluation.attacked_images(stage)
-        measured[stage.crafted] = _measure(evaluation, row, stage.crafted, images, left)
-    evaluation.measurers.pop(row.name, None)  # of no more use, and it holds memory maps
+        measured[stage.crafted] = _measure(evaluation, row, stage.crafted, images, left, program)
     _take_strongest(evaluation, row, pending, measured)
+
+
+def _compile(evaluation: "Evaluation", row: Row, positions: Sequence[int]) -> Callable:
+    """The program that measures a candidate on a batch."""
+    evaluation.progress.set_description(f"{row.name}: compiling the choice")
+    batch = evaluation.batch(positions, evaluation.images, "selection")
+    return compile_lowered(measure.lower(row.attack, parallel.replicate(row.attacked), *batch))
 
 
 def _measure(
@@ -47,6 +56,7 @@ def _measure(
     candidate: str,
     images: np.ndarray,
     positions: Sequence[int],
+    program: Callable[[], Callable],
 ) -> dict[int, dict]:
     """dataset index -> record with loss and settled, of the images at these positions."""
     name = f"choice:{row.name}:{candidate}"
@@ -57,15 +67,10 @@ def _measure(
     evaluation.check_there(images, pending, candidate)
     strongest, defense = cast(Strongest, row.attack), parallel.replicate(row.attacked)
     queries = strongest.queries_per_candidate
-    program = evaluation.measurers.get(row.name)
-    if program is None:
-        evaluation.progress.set_description(f"{row.name}: compiling the choice")
-        batch = evaluation.batch(pending, images, "selection")
-        program = compile_lowered(measure.lower(strongest, defense, *batch))
-        evaluation.measurers[row.name] = program
+    compiled = program()
     for at in evaluation.batches(pending, f"{row.name}: choosing"):
         batch = evaluation.batch(at, images, "selection")
-        (losses, settled), seconds = evaluation.timed(program, defense, *batch)
+        (losses, settled), seconds = evaluation.timed(compiled, defense, *batch)
         cost = {"queries": queries, "nfe": queries * defense.purifier.nfe, "nge": 0}
         cost["seconds"] = seconds / len(at)
         records = [

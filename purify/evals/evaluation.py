@@ -131,7 +131,6 @@ class Evaluation:
         self.seed = seed
         self._batch_size = batch_size
         self._scorers: dict = {}  # compiled `score`, one for each defence and number of draws
-        self.measurers: dict = {}  # compiled choices of the rows that are being chosen
         self.progress: tqdm = None
         self._estimated: set[str] = set()  # the kinds of work whose speed was told
 
