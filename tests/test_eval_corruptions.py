@@ -1,6 +1,5 @@
 """--mode=eval_corruptions: what is scored, that it goes on, what is reported, and other files."""
 
-import io
 import json
 import re
 import shutil
@@ -11,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from rich.console import Console
 from sklearn.datasets import load_digits
 
 from purify import data
@@ -20,7 +18,6 @@ from purify.corruptions import CORRUPTIONS, corrupt
 from purify.defense import classify
 from purify.evals import corruptions
 from purify.evals.corruption_files import CorruptionFiles
-from purify.evals.corruption_report import results_table
 from purify.evals.corruptions import Case, corrupted, plan_rows
 from purify.image_io import encode_image, to_float, to_uint8
 from purify.jsonl import read_lines
@@ -224,17 +221,6 @@ def test_the_table_has_a_line_for_each_corruption_and_the_mean_errors(evaluated)
     assert any(f"of  2  {100 * (1 - error):.1f}" in re.sub(" +", "  ", x) for x in lines)
     assert "…" not in evaluated.shown and "frost" not in evaluated.shown
     assert (evaluated.folder / "figures" / "corruptions.png").stat().st_size > 10_000
-
-
-def test_a_table_that_is_too_wide_takes_more_lines_and_loses_nothing(evaluated):
-    table = results_table(evaluated.results)
-    shown = {}
-    for width in (60, 1000):
-        console = Console(width=width, markup=False, file=io.StringIO())
-        console.print(table)
-        shown[width] = console.file.getvalue()
-    assert "…" not in shown[60] and shown[60].count("\n") > shown[1000].count("\n")
-    assert shown[60].count("]") == shown[1000].count("]") > 0
 
 
 # What is asked for

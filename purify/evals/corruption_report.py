@@ -169,7 +169,7 @@ def results_table(results: Mapping) -> Table:
     names = list(dict.fromkeys(entry["defense"]["name"] for entry in results["means"]))
     table.add_column("corruption", no_wrap=True)
     for name in names:
-        table.add_column(name, justify="right", overflow="fold")  # wraps, cuts nothing off
+        table.add_column(name, justify="right")
     lines: dict[str, list[dict]] = {}
     for entry in results["means"]:
         lines.setdefault(entry["corruption"], []).append(entry)

@@ -27,10 +27,16 @@ def with_interval(value: float, low: float, high: float) -> str:
 
 
 def print_wide(table: Table) -> None:
+    """In its full width or, where that is not there, with cells that take more lines, the widest
+    first: none loses its end."""
     # A pipe has no width: give the table what it needs. Markup off: intervals have brackets.
     needed = Console(width=10_000, markup=False).measure(table).maximum
     width = None if sys.stdout.isatty() else max(132, min(needed, 160))
-    Console(width=width, markup=False, highlight=False).print(table)
+    console = Console(width=width, markup=False, highlight=False)
+    if needed > console.width:
+        for column in table.columns:
+            column.no_wrap, column.overflow = False, "fold"
+    console.print(table)
 
 
 def print_versions(results: dict) -> None:
