@@ -233,6 +233,27 @@ def test_strips_and_cards_show_what_was_recorded(workdir):
             assert [picture.version for picture in card.pictures] == list(strips.versions)
 
 
+def test_cards_name_classes_as_the_data_set_does(workdir):
+    results = results_of(workdir, "eval_robust")
+    assert results["class_names"] == [str(digit) for digit in range(10)]
+    named = [f"name of {digit}" for digit in range(9)]  # one less than there are answers
+    of = {}
+    for names in ([], named):
+        run = Run(only(workdir, "eval_robust"), {}, results | {"class_names": names})
+        _, _, browser = image_blocks(run)
+        cards = browser.rows[0].cards
+        of[bool(names)] = [
+            (card.label, [p.answer for p in card.pictures], [name for name, _ in card.runs])
+            for card in cards
+        ]
+    expected = str.maketrans({str(digit): name for digit, name in enumerate(named)})
+    translated = [
+        (label.translate(expected), *([a.translate(expected) for a in each] for each in answers))
+        for label, *answers in of[False]
+    ]
+    assert of[True] == translated and len({label for label, *_ in translated}) > 5
+
+
 def test_images_are_as_many_as_the_page_has_room_for(workdir):
     run = Run(only(workdir, "eval_robust"), {}, results_of(workdir, "eval_robust"))
     notes, _, browser = image_blocks(run, budget=2 * 15 * 4 * 220)

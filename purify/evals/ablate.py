@@ -229,7 +229,7 @@ def _measure(planned: Planned, workdir: Path) -> Measured:
     with Store(workdir, robust.MODE, planned.settings) as store:
         evaluation = robust.evaluate(planned, store)
         done = done_rows(evaluation, planned.rows)
-        arguments = planned.config, evaluation, done, planned.settings, planned.inputs.runs
+        arguments = planned.config, evaluation, done, planned.settings, planned.inputs
         results = summary(*arguments)
         write_json(store.folder / "results.json", results)
     values = {

@@ -26,6 +26,7 @@ from purify.jsonl import write_json
 # A second rate, told only where ENOUGH natural images set its threshold and are judged by it.
 SMALL_RATE, ENOUGH = 0.01, 1000
 STRONGEST = "strongest"
+ATTACKED = (UNKNOWING, "knowing")
 
 Values = Mapping[str, Mapping[str, np.ndarray]]  # images -> statistic -> [n, D]
 
@@ -110,64 +111,87 @@ def result_rows(
     flagged; left_worst: in every draw. accuracy: of the defence without a detector.
     """
 
-    def share(outcomes: np.ndarray) -> dict | None:
-        if not len(outcomes):
-            return None
-        one_outcome = outcomes.shape[1] == 1
-        return estimate(outcomes.mean(1), one_outcome=one_outcome, seed=seed)._asdict()
-
-    def left(stopped: np.ndarray) -> dict:
-        return {"left": share(stopped), "left_worst": share(stopped.all(1, keepdims=True))}
-
     scored = functools.partial(_scored, num_draws=num_draws)
-    entries = []
+    share = functools.partial(_share, seed=seed)
+    entries: list[dict] = []
     for statistic, calibration in values["calibration"].items():
-        limit, survived = thresholds[statistic]["threshold"], []
-        clean = scored(values["clean"][statistic])
+        limit, clean = thresholds[statistic]["threshold"], scored(values["clean"][statistic])
         enough = min(len(calibration), len(clean)) >= ENOUGH
-        smaller = threshold(calibration[:, 0], SMALL_RATE) if enough else None
+        limits = (limit, threshold(calibration[:, 0], SMALL_RATE) if enough else None)
+        stopped = {}
         for name in (name for name in values if name != "calibration"):
-            kind = _kind(name, statistic, right)
-            if not kind:
+            if not (kind := _kind(name, statistic, right)):
                 continue
             found = values[name][statistic]
-            attacked = kind in ("unknowing", "knowing")
-            chosen = np.flatnonzero(_fools(scored(right[name]))) if attacked else slice(None)
-            positives = scored(found)[chosen]
-            entry = {
-                "statistic": statistic,
-                "images": name,
-                "kind": kind,
-                "num_images": len(found),
-                "num_positives": len(positives),
-                "auroc": None,
-                "flagged": share(positives > limit),
-                "flagged_small": None if smaller is None else share(positives > smaller),
-                "accuracy": share(scored(right[name])) if name in right else None,
-                "left": None,
-                "left_worst": None,
-                **attacks.get(name, {}),
-            }
-            if len(positives) and name != "clean":
-                origins = np.arange(len(found))[chosen]
-                entry["auroc"] = auroc(clean, positives, origins, seed=seed)._asdict()
-            if name == "clean":
-                entry["left"] = share(scored(right[name] & (found <= limit)))
-            elif attacked:
-                survived.append(right[name] | (found > limit))
-                entry |= left(scored(survived[-1]))
-            entries.append(entry)
-        if len(survived) > 1:
-            tried = np.stack(survived)
-            strongest = tried[..., :num_draws].mean(-1).argmin(0)
-            strongest = tried[strongest, np.arange(len(clean))]
+            positive, left, worst = np.full(len(found), True), None, None
+            if kind == "clean":
+                left = scored(right[name] & (found <= limit))
+            elif kind in ATTACKED:
+                positive = _fools(scored(right[name]))
+                stopped[name] = right[name] | (found > limit)
+                left = scored(stopped[name])
+                worst = _worst(left)
+            against = None if kind == "clean" else clean
+            entries.append(
+                {"statistic": statistic, "images": name, "kind": kind, "num_images": len(found)}
+                | _detected(scored(found), positive, against, limits, seed)
+                | {"accuracy": share(scored(right[name])) if name in right else None}
+                | {"left": share(left), "left_worst": share(worst)}
+                | dict(attacks.get(name, {}))
+            )
+        if len(stopped) > 1:
+            left = scored(_strongest(np.stack(list(stopped.values())), num_draws))
             entries.append(
                 dict.fromkeys(entries[-1])
                 | {"statistic": statistic, "images": STRONGEST, "kind": STRONGEST}
-                | {"num_images": len(clean)}
-                | left(scored(strongest))
+                | {"num_images": len(clean), "left": share(left), "left_worst": share(_worst(left))}
             )
     return entries
+
+
+def _detected(
+    found: np.ndarray,
+    positive: np.ndarray,
+    clean: np.ndarray | None,
+    limits: tuple[float, float | None],
+    seed: int,
+) -> dict:
+    """How the positive [n] of the images with these values [n, N] stand out from clean ones (None:
+    they are the clean ones) and above the thresholds for RATE and SMALL_RATE."""
+    positives = found[positive]
+    ranked = clean is not None and len(positives)
+    area = (
+        auroc(clean, positives, np.flatnonzero(positive), seed=seed)._asdict() if ranked else None
+    )
+    flagged, small = (
+        None if limit is None else _share(positives > limit, seed=seed) for limit in limits
+    )
+    return {
+        "num_positives": len(positives),
+        "auroc": area,
+        "flagged": flagged,
+        "flagged_small": small,
+    }
+
+
+def _strongest(stopped: np.ndarray, num_draws: int) -> np.ndarray:
+    """Of attacks [m, n, D], stopped or not in each draw, for each image the one that was stopped in
+    the fewest draws of those that are not scored: [n, D]."""
+    chosen = stopped[..., :num_draws].mean(-1).argmin(0)
+    return stopped[chosen, np.arange(stopped.shape[1])]
+
+
+def _share(outcomes: np.ndarray | None, seed: int) -> dict | None:
+    """The mean of outcomes [n, N], with its interval; None of none."""
+    if outcomes is None or not len(outcomes):
+        return None
+    one_outcome = outcomes.shape[1] == 1
+    return estimate(outcomes.mean(1), one_outcome=one_outcome, seed=seed)._asdict()
+
+
+def _worst(outcomes: np.ndarray) -> np.ndarray:
+    """[n, N] -> [n, 1]: whether all of an image's draws are."""
+    return outcomes.all(1, keepdims=True)
 
 
 def _scored(draws: np.ndarray, num_draws: int) -> np.ndarray:

@@ -31,13 +31,15 @@ class Inputs:
     """The networks of an evaluation and the images that they are evaluated on.
 
     runs, networks: name (see `network_run`) -> folder of the run that made the network, and the
-    network. num_classes: of the classifiers, 0 where there are none.
+    network. num_classes: of the classifiers, 0 where there are none. class_names: as the data set
+    has them, for all classes of the classifiers; where it has none their numbers.
     images: float32 [n, H, W, C] in [0, 1]; labels, indices (in the data set): int [n].
     """
 
     runs: Mapping[str, Path]
     networks: Networks
     num_classes: int
+    class_names: tuple[str, ...]
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
@@ -58,7 +60,7 @@ class Inputs:
     def of_split(self, config, split: str) -> "Inputs":
         """With the images of another split of the data set; ValueError where they do not fit."""
         shape = self.images.shape[1:]
-        images = _load_images(config, shape, self.num_classes, None, split)
+        _, *images = _load_images(config, shape, self.num_classes, None, split)
         return dataclasses.replace(self, **dict(zip(_IMAGES, images, strict=True)))
 
     def defense(self, config, name: str) -> Defense:
@@ -108,8 +110,9 @@ def load_inputs(
         runs = {"score": runs["score"]}
     networks, shape = load_networks(runs), image_shape(workdir)
     num_classes = _agreed_classes(runs, shape)
-    images = _load_images(config, shape, num_classes, input)
-    return Inputs(runs, networks, num_classes, *images)
+    named, *images = _load_images(config, shape, num_classes, input)
+    numbered = map(str, range(len(named), num_classes))
+    return Inputs(runs, networks, num_classes, (*named, *numbered), *images)
 
 
 def network_runs(config, workdir: Path, defenses: Iterable[str]) -> dict[str, Path]:
@@ -150,11 +153,11 @@ def _agreed_classes(runs: Mapping[str, Path], shape: tuple) -> int:
 
 def _load_images(
     config, shape: tuple, num_classes: int, input: str | None, split: str = ""
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(images float32 in [0, 1], labels, dataset indices) of `input`, or of a split, by default the
-    test split."""
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
+    """(class names, images float32 in [0, 1], labels, dataset indices) of `input`, which names no
+    classes, or of a split, by default the test split."""
     if input:
-        return load_labelled_npz(input, shape, num_classes=num_classes or None)
+        return (), *load_labelled_npz(input, shape, num_classes=num_classes or None)
     cfg = config.data
     dataset = data.load(cfg.name, split or cfg.test_split, data_dir=cfg.dir, path=cfg.path)
     if dataset.images.shape[1:] != shape:
@@ -167,7 +170,8 @@ def _load_images(
             f"{cfg.name} has {dataset.num_classes} classes, the classifier was trained on "
             f"{num_classes}; train in another --workdir"
         )
-    return to_float(dataset.images), dataset.labels, np.arange(len(dataset.labels))
+    indices = np.arange(len(dataset.labels))
+    return dataset.class_names, to_float(dataset.images), dataset.labels, indices
 
 
 def tell_seen(cfg, runs: Mapping[str, Path], num_images: int, split: str = "") -> list[str]:

@@ -86,7 +86,7 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
             tell_seen(config.data, inputs.runs, taken)
         evaluation = evaluate(planned, store)
         if parallel.is_first_process():
-            robust_report.write(config, evaluation, planned.rows, planned.settings, inputs.runs)
+            robust_report.write(config, evaluation, planned.rows, planned.settings, inputs)
     tell_stopped(taken, whole.num_images, max_images)
 
 

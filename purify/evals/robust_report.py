@@ -1,6 +1,6 @@
 """What an evaluation leaves: results.json, images, figures, the table on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from rich.table import Table
 from purify.checkpoint import ROLES, read_settings
 from purify.evals import plots
 from purify.evals.evaluation import Evaluation
+from purify.evals.inputs import Inputs
 from purify.evals.results import (
     MAIN,
     SINGLE_RUN,
@@ -107,13 +108,8 @@ def done_rows(evaluation: Evaluation, rows: list[Row]) -> Done:
     return [(row, [store.records(row.name)[i] for i in _indices(evaluation, row)]) for row in rows]
 
 
-def summary(
-    config, evaluation: Evaluation, done: Done, settings: dict, runs: Mapping[str, Path]
-) -> dict:
-    """What results.json holds.
-
-    runs: name -> folder of the runs that made the networks, those of this workdir by role.
-    """
+def summary(config, evaluation: Evaluation, done: Done, settings: dict, inputs: Inputs) -> dict:
+    """What results.json holds."""
     store, seed, rows = evaluation.store, config.seed, [row for row, _ in done]
     clean = {row.defense_name: records for row, records in done if row.attack_name == "clean"}
     alone = {row.name for row in without_exact(rows)}
@@ -128,22 +124,18 @@ def summary(
         "rows": entries,
         "headline": headlines(done),
         "comparisons": comparisons(config, done, seed=seed),
+        "class_names": inputs.class_names,
         "weights": settings["weights"],
         **store.computed_by(),
-        "trained": {name: read_settings(folder) for name, folder in runs.items()},
+        "trained": {name: read_settings(folder) for name, folder in inputs.runs.items()},
         "config": config.to_dict(),
     }
 
 
-def write(
-    config, evaluation: Evaluation, rows: list[Row], settings: dict, runs: Mapping[str, Path]
-) -> None:
-    """Write results.json, attacked images (.npz) and figures; print the table and the paths.
-
-    runs: as of `summary`.
-    """
+def write(config, evaluation: Evaluation, rows: list[Row], settings: dict, inputs: Inputs) -> None:
+    """Write results.json, attacked images (.npz) and figures; print the table and the paths."""
     store, done = evaluation.store, done_rows(evaluation, rows)
-    results = summary(config, evaluation, done, settings, runs)
+    results = summary(config, evaluation, done, settings, inputs)
     write_json(store.folder / "results.json", results)
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
     # Records may outlive the images, which are a hundred times as large.
@@ -151,12 +143,15 @@ def write(
     paths += [_save_attacked(evaluation, row) for row in crafting(rows) if row.crafted in kept]
     (store.folder / "figures").mkdir(exist_ok=True)
     paths += draw_figures(store.folder / "figures", results)
-    paths += _other_figures(config, evaluation, rows, runs)
+    paths += _other_figures(config, evaluation, rows, inputs)
     print_wide(results_table(results))
     print("\n".join(comparison_lines(results)))
     print_versions(results)
     tell_written(paths)
-    print("checkpoints:\n" + "\n".join(f"  {folder / 'checkpoints'}" for folder in runs.values()))
+    print(
+        "checkpoints:\n"
+        + "\n".join(f"  {folder / 'checkpoints'}" for folder in inputs.runs.values())
+    )
 
 
 def comparison_lines(results: Mapping) -> list[str]:
@@ -232,11 +227,11 @@ def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[P
     return paths
 
 
-def _other_figures(config, evaluation, rows: list[Row], runs: Mapping[str, Path]) -> list[Path]:
+def _other_figures(config, evaluation, rows: list[Row], inputs: Inputs) -> list[Path]:
     """How the networks learnt, and what purification does to images; the paths, of the images
     themselves too."""
     folder, paths = evaluation.store.folder / "figures", []
-    curves = {role: read_lines(runs[role] / "metrics.jsonl") for role in ROLES}
+    curves = {role: read_lines(inputs.runs[role] / "metrics.jsonl") for role in ROLES}
     if any(curves.values()):
         paths.append(folder / "training.png")
         plots.training_curves(paths[-1], {role: lines for role, lines in curves.items() if lines})
@@ -245,15 +240,16 @@ def _other_figures(config, evaluation, rows: list[Row], runs: Mapping[str, Path]
         if headline and _has_images(evaluation, row):
             saved = save_versions(evaluation, row, batch_size=config.eval.batch_size)
             paths += [saved, folder / f"{row.name}.png"]
-            _image_figure(paths[-1], read_versions(saved))
+            _image_figure(paths[-1], read_versions(saved), inputs.class_names)
     return paths
 
 
-def _image_figure(path: Path, versions: Versions) -> None:
+def _image_figure(path: Path, versions: Versions, class_names: Sequence[str]) -> None:
     """Clean, attacked, noised and purified versions of the first images, with predictions."""
     n = FIGURE_IMAGES
+    labels = versions.labels[:n]
     captions = {
-        name: [(str(a), bool(a == y)) for a, y in zip(answers, versions.labels, strict=True)][:n]
+        name: [(class_names[a], bool(a == y)) for a, y in zip(answers[:n], labels, strict=True)]
         for name, answers in versions.answers.items()
     }
     shown = {name: to_float(images[:n]) for name, images in versions.images.items()}

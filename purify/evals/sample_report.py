@@ -105,13 +105,13 @@ def _path_figure(file: Path, store: Store, path: ShownPath, followed: Inputs) ->
     columns = np.append(0, columns)
     heads = ["image", "noised" if path.stepwise else "purified"]
     heads += [f"step {step}" for step in range(1, last)]
-    rows, captions, notes = {}, {}, {}
+    rows, captions, notes, names = {}, {}, {}, followed.class_names
     for place, (index, label) in enumerate(zip(followed.indices, followed.labels, strict=True)):
-        name, record = f"image {index}\nlabel {label}", store.records(path.row)[int(index)]
+        name, record = f"image {index}\nlabel {names[label]}", store.records(path.row)[int(index)]
         rows[name] = images[place, columns]
         if record["predictions"]:
             classes = np.array(record["predictions"])[columns]
-            captions[name] = [(f"class {c}", bool(c == label)) for c in classes]
+            captions[name] = [(names[c], bool(c == label)) for c in classes]
         norms = [f"{record['score_norms'][at]:.2f}" for at in columns]
         notes[name] = {"score norm": norms}
         if path.stepwise:

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ MAX_CARDS = 100  # of a row
 # Of all images of a report, in bytes of the page: more of them would open slowly.
 BUDGET = 8_000_000
 ALWAYS = 10  # cards of a row, whatever they need
+ClassName = Callable[[int], str]
 OUTCOMES = {
     "right": "right in all draws",
     "some": "wrong in some",
@@ -32,7 +33,7 @@ class Picture(NamedTuple):
     version: str
     uri: str
     size: tuple[int, int]  # height, width
-    answer: int
+    answer: str
     right: bool
 
 
@@ -45,10 +46,10 @@ class Card(NamedTuple):
     """
 
     number: int
-    label: int
+    label: str
     pictures: Sequence[Picture]
     draws: Sequence[bool]
-    runs: Sequence[tuple[int, int]]
+    runs: Sequence[tuple[str, int]]
     loss: float | None
     distance: float
     chosen: str
@@ -124,7 +125,7 @@ def image_blocks(run: Run, *, budget: int = BUDGET) -> list[Block]:
         return [Prose(notes)] if notes else []
     share = budget // len(found)
     rows = [
-        _attacked_row(row, versions, run.records[f"{defense}-{attack}"], share)
+        _attacked_row(row, versions, run.records[f"{defense}-{attack}"], run.class_name, share)
         for attack, (row, versions) in found.items()
     ]
     headline = run.results["headline"].get(defense)
@@ -136,12 +137,14 @@ def image_blocks(run: Run, *, budget: int = BUDGET) -> list[Block]:
     return [Prose(notes), Strips(defense, rows), Browser(rows, chosen)]
 
 
-def _attacked_row(row: Mapping, versions: Versions, records: Mapping, budget: int) -> AttackedRow:
+def _attacked_row(
+    row: Mapping, versions: Versions, records: Mapping, class_name: ClassName, budget: int
+) -> AttackedRow:
     """Cards of the first images, as many as the budget holds."""
     places = [at for at, index in enumerate(versions.index) if int(index) in records]
     cards: list[Card] = []
     spent = 0
-    for card in _cards(versions, records, places[:MAX_CARDS]):
+    for card in _cards(versions, records, places[:MAX_CARDS], class_name):
         spent += sum(len(picture.uri) for picture in card.pictures)
         if len(cards) >= ALWAYS and spent > budget:
             break
@@ -152,7 +155,9 @@ def _attacked_row(row: Mapping, versions: Versions, records: Mapping, budget: in
     return AttackedRow(row["attack"], row, {name: counts[name] for name in OUTCOMES}, cards)
 
 
-def _cards(versions: Versions, records: Mapping, places: Sequence[int]) -> Iterator[Card]:
+def _cards(
+    versions: Versions, records: Mapping, places: Sequence[int], class_name: ClassName
+) -> Iterator[Card]:
     for at in places:
         index, label = int(versions.index[at]), int(versions.labels[at])
         record = records[index]
@@ -163,17 +168,17 @@ def _cards(versions: Versions, records: Mapping, places: Sequence[int]) -> Itera
                 name,
                 data_uri(encode_image(versions.images[name][at], ".png"), ".png"),
                 versions.images[name].shape[1:3],
-                int(versions.answers[name][at]),
+                class_name(versions.answers[name][at]),
                 int(versions.answers[name][at]) == label,
             )
             for name in VERSIONS
         ]
         yield Card(
             index,
-            label,
+            class_name(label),
             pictures,
             record["correct"],
-            answers.most_common(),
+            [(class_name(answer), count) for answer, count in answers.most_common()],
             loss if loss is not None and math.isfinite(loss) else None,
             record["distance"],
             record.get("chosen", ""),

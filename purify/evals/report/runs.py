@@ -28,6 +28,11 @@ class Run:
     def workdir(self) -> Path:
         return self.folder.parent.parent
 
+    def class_name(self, label: int) -> str:
+        """As the data set has it, or the number, as where an earlier version wrote the results."""
+        names = self.results.get("class_names", ())
+        return names[label] if label < len(names) else str(label)
+
     @functools.cached_property
     def records(self) -> dict[str, dict[int, dict]]:
         """row -> dataset index -> record."""
