@@ -147,4 +147,6 @@ def farthest(norm: str, point: Array, center: Array, eps: float) -> Array:
     # So far that all pixels that move by a hundredth of the largest or more meet the box. A NaN
     # stays one.
     ahead = 100.0 * difference / jnp.where(largest == 0, 1.0, largest)
-    return _last_inside(NORMS[norm].size, center + ahead, center, eps)
+    last = _last_inside(NORMS[norm].size, center + ahead, center, eps)
+    # Projections leave room for what rounding adds to the sum of many small differences.
+    return NORMS[norm].project(last, center, eps)

@@ -102,10 +102,14 @@ def _detect(config) -> None:
     config.variants.lightly = config.detect_then_purify.natural.to_dict()
     config.attacks.exact.defenses = (*config.attacks.exact.defenses, *defended)
     knowing = dict(
-        eps=EPS, num_steps=15, eot_samples=4, num_images=100, loss="margin", defenses=defended
+        # Steps that can settle where the penalty begins, as those of one length cannot, also from
+        # images that fool the defence, of which the penalty is to be lowered.
+        **dict(attack="apgd", loss="margin", starts=("detect_then_purify-exact",)),
+        **dict(eps=EPS, num_steps=15, eot_samples=4, num_images=100, defenses=defended),
     )
     own = {"suspected": attack("surrogate", surrogate="adp", **knowing)}
-    for weight in (3, 30, 300):
+    # 1, 3 and 10 of the standard deviations of clean images' norms, 0.058.
+    for weight in (17, 52, 170):
         penalised = knowing | dict(penalty=weight)
         own[f"penalised_{weight}"] = attack("exact", **penalised)
         own[f"natural_{weight}"] = attack("surrogate", surrogate="lightly", **penalised)

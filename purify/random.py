@@ -4,6 +4,8 @@ A draw therefore depends on the root seed, what it is for (its stream) and which
 belongs to, and on nothing else: not on the batch, the order of work, or an interruption.
 """
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 
@@ -31,3 +33,8 @@ def index_keys(key: Key, indices: Array) -> Key:
 def image_keys(seed: int, indices: Array, *, stream: str = "defense") -> Key:
     """The keys [n] of images by their dataset indices [n]."""
     return index_keys(stream_key(seed, stream), jnp.asarray(indices))
+
+
+def keys_apart(keys: Key, name: str) -> Key:
+    """The keys [n] of something that shall not draw what others draw with `keys`, by its name."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, zlib.crc32(name.encode()))

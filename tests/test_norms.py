@@ -31,6 +31,11 @@ def project(name: str, points, centers, eps: float) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(NORMS[name].project, (0, 0, None)))(points, centers, eps))
 
 
+def last_of_rays(name: str, points, centers, eps: float) -> np.ndarray:
+    ends = jax.jit(jax.vmap(lambda point, center: farthest(name, point, center, eps)))
+    return np.asarray(ends(points, centers))
+
+
 def test_a_new_norm_needs_an_oracle_here():
     assert set(NORMS) == set(ORDER) == set(EPS)
 
@@ -104,12 +109,14 @@ def test_projection_is_scipys_constrained_minimum(name, x64):
         ("l2", (32, 32, 3), 0.5),
         ("l2", (64, 64, 3), 4.0),
         ("l1", (32, 32, 3), 12.0),
+        ("l1", (32, 32, 3), 50.0),
     ],
 )
-def test_projection_of_float32_images_is_in_the_ball_to_rounding(name, shape, eps):
+@pytest.mark.parametrize("moved", [project, last_of_rays])
+def test_points_of_float32_images_are_in_the_ball_to_rounding(moved, name, shape, eps):
     dim = int(np.prod(shape))
     centers, points = (a.astype(np.float32).reshape(-1, *shape) for a in cases(20, dim))
-    nearest = project(name, points, centers, eps)
+    nearest = moved(name, points, centers, eps)
     distance = size(name, nearest.reshape(20, -1).astype(np.float64) - centers.reshape(20, -1))
     # The slack that attacks are checked with, and no more; nor is budget left unused.
     assert (distance <= eps + 1e-6).all()
@@ -192,7 +199,7 @@ def test_the_farthest_point_of_a_ray_is_on_the_sphere_and_on_the_ray(name, x64):
     eps, dim = EPS[name], 6
     centers, points = cases(200, dim)
     rays = np.clip(points, 0, 1)
-    ends = np.asarray(jax.jit(jax.vmap(lambda p, c: farthest(name, p, c, eps)))(rays, centers))
+    ends = last_of_rays(name, rays, centers, eps)
     moved, along = ends - centers, rays - centers
     sizes = size(name, moved)
     stopped = np.where(along > 0, ends == 1, ends == 0)

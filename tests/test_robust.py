@@ -552,7 +552,9 @@ def test_what_fools_one_defence_is_scored_on_another_and_climbed_from(trained, w
     config.attacks.moved = transfer("noise_only-exact", defenses=("adp",))
     config.attacks.on = config.attacks.exact.copy_and_resolve_references()
     config.attacks.on.update(defenses=("adp",), starts=("blind", "noise_only-exact"))
-    config.eval.attacks = ("blind", "exact", "moved", "on")
+    config.attacks.again = config.attacks.exact.copy_and_resolve_references()
+    config.attacks.again.update(starts=("noise_only-exact",))
+    config.eval.attacks = ("blind", "exact", "again", "moved", "on")
     robust.run(config, workdir)
     folder = only_folder(workdir)
     records = untimed(read_lines(folder / "images.jsonl"))
@@ -569,6 +571,10 @@ def test_what_fools_one_defence_is_scored_on_another_and_climbed_from(trained, w
         assert moved["distance"] == attack["distance"] and moved["queries"] == attack["queries"]
         # A run from each of three starts: 3 steps of 2 + 4; six candidates and the clean image.
         assert records["attack:adp-on", i]["queries"] == 3 * 3 * (2 + 4) + 7 * 32
+        # The same classifier, loss and clean image, but not the draws that chose where it starts.
+        again = records["attack:noise_only-again", i]
+        assert again["start_loss"] != attack["start_loss"]
+        assert again["start_loss"] == pytest.approx(attack["start_loss"], abs=2)
     lines = (folder / "images.jsonl").read_text().splitlines(keepends=True)
     (folder / "images.jsonl").write_text("".join(lines[: len(lines) // 2]))
     robust.run(config, workdir)

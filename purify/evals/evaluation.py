@@ -17,7 +17,7 @@ from purify.defense import Defense, combine
 from purify.evals.choosing import choose
 from purify.evals.rows import Row, crafting, with_stages
 from purify.evals.store import Store
-from purify.random import image_keys
+from purify.random import image_keys, keys_apart
 from purify.types import Array, Key, PyTree
 
 # What an image's attack key is folded with to purify the clean image, for attacks that know the
@@ -309,12 +309,21 @@ class Evaluation:
             self.check_there(images, at, name)
         given = [images[at] for images in points.values()]
         starts = parallel.shard(np.stack(given, axis=1)) if given else None
-        return *self.batch(positions, self.images, "attack", "defense"), starts
+        # The draws of other attacks have chosen the images that this one climbs from: it draws
+        # anew, or their luck would be taken for strength.
+        apart = row.crafted if row.starts else ""
+        streams = ("attack", "defense")
+        return *self.batch(positions, self.images, *streams, apart=apart), starts
 
-    def batch(self, positions: Sequence[int], images: np.ndarray, *streams: str) -> tuple:
-        """(keys of each stream, images, labels) of one full batch, padded and sharded."""
+    def batch(
+        self, positions: Sequence[int], images: np.ndarray, *streams: str, apart: str = ""
+    ) -> tuple:
+        """(keys of each stream, images, labels) of one full batch, padded and sharded. apart: a
+        name with which the keys of the first stream are folded, '' for none."""
         at = np.resize(positions, self._batch_size)  # repeats positions to fill up, or cuts off
-        keys = (image_keys(self.seed, self.indices[at], stream=stream) for stream in streams)
+        keys = [image_keys(self.seed, self.indices[at], stream=stream) for stream in streams]
+        if apart:
+            keys[0] = keys_apart(keys[0], apart)
         return parallel.shard((*keys, images[at], self.labels[at]))
 
     @staticmethod
