@@ -37,7 +37,8 @@ VARIANTS = ("", "reference", "resnet20", "tiny", "tuning", "strong", "pgd_at")
 PURIFIERS = ("noise_only", "one_step", "schedule", "adp")
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "", name: str = "cifar10"):
+    """name: of the config that takes this one with another data set."""
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is unknown; known: {', '.join(VARIANTS[1:])}")
     config = base()
@@ -82,6 +83,8 @@ def get_config(variant: str = ""):
         _reference(config)
     elif variant:
         _small(config)
+        # The baseline to beat, trained by the variant `pgd_at`; a defence where it is named.
+        config.variants.pgd_at = dict(purifier="identity", classifier=f"runs/{name}_pgd_at")
     if variant == "tiny":
         _tiny(config)
     elif variant == "tuning":
@@ -155,8 +158,6 @@ def _small(config) -> None:
         adp_secant=dict(purifier="adp", curvature="secant", lam=0.05, num_steps=6),
     )
     config.variants.adp_paper = dict(purifier="adp", lam=0.05, num_steps=10)
-    # The baseline to beat, trained by the variant `pgd_at`; a defence where it is named.
-    config.variants.pgd_at = dict(purifier="identity", classifier="runs/cifar10_pgd_at")
     exact = ("one_step", "schedule", "adp", "adp_secant", "adp_paper")
     config.eval.defenses = ("identity", *names, "adp_paper")
     config.eval.bpda_alone = (

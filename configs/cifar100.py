@@ -4,7 +4,7 @@ from configs import cifar10
 
 
 def get_config(variant: str = ""):
-    config = cifar10.get_config(variant)
+    config = cifar10.get_config(variant, name="cifar100")
     config.data.name = "cifar100"
     # The small networks keep the statistics that they were published with.
     if variant in ("", "reference"):

@@ -11,7 +11,7 @@ EPS = 0.1
 
 
 def get_config(variant: str = ""):
-    config = mnist.get_config(variant)
+    config = mnist.get_config(variant, name="fashion_mnist")
     config.data.name = "fashion_mnist_idx"
     config.classifier.network.update(mean=(0.2860,), std=(0.3530,))
     config.classifier.train.augment = "flip_crop"

@@ -5,7 +5,7 @@ from configs import cifar10
 
 
 def get_config(variant: str = ""):
-    config = cifar10.get_config(variant)
+    config = cifar10.get_config(variant, name="svhn")
     config.data.name = "svhn_cropped"
     # A mirrored digit is another sign.
     config.classifier.train.augment = "crop"

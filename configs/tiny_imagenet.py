@@ -9,7 +9,7 @@ from configs import cifar10
 
 
 def get_config(variant: str = ""):
-    config = cifar10.get_config(variant)
+    config = cifar10.get_config(variant, name="tiny_imagenet")
     config.data.name = "folder"
     if variant in ("", "reference"):
         config.sample.start = "noised"  # sigma 50 does not hide 64 x 64 images

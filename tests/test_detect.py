@@ -266,9 +266,18 @@ def test_of_weights_from_elsewhere_it_is_said_that_nobody_knows(trained, tmp_pat
     assert "what it has seen is unknown" in capsys.readouterr().out
 
 
+def test_of_a_network_for_other_data_it_is_said_for_which(trained, workdir, capsys):
+    data_config = trained.config().data
+    data_config.name = "fashion_mnist_idx"
+    assert tell_seen(data_config, {"classifier": workdir / "classifier"}, 0) == []
+    assert "was trained on digits8x8, these images are fashion_mnist" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"detect.purifier": "adp_reference"}, "detect.purifier='adp_reference' decides a batch"),
+        ({"detect.defense": "adp_reference"}, "detect.defense='adp_reference' decides a batch"),
         ({"detect.statistics": ("nonsense",)}, "config.detect.statistics entry 'nonsense'"),
         ({"detect.statistics": ("energy",)}, "needs a score model with head='energy'"),
         ({"detect.purifier": "nonsense"}, "config.detect.purifier 'nonsense'"),

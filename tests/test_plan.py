@@ -19,6 +19,7 @@ from purify.detectors import Penalty, ScoreNorm
 from purify.evals.defenses import network_run
 from purify.evals.inputs import network_runs
 from purify.evals.plan import plan
+from purify.evals.robust import purifiers_of
 from purify.evals.rows import crafting, limited, main_ball, with_stages, without_exact
 from purify.networks import Classifier, Score
 from purify.purifiers import ADP, PURIFIERS, Schedule
@@ -36,7 +37,7 @@ def make(name: str, variant: str = "", **changes):
     network = models.build(**config.classifier.network.to_dict(), num_classes=10)
     field = models.build(**config.score.network.to_dict())
     networks = {}
-    for run in network_runs(config, Path("runs"), config.eval.defenses):
+    for run in network_runs(config, Path("runs"), purifiers_of(config)):
         score = run.endswith("score")
         networks[run] = (
             Score({"run": run}, field, config.score.head)
@@ -44,6 +45,20 @@ def make(name: str, variant: str = "", **changes):
             else Classifier({"run": run}, network)
         )
     return config, {row.name: row for row in plan(config, networks, 10_000)}
+
+
+def test_a_surrogate_may_have_a_score_model_of_its_own():
+    changes = dict(variants__other=dict(purifier="adp", score="elsewhere"))
+    changes |= dict(attacks__exact__gradient="surrogate", attacks__exact__surrogate="other")
+    _, rows = make("digits", eval__attacks=("blind", "exact"), **changes)
+    assert rows["adp-exact"].attacked.purifier.score.variables == {"run": "elsewhere/score"}
+    assert rows["adp-exact"].defense.purifier.score.variables == {"run": "score"}
+
+
+@pytest.mark.parametrize("name", CIFAR_LIKE)
+def test_the_robust_baseline_is_what_the_same_config_trains(name):
+    config, _ = make(name, "strong")
+    assert config.variants.pgd_at.classifier == f"runs/{name}_pgd_at"
 
 
 @pytest.mark.parametrize("name, variant", CONFIGS)
@@ -83,11 +98,12 @@ def test_an_unknown_variant_lists_those_there_are(name):
 @pytest.mark.parametrize("variant", cifar10.VARIANTS)
 @pytest.mark.parametrize("name", CIFAR_LIKE[1:])
 def test_configs_differ_from_cifar10_only_where_they_must(name, variant):
-    """In the data, its mean and standard deviation, its radius, what may be mirrored, and where
-    samples start: the noise that hides an image grows with its size."""
+    """In the data, its mean and standard deviation, its radius, what may be mirrored, where samples
+    start (the noise that hides an image grows with its size), and where its baseline lies."""
     ours, theirs = (make(name, variant)[0].to_dict() for name in (name, "cifar10"))
     fields = {line.split(":")[0] for line in differing_fields(theirs, ours)}
     allowed = r"data\.name|classifier\.network\.(mean|std)|.*\.(eps|step_size|augment)"
+    allowed += r"|variants\.pgd_at\.classifier"
     allowed += r"|sample\.start" if name == "tiny_imagenet" else ""
     assert fields and all(re.fullmatch(allowed, field) for field in fields), fields
     signs = name in ("mnist", "svhn")  # a mirrored one is another sign
@@ -405,14 +421,14 @@ def test_what_does_not_fit_is_refused_before_anything_runs(changes, said):
 def test_attacks_that_know_of_a_detector_keep_below_its_threshold():
     config, rows = make("digits", "detect")
     defended, attacked = (
-        rows["detect_then_purify-penalised_30"],
-        rows["detect_then_purify-natural_30"],
+        rows["detect_then_purify-penalised_52"],
+        rows["detect_then_purify-natural_52"],
     )
     purifier = defended.defense.purifier
     assert purifier.natural == Schedule(purifier.score, sigma=0.1)
     assert purifier.suspected.num_steps == config.adp.num_steps
     for row in (defended, attacked):
-        assert row.beside == {"penalty_fn": Penalty(ScoreNorm(purifier.score), 0.42, 30.0)}
+        assert row.beside == {"penalty_fn": Penalty(ScoreNorm(purifier.score), 0.42, 52.0)}
     assert attacked.attacked.purifier == purifier.natural
     queries = defended.attack.gradient_queries + defended.attack.selection_queries
     assert (purifier.nfe, purifier.nge) == (1 + 5 + 20, 5 + 20)
@@ -420,6 +436,9 @@ def test_attacks_that_know_of_a_detector_keep_below_its_threshold():
     assert attacked.attack_nfe == queries * (5 + 1)
     assert attacked.attack_nge == attacked.attack.gradient_queries * (5 + 1)
     assert not rows["detect_then_purify-exact"].beside
+    assert defended.starts == attacked.starts == ("detect_then_purify-exact",)
+    held = rows["detect_then_purify-suspected"].attacked.purifier
+    assert held == dataclasses.replace(purifier.suspected, loop="scan")
 
 
 def test_a_variant_can_have_another_score_model():

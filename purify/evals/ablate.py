@@ -82,9 +82,10 @@ def plan_points(config, workdir: Path) -> tuple[list[Factor], dict]:
 
     def prepared(key: tuple[str, Any] | None, changes: Mapping[str, Any]) -> Planned:
         point = _evaluated(changed(config, changes))
-        runs = tuple(network_runs(point, workdir, point.eval.defenses).items())
+        names = robust.purifiers_of(point)
+        runs = tuple(network_runs(point, workdir, names).items())
         if runs not in loaded:
-            loaded[runs] = load_inputs(point, workdir, point.eval.defenses)
+            loaded[runs] = load_inputs(point, workdir, names)
         number, available = config.ablate.num_images, len(loaded[runs].labels)
         if not 1 <= number <= available:
             raise ValueError(f"config.ablate.num_images={number} must be from 1 to {available}")

@@ -36,6 +36,12 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
     _check(config)
     inputs = load_inputs(config, workdir, [cfg.defense, cfg.purifier])
+    for field in ("purifier", "defense"):
+        if inputs.defense(config, cfg[field]).couples_batch:
+            raise ValueError(
+                f"config.detect.{field}={cfg[field]!r} decides a batch together: what is measured "
+                "of an image would depend on its neighbours"
+            )
     available = len(inputs.labels)
     if not 1 <= cfg.num_images <= available:
         raise ValueError(f"config.detect.num_images={cfg.num_images} must be 1 to {available}")

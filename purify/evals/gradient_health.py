@@ -149,12 +149,12 @@ def run(config, workdir: Path) -> None:
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
     name, cfg = config.defense.purifier, config.check
     purifier_options(config, name, field="config.defense.purifier")
-    inputs = load_inputs(config, workdir, [name])
-    defense = inputs.defense(config, name)
     # Of itself the defence is no surrogate: that is the exact gradient.
     surrogate = "" if cfg.surrogate == name else cfg.surrogate
     if surrogate:
         purifier_options(config, surrogate, field="config.check.surrogate")
+    inputs = load_inputs(config, workdir, list(filter(None, [name, surrogate])))
+    defense = inputs.defense(config, name)
     budget = _budget(config)
     available = len(inputs.labels)
     if not 1 <= cfg.num_images <= available:

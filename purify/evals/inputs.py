@@ -187,6 +187,8 @@ def tell_seen(cfg, runs: Mapping[str, Path], num_images: int, split: str = "") -
                 f"note: the weights of the {name} came from elsewhere; what it has seen is unknown"
             )
             continue
+        if trained["name"] != cfg.name:
+            print(f"note: the {name} was trained on {trained['name']}, these images are {cfg.name}")
         if (trained["name"], trained["path"]) != (cfg.name, cfg.path):
             continue
         seen = set(data.members(cfg.name, trained["train_split"], **where)) & set(evaluated)

@@ -1,7 +1,6 @@
 """--mode=eval_robust: the attacks of the config against the defence and its baselines."""
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,17 @@ def prepare(config, inputs: Inputs, *, given: bool = False) -> Planned:
     return Planned(config, inputs.first(needed), rows, settings)
 
 
+def purifiers_of(config) -> tuple[str, ...]:
+    """The names of its defences and of the surrogates that its attacks differentiate."""
+    attacks = config.attacks.to_dict()
+    chosen = [attacks[name] for name in attack_names(config) if name in attacks]
+    chosen += [
+        attacks[stage] for own in chosen for stage in own.get("stages", ()) if stage in attacks
+    ]
+    surrogates = (options.get("surrogate") for options in chosen)
+    return tuple(dict.fromkeys(filter(None, (*config.eval.defenses, *surrogates))))
+
+
 def evaluate(planned: Planned, store: Store) -> Evaluation:
     """Whatever of it is not done yet, into the store of its settings."""
     evaluation = planned.inputs.evaluation(planned.config, store)
@@ -73,7 +83,7 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     max_images: stop after that many images of each row. No setting: a later run, with more of them
         or without a limit, is the same evaluation and goes on from there.
     """
-    inputs = load_inputs(config, workdir, config.eval.defenses, input)
+    inputs = load_inputs(config, workdir, purifiers_of(config), input)
     whole = prepare(config, inputs, given=bool(input))
     planned = whole.limited(max_images)
     taken, (nfe, nge) = planned.num_images, planned.cost
@@ -98,19 +108,12 @@ def _settings(config, inputs: Inputs, rows: list[Row]) -> dict:
     evaluated = without(without(cfg["eval"], "attack_list"), "bpda_alone") | {"attacks": names}
     if not any(row.defense.couples_batch for row in rows):
         evaluated = without(evaluated, "batch_size")
-    purifiers = {name: cfg[name] for name in PURIFIERS}
+    purifiers, used = {name: cfg[name] for name in PURIFIERS}, purifiers_of(config)
     return {
         "defense": without(cfg["defense"], "chunk"),
         "attacks": {n: without(cfg["attacks"][n], "chunk") for n in (*names, *stages)},
         "eval": evaluated,
-        "variants": _variants(cfg, (*names, *stages)),
+        "variants": {name: cfg["variants"][name] for name in used if name in cfg["variants"]},
         **inputs.settings(config),
         **purifiers,
     }
-
-
-def _variants(cfg: dict, attack_names: Iterable[str]) -> dict:
-    """The variants that the evaluation has to do with."""
-    used = {*cfg["eval"]["defenses"]}
-    used |= {cfg["attacks"][name].get("surrogate") for name in attack_names}
-    return {name: changes for name, changes in cfg["variants"].items() if name in used}
