@@ -85,6 +85,10 @@ class Classifier:
     network: nn.Module = flax.struct.field(pytree_node=False)
     precision: str = flax.struct.field(pytree_node=False, default="float32")
 
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes
+
     def __call__(self, image: Image) -> Array:
         return _apply(self, image)
 

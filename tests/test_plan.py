@@ -29,12 +29,12 @@ CONFIGS = [("digits", variant) for variant in digits.VARIANTS]
 CONFIGS += [(name, variant) for name in CIFAR_LIKE for variant in cifar10.VARIANTS]
 
 
-def make(name: str, variant: str = "", **changes):
+def make(name: str, variant: str = "", num_classes: int = 10, **changes):
     """(config, its rows) with networks that have no parameters: nothing is computed here."""
     get_config = importlib.import_module(f"configs.{name}").get_config
     config = get_config(variant)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    network = models.build(**config.classifier.network.to_dict(), num_classes=10)
+    network = models.build(**config.classifier.network.to_dict(), num_classes=num_classes)
     field = models.build(**config.score.network.to_dict())
     networks = {}
     for run in network_runs(config, Path("runs"), purifiers_of(config)):
@@ -45,6 +45,20 @@ def make(name: str, variant: str = "", **changes):
             else Classifier({"run": run}, network)
         )
     return config, {row.name: row for row in plan(config, networks, 10_000)}
+
+
+def test_of_few_classes_all_wrong_ones_are_aimed_at():
+    for chosen in (dict(eval__attack_list="strong"), dict(eval__attacks=("autoattack_standard",))):
+        _, rows = make("cifar10", "resnet20", num_classes=4, **chosen)
+        targets = {
+            stage.attack.targets
+            for row in with_stages(rows.values())
+            for stage in (row, *row.stages)
+            if getattr(stage.attack, "targets", 0)
+        }
+        assert targets == {3}
+    with pytest.raises(ValueError, match="loss='dlr' needs [34] classes, the classifier has 2"):
+        make("cifar10", "resnet20", num_classes=2, eval__attack_list="strong")
 
 
 def test_a_surrogate_may_have_a_score_model_of_its_own():
@@ -259,6 +273,18 @@ def test_whether_a_search_asks_the_defence_is_known():
     assert {"adp-bpda", "adp-exact", "adp-square", "adp-fixed_key", "identity-blind"} <= asked
     others = ("clean", "blind", "surrogate", "one_step_unrolling", "approximate_input")
     assert not {f"adp-{name}" for name in others} & asked
+    # Of an undefended classifier neither: what those attacks see is another one's.
+    changes = dict(attacks__from_pgd_at_exact__defenses=(), eval__attack_list="strong")
+    _, rows = make("digits", **changes)
+    assert rows["identity-blind"].asks_defense and rows["pgd_at-bpda"].asks_defense
+    assert not rows["identity-from_pgd_at_exact"].asks_defense
+
+
+def test_a_choice_computes_no_more_at_once_than_its_attacks():
+    changes = dict(defense__chunk=3, attacks__exact__chunk=2)
+    _, rows = make("digits", **changes)
+    assert rows["adp-blind"].attack.chunk is None and rows["adp-strongest"].attack.chunk == 2
+    assert make("digits")[1]["adp-strongest"].attack.chunk is None
 
 
 def test_a_direction_is_that_of_the_purifier_that_the_attacker_knows():

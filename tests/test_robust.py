@@ -29,6 +29,7 @@ from purify.checkpoint import (
 )
 from purify.defense import classify
 from purify.evals import evaluation, robust
+from purify.evals.choosing import highest
 from purify.evals.evaluation import check_in_ball
 from purify.evals.inputs import load_inputs, load_networks, network_runs
 from purify.evals.plan import plan
@@ -581,6 +582,12 @@ def test_what_fools_one_defence_is_scored_on_another_and_climbed_from(trained, w
     assert untimed(read_lines(folder / "images.jsonl")) == near(records)
 
 
+def test_an_attack_whose_result_is_no_number_is_not_passed_over():
+    """As a NaN in a network would be, which the attacks themselves return."""
+    tried = {name: {"loss": loss} for name, loss in (("clean", 3.0), ("a", np.nan), ("b", 4.0))}
+    assert highest(tried) == "a" and highest(tried | {"a": {"loss": -1.0}}) == "b"
+
+
 # Interruption
 
 
@@ -636,8 +643,9 @@ def test_an_evaluation_of_the_first_images_is_the_beginning_of_the_whole(
 def check_costs(capsys, records: list[dict]) -> None:
     """What was printed up front against the records: an upper bound, and not a loose one."""
     out = capsys.readouterr().out
-    said = re.search(r"at most ([\d,]+) network evaluations and ([\d,]+) network gradients", out)
-    nfe, nge = (int(number.replace(",", "")) for number in said.groups())
+    number = r"([\d,]+)"
+    words = f"at most {number} runs of the classifier, {number} evaluations and {number} gradients"
+    runs, nfe, nge = (int(n.replace(",", "")) for n in re.search(words, out).groups())
     attacks = [r for r in records if r["row"].startswith("attack:")]
     # Of a row the attack's costs are in its own records.
     chosen = [r for r in attacks if "chosen" in r]
@@ -646,6 +654,8 @@ def check_costs(capsys, records: list[dict]) -> None:
     spent = scored + sum(r["nfe"] for r in [*attacks, *choices]) - sum(r["nfe"] for r in chosen)
     assert 0.9 * nfe < spent <= nfe
     assert nge == sum(r["nge"] for r in attacks) - sum(r["nge"] for r in chosen)
+    queries = sum(r["queries"] for r in [*attacks, *choices]) - sum(r["queries"] for r in chosen)
+    assert runs == queries + sum(np.size(r["predictions"]) for r in records if "correct" in r)
     assert "estimate from the first batch of" in out and "min of computing left in all" in out
 
 
@@ -755,7 +765,7 @@ def save_classifier(folder, variables, settings: dict) -> None:
 
 
 def test_a_variant_is_attacked_and_scored_with_the_classifier_of_another_workdir(
-    trained, workdir, tmp_path
+    trained, workdir, tmp_path, capsys
 ):
     """Whose last layer is negated here: it answers what is least likely."""
     settings = read_settings(workdir / "classifier")
@@ -770,6 +780,8 @@ def test_a_variant_is_attacked_and_scored_with_the_classifier_of_another_workdir
         "eval.num_images": 4,
     }
     robust.run(trained.config(**changes), workdir)
+    out = capsys.readouterr().out
+    assert all(f"{kind}: 0 network evaluations and" in out for kind in ("scoring", "attacking"))
     folder = only_folder(workdir)
     results = json.loads((folder / "results.json").read_text())
     run = f"{tmp_path}/other/classifier"

@@ -51,11 +51,10 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     taken = max(p.num_images for p in planned.values())
     settings = _settings(factors, default)
     with Store(workdir, "ablate", settings) as store:
-        nfe, nge = map(sum, zip(*(p.cost for p in planned.values()), strict=True))
+        cost = robust.Cost(*map(sum, zip(*(p.cost for p in planned.values()), strict=True)))
         print(
             f"{len(planned)} evaluations on {taken} images, the default and one for each other "
-            f"value of {len(factors)} factors: at most {nfe:,} network evaluations and {nge:,} "
-            f"network gradients; into {store.folder}"
+            f"value of {len(factors)} factors: at most {cost}; into {store.folder}"
         )
         tell_seen(config.data, default.inputs.runs, taken)
         measured: dict[Path, Measured] = {}

@@ -1,7 +1,7 @@
 """Rows with stages: of each image the strongest of several attacks, on draws that score nothing."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -82,6 +82,12 @@ def _measure(
     return evaluation.store.records(name)
 
 
+def highest(tried: Mapping[str, Mapping]) -> str:
+    """The name of the record with the highest loss; one that is no number counts as that, so that
+    it is seen in the results."""
+    return max(tried, key=lambda name: np.nan_to_num(tried[name]["loss"], nan=np.inf))
+
+
 def _take_strongest(
     evaluation: "Evaluation", row: Row, pending: Sequence[int], measured: dict[str, dict]
 ) -> None:
@@ -95,7 +101,7 @@ def _take_strongest(
     for at in pending:
         index = evaluation.index(at)
         tried = {name: of[index] for name, of in measured.items() if index in of}
-        best = max(tried, key=lambda name: tried[name]["loss"])
+        best = highest(tried)
         chosen[at] = candidates[best][at]
         spent = [*tried.values(), *(attacks[name][index] for name in tried if name != CLEAN)]
         records.append(

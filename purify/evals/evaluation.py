@@ -133,6 +133,7 @@ class Evaluation:
         self._scorers: dict = {}  # compiled `score`, one for each defence and number of draws
         self.progress: tqdm = None
         self._estimated: set[str] = set()  # the kinds of work whose speed was told
+        self._asks_score = False
 
     def run(self, rows: list[Row], images_of: ImagesOf | None = None) -> None:
         """Do whatever is not done yet, with a progress bar in units of work (see Row).
@@ -147,6 +148,7 @@ class Evaluation:
             for row in crafting(attacking)
         )
         left += sum(len(self.pending(row.name, row)) * row.score_work for row in rows)
+        self._asks_score = any(row.score_nfe or row.attack_nfe for row in attacking)
         if left:
             self.sign()
         bar = dict(bar_format=BAR, smoothing=0, mininterval=1.0, disable=not left)
@@ -272,9 +274,9 @@ class Evaluation:
         return record | shown | {k: attack[k] + v for k, v in cost.items()}
 
     def _say_estimate(self, row: Row, kind: str, seconds: float, work: int, nfe: int) -> None:
-        """After the first batch through the score network, scored and then attacked: the cost of an
-        image, and how long the rest takes at that speed."""
-        if kind in self._estimated or not nfe:
+        """After the first batch through the score network, if any row asks it, scored and then
+        attacked: the cost of an image, and how long the rest takes at that speed."""
+        if kind in self._estimated or (self._asks_score and not nfe):
             return
         self._estimated.add(kind)
         left = (self.progress.total - self.progress.n) * seconds / work

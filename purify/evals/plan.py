@@ -33,16 +33,26 @@ RUNNING = (
 def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, Attack]:
     """name -> attack, as config.attacks.<name> describes it, on a defence as the attacker sees it.
 
-    eot_samples = 0 means S. Where the attack averages runs it does so as the defence does, unless
-    the options say otherwise; a vote has no gradient, so it is attacked twice, through the mean of
-    the logits and of the probabilities, under two names.
+    eot_samples = 0 means S; of targets there are no more than wrong classes. Where the attack
+    averages runs it does so as the defence does, unless the options say otherwise; a vote has no
+    gradient, so it is attacked twice, through the mean of the logits and of the probabilities,
+    under two names.
 
-    Raises ValueError where an attacked image would be chosen on fewer than MIN_SELECTION_DRAWS, or
-    where the gradient does not fit the attack.
+    Raises ValueError where an attacked image would be chosen on fewer than MIN_SELECTION_DRAWS,
+    where the loss needs more classes, or where the gradient does not fit the attack.
     """
     own = {k: v for k, v in options.items() if k not in RUNNING}
     own["eot_samples"] = own["eot_samples"] or attacked.num_runs
     own["chunk"] = own["chunk"] or None
+    num_classes = attacked.classifier.num_classes
+    if own.get("targets"):
+        own["targets"] = min(own["targets"], num_classes - 1)
+    needed = (4 if own.get("targets") else 3) if own["loss"] == "dlr" else 2
+    if num_classes < needed:
+        raise ValueError(
+            f"config.attacks.{name}.loss={own['loss']!r} needs {needed} classes, the classifier "
+            f"has {num_classes}"
+        )
     if options.get("starts"):
         own["given_starts"] = len(options["starts"])
     if not attacked.purifier.stochastic or options["fixed_key"]:

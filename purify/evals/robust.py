@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from purify import parallel
 from purify.evals import robust_report
@@ -15,6 +15,20 @@ from purify.evals.terminal import tell_stopped
 from purify.purifiers import PURIFIERS
 
 MODE = "eval_robust"
+
+
+class Cost(NamedTuple):
+    """Runs of the classifier, and evaluations and gradients of the score network."""
+
+    runs: int
+    nfe: int
+    nge: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.runs:,} runs of the classifier, {self.nfe:,} evaluations and {self.nge:,} "
+            "gradients of the score network"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +45,16 @@ class Planned:
         return max(row.num_images for row in self.rows)
 
     @property
-    def cost(self) -> tuple[int, int]:
-        """Network evaluations and network gradients that all of it takes at most."""
+    def cost(self) -> "Cost":
+        """At most."""
         crafted = crafting(with_stages(self.rows))
-        nfe = sum(row.num_images * row.score_nfe for row in self.rows)
-        nfe += sum(row.num_images * row.attack_nfe for row in crafted)
-        return nfe, sum(row.num_images * row.attack_nge for row in crafted)
+        return Cost(
+            sum(row.num_images * row.num_draws * row.defense.num_runs for row in self.rows)
+            + sum(row.num_images * row.attack_queries for row in crafted),
+            sum(row.num_images * row.score_nfe for row in self.rows)
+            + sum(row.num_images * row.attack_nfe for row in crafted),
+            sum(row.num_images * row.attack_nge for row in crafted),
+        )
 
     def limited(self, max_images: int | None) -> "Planned":
         """The same, stopped after that many images of each row; None: not at all."""
@@ -86,11 +104,11 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     inputs = load_inputs(config, workdir, purifiers_of(config), input)
     whole = prepare(config, inputs, given=bool(input))
     planned = whole.limited(max_images)
-    taken, (nfe, nge) = planned.num_images, planned.cost
+    taken = planned.num_images
     with Store(workdir, MODE, planned.settings) as store:
         print(
-            f"{len(planned.rows)} rows on {taken} images: at most {nfe:,} network evaluations and "
-            f"{nge:,} network gradients; into {store.folder}"
+            f"{len(planned.rows)} rows on {taken} images: at most {planned.cost}; into "
+            f"{store.folder}"
         )
         if not input:
             tell_seen(config.data, inputs.runs, taken)

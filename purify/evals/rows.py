@@ -76,9 +76,12 @@ class Row:
     @property
     def asks_defense(self) -> bool:
         """Whether the answers that the attack sees are the defence's, not another function's."""
+        gradient = self.options.get("gradient")
+        if self.attack is None or gradient in ("transfer", "surrogate"):
+            return False
+        # Where nothing is purified, attacks that leave the purifier out see all there is.
         undefended = isinstance(self.defense.purifier, purifiers.Identity)
-        other = self.options.get("gradient") in (*OTHER_FUNCTIONS, "transfer")
-        return self.attack is not None and (undefended or not other)
+        return undefended or gradient not in OTHER_FUNCTIONS
 
     @property
     def beside(self) -> dict:
@@ -152,7 +155,10 @@ def strongest_of(
         eot_samples=defense.num_runs,
         average="softmax" if defense.average == "softmax" else "logits",
         selection_draws=selection_runs(defense.num_runs) if defense.purifier.stochastic else 1,
-        chunk=first.attack.chunk,
+        # What fits in memory there, fits here.
+        chunk=min(
+            filter(None, (defense.chunk, *(row.attack.chunk for row in stages))), default=None
+        ),
         num_candidates=len(stages),
         # Images that decide together are also attacked together.
         survivors=survivors and not defense.couples_batch,

@@ -162,7 +162,8 @@ def paired_share(
     gradient leaves, with the percentile interval of the bootstrap over images, both sides of an
     image together.
 
-    None where there is no such interval: all of a is 0, or b or a does not vary.
+    None where there is no such interval: all of a is 0, b or a does not vary, or neither does what
+    is drawn of their ratio, as where they are the same.
 
     Args:
         a, b: [n] one number at least 0 per image, the same images in the same order.
@@ -181,6 +182,8 @@ def paired_share(
     below, above = counts @ a, counts @ b
     shares = above[below > 0] / below[below > 0]
     low, high = np.quantile(shares, [tail, 1 - tail])
+    if low == high:
+        return None
     return Estimate(float(b.sum() / a.sum()), float(low), float(high), n)
 
 
