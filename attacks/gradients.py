@@ -14,22 +14,32 @@ import jax.numpy as jnp
 AVERAGES = ("logits", "softmax")
 
 
+def numbered_draws(fn: Callable) -> Callable:
+    """`drawn(key, numbers, *args)`: outputs of `fn(fold_in(key, i), *args)` stacked over numbers i,
+    int [n]: the only way in which draws of one key are told apart."""
+
+    def drawn(key, numbers, *args):
+        return jax.vmap(lambda i: fn(jax.random.fold_in(key, i), *args))(numbers)
+
+    return drawn
+
+
 def draws(fn: Callable, num_samples: int, chunk: int | None = None) -> Callable:
-    """`drawn(key, *args)`: outputs of `fn(fold_in(key, i), *args)` stacked over i < num_samples.
+    """`drawn(key, *args)`: the numbered draws 0, ..., num_samples - 1.
 
     chunk: how many are computed at once (all by default). A chunk is recomputed in the backward
     pass, so memory grows with the chunk and not with num_samples.
     """
 
     def drawn(key, *args):
-        def one(i):
-            return fn(jax.random.fold_in(key, i), *args)
+        def of(numbers):
+            return numbered_draws(fn)(key, numbers, *args)
 
         indices = jnp.arange(num_samples)
         if chunk is None or chunk >= num_samples:
-            return jax.vmap(one)(indices)
+            return of(indices)
         # Not lax.map's batch_size: it fails on outputs of size 0, such as no step sizes.
-        at_once = jax.checkpoint(jax.vmap(one))
+        at_once = jax.checkpoint(of)
         rest = num_samples % chunk
         whole = num_samples - rest
         outputs = jax.lax.map(at_once, indices[:whole].reshape(-1, chunk))

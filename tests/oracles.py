@@ -175,11 +175,11 @@ def relative_error(actual, expected) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def near(value):
+def near(value, rel: float = 1e-5):
     """What equals a structure of dicts, lists and numbers up to rounding: another place in a batch,
     as after an interruption, rounds differently on some processors."""
     if isinstance(value, dict):
-        return {key: near(of) for key, of in value.items()}
+        return {key: near(of, rel) for key, of in value.items()}
     if isinstance(value, list):
-        return [near(of) for of in value]
-    return pytest.approx(value, rel=1e-5, abs=1e-6) if isinstance(value, float) else value
+        return [near(of, rel) for of in value]
+    return pytest.approx(value, rel=rel, abs=1e-6) if isinstance(value, float) else value

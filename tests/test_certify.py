@@ -201,6 +201,7 @@ def test_four_devices_draw_the_same_samples(certified, trained, workdir):
         ({"certify.defenses": ("wall",)}, "config.certify.defenses 'wall' is unknown; known: "),
         ({"certify.defenses": ()}, "must name at least one"),
         ({"certify.sigmas": (0.0,)}, "sigma=0.0 must be positive"),
+        ({"certify.sigmas": (0.25, 0.2500001)}, "have the same name, to six digits of sigma"),
         ({"certify.chunk": 0}, "config.certify.chunk=0"),
         ({"certify.num_samples": 0}, "num_samples=0"),
         ({"certify.alpha": 1.5}, "alpha=1.5"),

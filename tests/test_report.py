@@ -196,8 +196,12 @@ def test_every_row_is_in_the_table_of_all_rows(workdir, written):
 def test_each_mode_has_its_section(workdir, written):
     tables = Tables(written.read_text())
     rows = results_of(workdir, "certify")["rows"]
-    for row, cells in zip(rows, tables.rows(has="ACR [95 %]")[1:], strict=True):
+    for row, cells in zip(rows, tables.rows(has="abstains")[1:], strict=True):
         assert f"{row['average_certified_radius']:.3f}" in cells[4]
+    differences = results_of(workdir, "certify")["differences"]
+    for entry, cells in zip(differences, tables.rows(has="less")[1:], strict=True):
+        assert cells[:2] == [entry["defense"], entry["against"]]
+        assert cells[5].startswith(f"{entry['average_certified_radius']:+.3f}")
     assert "FAIL: a<b" in tables.text
     verdicts = tables.rows(has="verdict")
     assert verdicts[1] == ["blind", "PASS", "0.5", "blind 0.5, exact 0.25"]

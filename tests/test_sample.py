@@ -12,7 +12,7 @@ import pytest
 
 from purify import data
 from purify.adp import CURVATURES
-from purify.checkpoint import load_score, weight_hash
+from purify.checkpoint import Checkpoints, claim, load_score, read_settings, weight_hash
 from purify.defense import first_run
 from purify.evals import robust, sample
 from purify.image_io import load_labelled_npz, load_npz
@@ -174,6 +174,28 @@ def test_a_path_is_that_of_the_first_run_that_an_evaluation_scores(trained, work
     first = [draws[0][0] for draws in answers]
     assert shown == first
     assert first != [draws[1][0] for draws in answers] and first != [d[0][1] for d in answers]
+
+
+def test_the_norms_on_a_path_are_those_of_the_model_that_takes_its_steps(
+    trained, workdir, tmp_path
+):
+    settings, variables = read_settings(workdir / "score"), load_score(workdir).variables
+    halved = jax.tree.map(lambda leaf: 0.5 * leaf, variables)
+    claim(tmp_path / "other" / "score", settings)
+    with Checkpoints(tmp_path / "other" / "score", training=True) as checkpoints:
+        checkpoints.save(0, {"ema": halved})
+    changes = {"variants.other": dict(purifier="one_step", score=str(tmp_path / "other"))}
+    changes |= {"sample.num_images": 0, "sample.purifiers": ("one_step", "other")}
+    sample.run(trained.config(**BUDGET | changes), workdir)
+    found = records(only_folder(workdir))
+    for name, score in (
+        ("one_step", load_score(workdir)),
+        ("other", load_score(tmp_path / "other")),
+    ):
+        image = images_of(trained)[5]
+        norm = np.sqrt(np.mean(np.asarray(score(image), float) ** 2))
+        assert found[f"path-{name}", 5]["score_norms"][0] == pytest.approx(norm, rel=1e-3)
+    assert len({found[f"path-{name}", 5]["score_norms"][0] for name in ("one_step", "other")}) == 2
 
 
 def test_given_images_are_followed_with_the_keys_of_their_own_indices(trained, workdir, tmp_path):

@@ -48,6 +48,20 @@ def test_an_answer_is_told_from_the_runner_up_or_withheld(counts, expected):
     assert answer(np.array(counts), 0.001) == expected
 
 
+def test_what_is_certified_is_answered():
+    """5,180 of 10,000: enough for a radius at alpha 0.001, not for an answer at a tenth of it."""
+    counts = np.array([5180, 4820])
+    drawn = np.random.default_rng(0).permutation(np.repeat([0, 1], counts))
+
+    def sample(stream, first, number):
+        return np.zeros(number, int) if stream == "selection" else drawn[first : first + number]
+
+    options = dict(num_selection=10, num_samples=10_000, alpha=1e-3)
+    found = certify(sample, sigma=1.0, num_classes=2, **options)
+    assert found.radius > 0 and found.answer == found.top == 0
+    assert answer(counts, 1e-4) == ABSTAIN
+
+
 def half_line(distance: float, sigma: float, index: int, calls: list | None = None):
     """Samples of a binary linear classifier of an image at that distance from its plane, without
     clipping: of an image and its noise only the projection on the weights counts."""
@@ -110,11 +124,12 @@ def test_it_ends_early_once_there_is_an_answer_and_no_hope_and_never_certifies_t
 
 
 def test_looks_share_alpha_among_their_answers(monkeypatch):
-    """What is told apart at alpha by one look, is not by the last of two."""
+    """What is told apart at alpha by one look, is not by the last of two; of a class that is not
+    the one selected, so that nothing is certified."""
     alpha = 1.5 * binomtest(910, 2000).pvalue
 
     def sample(stream, first, number):
-        ones = 0 if stream == "selection" else number * 910 // 2000
+        ones = number if stream == "selection" else number * 910 // 2000
         return np.repeat([0, 1], [number - ones, ones])
 
     options = dict(sigma=1.0, num_classes=2, num_selection=10, num_samples=2000, alpha=alpha)

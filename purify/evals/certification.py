@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from attacks.gradients import numbered_draws
 from purify import parallel
 from purify.adp import ADP
 from purify.compilation import jit
@@ -20,7 +21,7 @@ from purify.evals import smoothing
 from purify.evals.evaluation import BAR
 from purify.evals.store import Store
 from purify.purifiers import NoiseOnly, OneStep, Schedule
-from purify.random import image_keys, index_keys
+from purify.random import image_keys
 from purify.types import Array, Key
 
 # Functions of clip(x + sigma n, 0, 1), which draw nothing else; ADP as long as it has one sigma.
@@ -56,14 +57,10 @@ class SmoothedRow:
 
 @jit
 def predict(defense: Defense, key: Key, first: int, places: Array, image: Array) -> Array:
-    """The classes [n] that single runs of the defence give to image [H, W, C]: those of the samples
-    numbered first + places [n], each with the image's key folded with its number.
-
-    So are the keys of attacks.gradients.draws; but the numbers come from outside, split over the
-    devices, and the samples with them.
-    """
-    keys = index_keys(key, first + places)
-    return jax.vmap(lambda key: defense.run(key, image).argmax())(keys)
+    """The classes [n] that single runs of the defence give to image [H, W, C], as its draws of the
+    numbers first + places [n]: these come split over the devices, and the samples with them."""
+    classes = numbered_draws(lambda key, image: defense.run(key, image).argmax())
+    return classes(key, first + places, image)
 
 
 @functools.cache

@@ -14,7 +14,13 @@ from purify.evals.inputs import Inputs, load_inputs, tell_seen
 from purify.evals.results import purifier_fields
 from purify.evals.stats import bootstrap_mean, paired_difference, proportion
 from purify.evals.store import Store
-from purify.evals.terminal import empty_table, print_wide, tell_stopped, tell_written
+from purify.evals.terminal import (
+    empty_table,
+    print_versions,
+    print_wide,
+    tell_stopped,
+    tell_written,
+)
 from purify.jsonl import write_json
 
 
@@ -57,8 +63,9 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         (store.folder / "figures").mkdir(exist_ok=True)
         paths += draw_figures(store.folder / "figures", results)
         print_wide(results_table(results))
-        if any(row["defense"]["T"] for row in results["rows"]):
+        if has_differences(results):
             print_wide(differences_table(results))
+        print_versions(results)
         tell_written(paths)
     tell_stopped(taken, needed, max_images)
 
@@ -96,6 +103,11 @@ def _plan(config, inputs: Inputs) -> list[SmoothedRow]:
                 alpha=cfg.alpha,
             )
             rows.append(SmoothedRow(name, smoothed(defense, sigma, name), sigma, **budget))
+    if len({row.name for row in rows}) < len(rows):
+        raise ValueError(
+            f"config.certify: two of the defenses {tuple(cfg.defenses)} at the sigmas "
+            f"{tuple(cfg.sigmas)} have the same name, to six digits of sigma"
+        )
     return rows
 
 
@@ -217,6 +229,11 @@ def results_table(results: Mapping) -> Table:
             f"{row['seconds_per_image']:.2f}",
         )
     return table
+
+
+def has_differences(results: Mapping) -> bool:
+    """Whether there is anything but plain smoothing to compare with it."""
+    return any(row["defense"]["T"] for row in results["rows"])
 
 
 def differences_table(results: Mapping) -> Table:

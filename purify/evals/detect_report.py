@@ -62,6 +62,7 @@ def write(
         "statistics": thresholds,
         "calibration_seen_by": list(seen),
         "meaning": MEANING,
+        "note": seen_note(seen),
         **settings,
         **store.computed_by(),
         "config": config.to_dict(),
@@ -82,9 +83,15 @@ def write(
     plots.statistic_ranges(paths[-1], _by_statistic(values, right), thresholds)
     print_wide(results_table(results))
     if seen:
-        print(f"calibrated on images that a network has seen, or may have: {', '.join(seen)}")
+        print(results["note"])
     print_versions(results)
     tell_written(paths)
+
+
+def seen_note(seen: Sequence[str]) -> str:
+    if not seen:
+        return ""
+    return f"calibrated on images that a network has seen, or may have: {', '.join(seen)}"
 
 
 def result_rows(

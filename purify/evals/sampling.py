@@ -136,7 +136,8 @@ class Sampling:
 
     def _follow(self, path: ShownPath, images: Inputs, missing: list[int], cost: int) -> None:
         shown = self._store.array(path.row, path_shape(path, images))
-        fixed = (path.purifier, path.classifier, self._score)
+        # The norms that its steps see are of its own model, where it has one.
+        fixed = (path.purifier, path.classifier, getattr(path.purifier, "score", self._score))
         for at, followed, seconds in self._batches(
             path.row, follow, fixed, images, missing, stream="defense"
         ):

@@ -30,7 +30,7 @@ class Certificate(NamedTuple):
 
     top: the class that is certified, the most frequent of the first num_selection samples.
     counts: int [K], of the classes among the other samples.
-    answer: what the smoothed classifier answers, or ABSTAIN; see `answer`.
+    answer: what the smoothed classifier answers: `top` where that is certified, else as `answer`.
     p_low: the lower bound of the chance of `top`, 0 where sampling ended early.
     radius: L2, in pixel units, within which the answer stays `top`; 0 where p_low is at most 1/2,
         which is to abstain.
@@ -62,9 +62,9 @@ def certify(
 
     Every LOOK samples it may end early, where nothing is left to find out: there is an answer, and
     the bound cannot exceed 1/2 any more or the chance of `top` is at most 1/2 with confidence
-    1 - alpha. What is certified is certified by all num_samples, as if nobody had looked. Each look
-    answers at alpha over the number of looks: by a union bound the answer that is given, whichever
-    look gives it, is wrong with a chance of at most alpha.
+    1 - alpha. What is certified is certified by all num_samples, as if nobody had looked, and wrong
+    with a chance of at most alpha. Each look answers at alpha over the number of looks: by a union
+    bound an answer without a certificate, whichever look gives it, is wrong with as small a chance.
 
     Raises ValueError as `check`.
     """
@@ -81,7 +81,8 @@ def certify(
             if (answered := answer(counts, level)) != ABSTAIN:
                 return Certificate(top, counts, answered, 0.0, 0.0)
     p_low = clopper_pearson(int(counts[top]), num_samples, alpha)[0]
-    return Certificate(top, counts, answer(counts, level), p_low, radius(p_low, sigma))
+    answered = top if p_low > 0.5 else answer(counts, level)
+    return Certificate(top, counts, answered, p_low, radius(p_low, sigma))
 
 
 def check(*, sigma: float, num_selection: int, num_samples: int, alpha: float) -> None:

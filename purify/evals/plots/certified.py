@@ -17,9 +17,9 @@ def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
 
     Args:
         path: .png, or .svg.
-        rows: with `defense` (a mapping with `name` and `sigma`), `num_images`, and
-            `certified_radii`, one per image, 0 where it is wrong or not certified; if they are
-            known, with `num_samples`, named where rows differ in it, and `largest_radius`.
+        rows: with `defense` (a mapping with `name` and `sigma`), `num_images`, `certified_radii`,
+            one per image, 0 where it is wrong or not certified, `num_samples`, named where rows
+            differ in it, and `largest_radius`.
 
     Raises:
         ValueError: no rows, or one without images.
@@ -30,7 +30,7 @@ def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
         list(dict.fromkeys(row["defense"][field] for row in rows)) for field in ("name", "sigma")
     )
     differ = len({row["num_samples"] for row in rows}) > 1
-    largest = sorted({row["largest_radius"] for row in rows if "largest_radius" in row})
+    largest = sorted({row["largest_radius"] for row in rows})
     fig = Figure(
         figsize=(0.7 * WIDTH, 3 + 0.2 * len(rows)), dpi=DPI, layout="constrained", facecolor="white"
     )
@@ -51,11 +51,8 @@ def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
         (line,) = axes.step(steps, values, where="post", label=label, **style)
         band = dict(color=line.get_color(), alpha=0.12, linewidth=0)
         axes.fill_between(steps, lows, highs, step="post", **band)
-    if largest:
-        cross = dict(ls="none", marker="x", markersize=5, color=GREY, clip_on=False, zorder=3)
-        axes.plot(
-            largest, [0] * len(largest), label="the most that as many samples certify", **cross
-        )
+    cross = dict(ls="none", marker="x", markersize=5, color=GREY, clip_on=False, zorder=3)
+    axes.plot(largest, [0] * len(largest), label="the most that as many samples certify", **cross)
     tidy(axes)
     axes.set_ylim(0, 100)
     axes.set_xlim(0, None)

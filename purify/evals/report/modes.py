@@ -25,12 +25,14 @@ class Shown(NamedTuple):
 
     says: results -> the line that stands for them in the summary. table, draw: the mode's own, of
     its module; None for a table of all columns, and for the figures that the mode wrote.
+    differences: another table, of paired differences.
     """
 
     title: str
     says: Callable[[Mapping], str]
     table: Callable[[Mapping], Table] | None = None
     draw: Draw | None = None
+    differences: Callable[[Mapping], Table] | None = None
 
 
 def _headline_says(results: Mapping) -> str:
@@ -89,7 +91,13 @@ MODES = {
         gradient_health.conclusion,
         gradient_health.results_table,
     ),
-    "certify": Shown("Certified radii", _radii_say, certify.results_table, certify.draw_figures),
+    "certify": Shown(
+        "Certified radii",
+        _radii_say,
+        certify.results_table,
+        certify.draw_figures,
+        certify.differences_table,
+    ),
     "eval_corruptions": Shown(
         "Common corruptions",
         _errors_say,
