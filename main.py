@@ -235,7 +235,9 @@ def main(argv: list[str]) -> None:
         fail("--coordinator_address, --num_processes and --process_id belong to --distributed")
     # Imported here, so that --help and a mistyped flag answer at once.
     from purify.checkpoint import NeedsMode
+    from purify.compilation import trace_without_pauses
 
+    trace_without_pauses()
     try:
         run = importlib.import_module(MODES[mode]).run
         taken = {name: options[name] for name in OPTIONS.get(mode, ())}

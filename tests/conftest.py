@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from purify.compilation import trace_without_pauses  # noqa: E402
 from tests.command import Trained  # noqa: E402
 from tests.oracles import QUICK, double_precision  # noqa: E402
 
@@ -22,6 +23,7 @@ _QUICKLY = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.it
 if _QUICKLY not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{_QUICKLY} {os.environ.get('XLA_FLAGS', '')}"
 
+trace_without_pauses()
 # Shapes must match by intent, and only typed keys exist here.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
