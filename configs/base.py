@@ -194,7 +194,7 @@ def _ablate() -> ConfigDict:
     value than the config, which is the default that all of them share."""
     eot = ("attacks.bpda.eot_samples", "attacks.exact.eot_samples")
     eps = ("attacks.blind.eps", "attacks.bpda.eps", "attacks.exact.eps")
-    purifiers = ("noise_only", "one_step", "schedule", "two_levels")
+    purifiers = ("identity", "noise_only", "one_step", "schedule", "two_levels")
     ablate = ConfigDict()
     ablate.attacks = ("blind", "exact")  # of config.attacks, with what they have there
     ablate.num_images = 100

@@ -239,6 +239,9 @@ def _strong(config) -> None:
     order += ("apgd_exact_detached_step", "apgd_exact_straight_through")
     config.eval.attacks = order
     config.attack_lists = dict(strong=order)
+    config.ablate.attacks = ("blind", "apgd_exact")
+    config.ablate.factors.eps.fields = tuple(f"attacks.{a}.eps" for a in config.ablate.attacks)
+    config.ablate.factors.eot.fields = ("attacks.apgd_exact.eot_samples",)
 
 
 def _pgd_at(config) -> None:

@@ -137,7 +137,7 @@ def test_the_default_is_evaluated_once_and_differs_from_itself_by_nothing(ablate
     said = re.findall(r"^(\d) of 3: (.+), into .*/([0-9a-f]{8})$", ablated.printed, re.MULTILINE)
     assert [title for _, title, _ in said] == ["the default", "sigma 0.1", "purifier one_step"]
     assert {run for *_, run in said} == {row["run"] for row in ablated.results["rows"]}
-    nfe = int(re.search(r"at most ([\d,]+) network ev", ablated.printed)[1].replace(",", ""))
+    nfe = int(re.search(r"([\d,]+) evaluations and", ablated.printed)[1].replace(",", ""))
     each = {
         (line["run"], line["attack"]): line["nfe_per_image"] for line in ablated.results["rows"]
     }
@@ -306,12 +306,15 @@ def test_the_factors_of_digits_are_evaluations_of_their_own(trained, workdir):
 
 
 @pytest.mark.parametrize(
-    "name", ["cifar10", "cifar10.resnet20", "cifar10.reference", "digits.full", "mnist", "svhn"]
+    "name",
+    """cifar10 cifar10.resnet20 cifar10.reference cifar10.strong digits.full digits.detect mnist
+    svhn""".split(),
 )
 def test_every_config_has_the_fields_of_its_factors(name):
     module, _, variant = name.partition(".")
     config = importlib.import_module(f"configs.{module}").get_config(*filter(None, [variant]))
     assert len(config.ablate.names) >= 6
+    assert set(config.ablate.attacks) <= set(config.attacks)
     for factor in config.ablate.names:
         options = config.ablate.factors[factor]
         (default,) = {ablate.field_of(config, field) for field in options.fields}

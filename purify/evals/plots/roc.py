@@ -91,7 +91,7 @@ def statistic_ranges(
             ends = np.quantile(found, [0.05, 0.25, 0.5, 0.75, 0.95])
             axes.plot(ends[[0, 4]], [place, place], color=COLORS[0], lw=1)
             axes.plot(ends[[1, 3]], [place, place], color=COLORS[0], lw=4, solid_capstyle="butt")
-            axes.plot(ends[2], place, "o", color="white", ms=3)
+            axes.plot(ends[2], place, "o", color="white", mec=COLORS[0], mew=0.8, ms=3)
         axes.axvline(thresholds[statistic]["threshold"], color=WRONG, lw=1)
         tidy(axes)
         axes.grid(visible=False, axis="y")
