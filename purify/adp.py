@@ -186,7 +186,10 @@ class ADP:
             t, state, info = carry
             after, (alpha, norm) = self._step(state)
             step = (jnp.array(True), alpha, norm)
-            return t + 1, after, tuple(a.at[t].set(v) for a, v in zip(info, step, strict=True))
+            # Not .at[t].set, behind vmap a scatter: that takes longer to trace and to compile.
+            now = jnp.arange(self.num_steps) == t
+            info = tuple(jnp.where(now, v, a) for a, v in zip(info, step, strict=True))
+            return t + 1, after, info
 
         info = (
             jnp.zeros(self.num_steps, bool),

@@ -21,6 +21,7 @@ from attacks.losses import LOSSES
 from attacks.norms import NORMS
 from attacks.types import Attacked
 from purify import parallel
+from purify.compilation import trace_without_pauses
 from tests.command import on_devices
 from tests.oracles import QUICK, THOROUGH, double_precision, few_optimisations
 from tests.test_ascent import (
@@ -369,4 +370,5 @@ def test_new_attacks_norms_losses_and_options_join_the_contract():
 
 
 if __name__ == "__main__":
+    trace_without_pauses()
     write_sharded(*sys.argv[1:])
