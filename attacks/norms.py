@@ -101,8 +101,9 @@ def _l1_steepest(gradient: Array) -> Array:
 def _l1_project(point: Array, center: Array, eps: float) -> Array:
     """The nearest point of ball and box shrinks every difference by the same amount, not beyond 0,
     and cuts it off at the box (from the optimality conditions): bisection for that amount."""
-    # Rounding pixels can lengthen the sum of many small differences.
-    eps = eps * (1.0 - 4.0 * jnp.finfo(point.dtype).eps)
+    # Rounding can lengthen the sum of many small differences, each pixel by a quarter of this.
+    rounding = jnp.finfo(point.dtype).eps
+    eps = eps * (1.0 - 4.0 * rounding) - point.size * rounding / 4.0
     difference = point - center
     room = jnp.where(difference > 0, 1.0 - center, center)
     magnitudes = jnp.abs(difference)

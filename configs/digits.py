@@ -108,7 +108,7 @@ def _detect(config) -> None:
         **dict(eps=EPS, num_steps=15, eot_samples=4, num_images=100, defenses=defended),
     )
     own = {"suspected": attack("surrogate", surrogate="adp", **knowing)}
-    # 1, 3 and 10 of the standard deviations of clean images' norms, 0.058.
+    # 1, 3 and 10 for a standard deviation of clean images' norms, 0.058.
     for weight in (17, 52, 170):
         penalised = knowing | dict(penalty=weight)
         own[f"penalised_{weight}"] = attack("exact", **penalised)

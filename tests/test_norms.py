@@ -124,6 +124,20 @@ def test_points_of_float32_images_are_in_the_ball_to_rounding(moved, name, shape
     assert nearest.dtype == np.float32 and nearest.min() >= 0 and nearest.max() <= 1
 
 
+@pytest.mark.parametrize("moved", [project, last_of_rays])
+@pytest.mark.parametrize(("shape", "eps"), [((28, 28, 1), 2.0), ((32, 32, 3), 12.0)])
+def test_so_are_points_of_flat_images_whose_pixels_all_round_alike_under_l1(moved, shape, eps):
+    dim = int(np.prod(shape))
+    centers = np.repeat(np.linspace(0.5, 1, 40, dtype=np.float32)[:, None], dim, 1)
+    centers = centers.reshape(-1, *shape)
+    few = np.random.default_rng(0).random(centers.shape) < 0.1
+    points = centers - np.where(few, np.float32(0.5), np.float32(0.01))
+    distance = size(
+        "l1", (moved("l1", points, centers, eps).astype(float) - centers).reshape(40, -1)
+    )
+    assert (distance <= eps + 1e-6).all() and (distance > eps * (1 - 1e-4)).all()
+
+
 @both_norms
 def test_projection_leaves_points_of_the_set_alone(name):
     centers, points = (a.astype(np.float32) for a in cases(50, 6, seed=3))

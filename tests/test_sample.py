@@ -259,6 +259,17 @@ def test_from_noise_alone_and_without_a_classifier(trained, tmp_path):
     assert not (folder / "figures" / "starts.png").exists()
 
 
+def test_without_a_classifier_given_images_have_their_labels_numbers(trained, tmp_path):
+    shutil.copytree(trained.workdir / "score", tmp_path / "score")
+    np.savez(tmp_path / "given.npz", images=images_of(trained)[:3], labels=np.array([1, 12, 3]))
+    changes = {"sample.num_images": 0, "sample.positions": (1,), "sample.purifiers": ("one_step",)}
+    config = trained.config(**BUDGET | changes)
+    sample.run(config, tmp_path, input=str(tmp_path / "given.npz"))
+    folder = only_folder(tmp_path)
+    assert records(folder)["path-one_step", 1]["label"] == 12
+    assert (folder / "figures" / "path-one_step.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

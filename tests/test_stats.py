@@ -239,7 +239,8 @@ def test_a_share_is_of_sums_and_its_interval_covers_the_truth():
     assert share.value == 0.5 and share.n == 4 and 0 <= share.low < 0.5 < share.high <= 1
     assert paired_share([0.0, 0.0], [0.0, 0.5]) is None  # of nothing
     assert paired_share([0.5, 1.0], [0.0, 0.0]) is None  # no resample differs
-    assert paired_share([0.5, 1.0, 0.0], [0.5, 1.0, 0.0]) is None  # nor where they are the same
+    a = np.array([0.5, 1.0, 0.0, 0.7])
+    assert paired_share(a, a) is None and paired_share(a, 0.3 * a) is None  # nor where they agree
 
 
 @pytest.mark.parametrize(

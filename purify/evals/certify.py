@@ -63,8 +63,8 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         (store.folder / "figures").mkdir(exist_ok=True)
         paths += draw_figures(store.folder / "figures", results)
         print_wide(results_table(results))
-        if has_differences(results):
-            print_wide(differences_table(results))
+        if differences := differences_table(results):
+            print_wide(differences)
         print_versions(results)
         tell_written(paths)
     tell_stopped(taken, needed, max_images)
@@ -231,13 +231,11 @@ def results_table(results: Mapping) -> Table:
     return table
 
 
-def has_differences(results: Mapping) -> bool:
-    """Whether there is anything but plain smoothing to compare with it."""
-    return any(row["defense"]["T"] for row in results["rows"])
-
-
-def differences_table(results: Mapping) -> Table:
-    """The differences of results.json, and which rows have none."""
+def differences_table(results: Mapping) -> Table | None:
+    """The differences of results.json, and which rows have none; None where all smooth plainly, or
+    where results have none, as earlier versions wrote them."""
+    if "differences" not in results or not any(row["defense"]["T"] for row in results["rows"]):
+        return None
     compared = [(entry["defense"], entry["sigma"]) for entry in results["differences"]]
     purified = [row["defense"] for row in results["rows"] if row["defense"]["T"]]
     names = [(defense["name"], defense["sigma"]) for defense in purified]

@@ -276,7 +276,7 @@ def _title(config, rows: Mapping[str, Row], values: Values) -> str:
         f"thresholds from {natural} images of {cfg.calibration_split}"
     )
     ball = f"{row.attack.norm} {row.attack.eps:.3g}"
-    told = f"{row.options['attack']}, {row.options['gradient']}, {ball}, {row.options['loss']}, "
+    told = f"{row.options['attack']}, {row.options['gradient']}, {ball}, "
     knowing = [known for name, known in rows.items() if known.penalty]
     budgets = " or ".join(dict.fromkeys(known.attack.budget for known in knowing))
     return "\n".join(

@@ -148,7 +148,11 @@ class Evaluation:
             for row in crafting(attacking)
         )
         left += sum(len(self.pending(row.name, row)) * row.score_work for row in rows)
-        self._asks_score = any(row.score_nfe or row.attack_nfe for row in attacking)
+        self._asks_score = any(
+            (row.attack_nfe and self.pending(f"attack:{row.crafted}", row))
+            or (row.score_nfe and self.pending(row.name, row))
+            for row in (*rows, *attacking)
+        )
         if left:
             self.sign()
         bar = dict(bar_format=BAR, smoothing=0, mininterval=1.0, disable=not left)
@@ -311,22 +315,21 @@ class Evaluation:
             self.check_there(images, at, name)
         given = [images[at] for images in points.values()]
         starts = parallel.shard(np.stack(given, axis=1)) if given else None
-        # The draws of other attacks have chosen the images that this one climbs from: it draws
-        # anew, or their luck would be taken for strength.
-        apart = row.crafted if row.starts else ""
-        streams = ("attack", "defense")
-        return *self.batch(positions, self.images, *streams, apart=apart), starts
+        keys, *rest = self.batch(positions, self.images, "attack", "defense")
+        if row.starts:
+            # Draws of other attacks have chosen the images that this one climbs from: it draws
+            # anew, or their luck would be taken for strength.
+            keys = parallel.shard(keys_apart(self._keys(at, "attack"), row.crafted))
+        return keys, *rest, starts
 
-    def batch(
-        self, positions: Sequence[int], images: np.ndarray, *streams: str, apart: str = ""
-    ) -> tuple:
-        """(keys of each stream, images, labels) of one full batch, padded and sharded. apart: a
-        name with which the keys of the first stream are folded, '' for none."""
+    def batch(self, positions: Sequence[int], images: np.ndarray, *streams: str) -> tuple:
+        """(keys of each stream, images, labels) of one full batch, padded and sharded."""
         at = np.resize(positions, self._batch_size)  # repeats positions to fill up, or cuts off
-        keys = [image_keys(self.seed, self.indices[at], stream=stream) for stream in streams]
-        if apart:
-            keys[0] = keys_apart(keys[0], apart)
+        keys = (self._keys(at, stream) for stream in streams)
         return parallel.shard((*keys, images[at], self.labels[at]))
+
+    def _keys(self, at: np.ndarray, stream: str) -> Key:
+        return image_keys(self.seed, self.indices[at], stream=stream)
 
     @staticmethod
     def timed(program: Callable, *args) -> tuple:

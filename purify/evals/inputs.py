@@ -32,7 +32,7 @@ class Inputs:
 
     runs, networks: name (see `network_run`) -> folder of the run that made the network, and the
     network. num_classes: of the classifiers, 0 where there are none. class_names: as the data set
-    has them, for all classes of the classifiers; where it has none their numbers.
+    has them, for all labels and all classes of the classifiers; where it has none their numbers.
     images: float32 [n, H, W, C] in [0, 1]; labels, indices (in the data set): int [n].
     """
 
@@ -110,9 +110,9 @@ def load_inputs(
         runs = {"score": runs["score"]}
     networks, shape = load_networks(runs), image_shape(workdir)
     num_classes = _agreed_classes(runs, shape)
-    named, *images = _load_images(config, shape, num_classes, input)
-    numbered = map(str, range(len(named), num_classes))
-    return Inputs(runs, networks, num_classes, (*named, *numbered), *images)
+    named, images, labels, indices = _load_images(config, shape, num_classes, input)
+    numbered = map(str, range(len(named), max([num_classes, *(labels + 1)])))
+    return Inputs(runs, networks, num_classes, (*named, *numbered), images, labels, indices)
 
 
 def network_runs(config, workdir: Path, defenses: Iterable[str]) -> dict[str, Path]:
@@ -187,7 +187,7 @@ def tell_seen(cfg, runs: Mapping[str, Path], num_images: int, split: str = "") -
                 f"note: the weights of the {name} came from elsewhere; what it has seen is unknown"
             )
             continue
-        if trained["name"] != cfg.name:
+        if trained["name"] != cfg.name and not split:
             print(f"note: the {name} was trained on {trained['name']}, these images are {cfg.name}")
         if (trained["name"], trained["path"]) != (cfg.name, cfg.path):
             continue

@@ -45,8 +45,8 @@ class Planned:
         return max(row.num_images for row in self.rows)
 
     @property
-    def cost(self) -> "Cost":
-        """At most."""
+    def cost(self) -> Cost:
+        """Of all that is planned, at most: as if no image stopped early."""
         crafted = crafting(with_stages(self.rows))
         return Cost(
             sum(row.num_images * row.num_draws * row.defense.num_runs for row in self.rows)
@@ -76,15 +76,15 @@ def prepare(config, inputs: Inputs, *, given: bool = False) -> Planned:
     return Planned(config, inputs.first(needed), rows, settings)
 
 
-def purifiers_of(config) -> tuple[str, ...]:
-    """The names of its defences and of the surrogates that its attacks differentiate."""
-    attacks = config.attacks.to_dict()
-    chosen = [attacks[name] for name in attack_names(config) if name in attacks]
-    chosen += [
-        attacks[stage] for own in chosen for stage in own.get("stages", ()) if stage in attacks
-    ]
-    surrogates = (options.get("surrogate") for options in chosen)
-    return tuple(dict.fromkeys(filter(None, (*config.eval.defenses, *surrogates))))
+def purifiers_of(config, *, given: bool = False) -> tuple[str, ...]:
+    """The names of its defences and, unless the images are given, of the surrogates that attacks
+    on these differentiate."""
+    defenses, attacks = config.eval.defenses, config.attacks.to_dict()
+    chosen = [] if given else [attacks[name] for name in attack_names(config) if name in attacks]
+    chosen += [attacks[s] for own in chosen for s in own.get("stages", ()) if s in attacks]
+    meant = (own for own in chosen if not own["defenses"] or {*own["defenses"]} & {*defenses})
+    surrogates = (options.get("surrogate") for options in meant)
+    return tuple(dict.fromkeys(filter(None, (*defenses, *surrogates))))
 
 
 def evaluate(planned: Planned, store: Store) -> Evaluation:
@@ -101,7 +101,7 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     max_images: stop after that many images of each row. No setting: a later run, with more of them
         or without a limit, is the same evaluation and goes on from there.
     """
-    inputs = load_inputs(config, workdir, purifiers_of(config), input)
+    inputs = load_inputs(config, workdir, purifiers_of(config, given=bool(input)), input)
     whole = prepare(config, inputs, given=bool(input))
     planned = whole.limited(max_images)
     taken = planned.num_images

@@ -64,7 +64,8 @@ def certify(
     the bound cannot exceed 1/2 any more or the chance of `top` is at most 1/2 with confidence
     1 - alpha. What is certified is certified by all num_samples, as if nobody had looked, and wrong
     with a chance of at most alpha. Each look answers at alpha over the number of looks: by a union
-    bound an answer without a certificate, whichever look gives it, is wrong with as small a chance.
+    bound an answer without a certificate, whichever look gives it, is wrong with as small a chance;
+    of either kind, an answer is wrong with a chance of at most 2 alpha.
 
     Raises ValueError as `check`.
     """

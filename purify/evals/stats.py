@@ -182,7 +182,7 @@ def paired_share(
     below, above = counts @ a, counts @ b
     shares = above[below > 0] / below[below > 0]
     low, high = np.quantile(shares, [tail, 1 - tail])
-    if low == high:
+    if np.isclose(low, high):
         return None
     return Estimate(float(b.sum() / a.sum()), float(low), float(high), n)
 

@@ -25,14 +25,14 @@ class Shown(NamedTuple):
 
     says: results -> the line that stands for them in the summary. table, draw: the mode's own, of
     its module; None for a table of all columns, and for the figures that the mode wrote.
-    differences: another table, of paired differences.
+    differences: another table, of paired differences; None where there can be none.
     """
 
     title: str
     says: Callable[[Mapping], str]
     table: Callable[[Mapping], Table] | None = None
     draw: Draw | None = None
-    differences: Callable[[Mapping], Table] | None = None
+    differences: Callable[[Mapping], Table | None] = lambda results: None
 
 
 def _headline_says(results: Mapping) -> str:

@@ -65,9 +65,8 @@ def _numbers(run: Run, runs: Sequence[Run]) -> Section:
     meaning = [results[name] for name in ("meaning", "note") if results.get(name)]
     blocks += [Prose(meaning)] if meaning else []
     blocks += [rows] if rows.groups else []
-    if shown.differences and results["differences"]:
-        table = shown.differences(results)
-        blocks.append(from_terminal(table, str(table.title)))
+    if differences := shown.differences(results):
+        blocks.append(from_terminal(differences, str(differences.title)))
     if results.get("comparisons"):
         lines = robust_report.comparison_lines(results)
         blocks.append(Details("Paired comparisons on the same images", [Notes(lines)]))
