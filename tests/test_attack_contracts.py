@@ -197,6 +197,13 @@ def test_the_key_decides_the_image_and_a_second_call_does_not_retrace(case):
     assert len(traces) == traced
 
 
+@every_attack
+def test_it_is_one_program_that_asks_the_host_for_nothing(case):
+    operations = str(compiled.trace(make(case), *batch(case)).jaxpr)
+    assert "scan" in operations or "while" in operations
+    assert "callback" not in operations and "infeed" not in operations
+
+
 @every_case
 def test_in_one_batch_shape_neighbours_and_position_change_no_bit(case):
     (each, common), (others, _) = batch(case), batch(case, seed=2)
