@@ -11,7 +11,8 @@ from purify.checkpoint import load_classifier, load_defense, load_score
 from purify.detection import score_norm
 from purify.detectors import build_statistic
 from purify.evals import detect
-from purify.evals.detect_report import result_rows, results_table
+from purify.evals.detect_report import results_table
+from purify.evals.detect_results import result_rows
 from purify.evals.detection import noisy
 from purify.evals.inputs import tell_seen
 from purify.evals.roc import threshold

@@ -1,6 +1,5 @@
 """What --mode=detect leaves: results.json, the figures, the table on the terminal."""
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -8,10 +7,19 @@ import numpy as np
 from rich.table import Table
 
 from purify.evals import plots
+from purify.evals.detect_results import (
+    ATTACKED,
+    Values,
+    calibrated_thresholds,
+    fools,
+    kind_of,
+    result_rows,
+    scored_draws,
+)
 from purify.evals.detection import RATE, UNKNOWING
 from purify.evals.evaluation import Evaluation
-from purify.evals.results import attack_fields, cost_fields, estimate
-from purify.evals.roc import auroc, curve, threshold
+from purify.evals.results import attack_fields, cost_fields
+from purify.evals.roc import curve
 from purify.evals.rows import Row
 from purify.evals.terminal import (
     empty_table,
@@ -22,13 +30,6 @@ from purify.evals.terminal import (
     with_interval,
 )
 from purify.jsonl import write_json
-
-# A second rate, told only where ENOUGH natural images set its threshold and are judged by it.
-SMALL_RATE, ENOUGH = 0.01, 1000
-STRONGEST = "strongest"
-ATTACKED = (UNKNOWING, "knowing")
-
-Values = Mapping[str, Mapping[str, np.ndarray]]  # images -> statistic -> [n, D]
 
 
 def write(
@@ -48,7 +49,9 @@ def write(
     store, num_draws = evaluation.store, config.detect.num_draws
     records = {name: _records(evaluation, row) for name, row in rows.items()}
     right = {name: np.array([record["correct"] for record in own]) for name, own in records.items()}
-    thresholds = {name: _thresholds(drawn[:, 0]) for name, drawn in values["calibration"].items()}
+    thresholds = {
+        name: calibrated_thresholds(drawn[:, 0]) for name, drawn in values["calibration"].items()
+    }
     attacks = {
         name: attack_fields(row) | cost_fields(records[name])
         for name, row in rows.items()
@@ -72,10 +75,10 @@ def write(
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
     write_json(paths[0], results)
     values = {
-        images: {name: _scored(drawn, num_draws) for name, drawn in of.items()}
+        images: {name: scored_draws(drawn, num_draws) for name, drawn in of.items()}
         for images, of in values.items()
     }
-    right = {name: _scored(drawn, num_draws) for name, drawn in right.items()}
+    right = {name: scored_draws(drawn, num_draws) for name, drawn in right.items()}
     if panels := _panels(values, right, results["rows"]):
         paths.append(folder / "roc.png")
         plots.roc_curves(paths[-1], panels, rate=RATE)
@@ -94,144 +97,9 @@ def seen_note(seen: Sequence[str]) -> str:
     return f"calibrated on images that a network has seen, or may have: {', '.join(seen)}"
 
 
-def result_rows(
-    values: Values,
-    right: Mapping[str, np.ndarray],
-    thresholds: Mapping[str, Mapping],
-    attacks: Mapping[str, Mapping],
-    *,
-    num_draws: int,
-    seed: int,
-) -> list[dict]:
-    """An entry for each statistic and set of images, and one for the strongest attack on each.
-
-    values, right: [n, D] of D draws, 2 num_draws where anything is drawn, else 1. The last
-    num_draws of them are scored; on the first ones the strongest attack on each image is chosen.
-    right: of clean and attacked images, whether the defence behind the detector is.
-    thresholds: of each statistic, see _thresholds. attacks: what else is told of each of them.
-
-    images: their name; kind: 'clean', 'natural', 'unknowing' or 'knowing'. num_positives: how many
-    images it is about: all of natural ones, of attacked ones those that fool the defence in most
-    draws. auroc: against the clean images. flagged: the share of these that is above the threshold
-    for RATE, the realised false-positive rate where nobody attacks. left: of clean images, the
-    share that is right and not flagged; of attacked ones, that does not fool the defence or is
-    flagged; left_worst: in every draw. accuracy: of the defence without a detector.
-    """
-
-    scored = functools.partial(_scored, num_draws=num_draws)
-    share = functools.partial(_share, seed=seed)
-    entries: list[dict] = []
-    for statistic, calibration in values["calibration"].items():
-        limit, clean = thresholds[statistic]["threshold"], scored(values["clean"][statistic])
-        enough = min(len(calibration), len(clean)) >= ENOUGH
-        limits = (limit, threshold(calibration[:, 0], SMALL_RATE) if enough else None)
-        stopped = {}
-        for name in (name for name in values if name != "calibration"):
-            if not (kind := _kind(name, statistic, right)):
-                continue
-            found = values[name][statistic]
-            positive, left, worst = np.full(len(found), True), None, None
-            if kind == "clean":
-                left = scored(right[name] & (found <= limit))
-            elif kind in ATTACKED:
-                positive = _fools(scored(right[name]))
-                stopped[name] = right[name] | (found > limit)
-                left = scored(stopped[name])
-                worst = _worst(left)
-            against = None if kind == "clean" else clean
-            entries.append(
-                {"statistic": statistic, "images": name, "kind": kind, "num_images": len(found)}
-                | _detected(scored(found), positive, against, limits, seed)
-                | {"accuracy": share(scored(right[name])) if name in right else None}
-                | {"left": share(left), "left_worst": share(worst)}
-                | dict(attacks.get(name, {}))
-            )
-        if len(stopped) > 1:
-            left = scored(_strongest(np.stack(list(stopped.values())), num_draws))
-            entries.append(
-                dict.fromkeys(entries[-1])
-                | {"statistic": statistic, "images": STRONGEST, "kind": STRONGEST}
-                | {"num_images": len(clean), "left": share(left), "left_worst": share(_worst(left))}
-            )
-    return entries
-
-
-def _detected(
-    found: np.ndarray,
-    positive: np.ndarray,
-    clean: np.ndarray | None,
-    limits: tuple[float, float | None],
-    seed: int,
-) -> dict:
-    """How the positive [n] of the images with these values [n, N] stand out from clean ones (None:
-    they are the clean ones) and above the thresholds for RATE and SMALL_RATE."""
-    positives = found[positive]
-    ranked = clean is not None and len(positives)
-    area = (
-        auroc(clean, positives, np.flatnonzero(positive), seed=seed)._asdict() if ranked else None
-    )
-    flagged, small = (
-        None if limit is None else _share(positives > limit, seed=seed) for limit in limits
-    )
-    return {
-        "num_positives": len(positives),
-        "auroc": area,
-        "flagged": flagged,
-        "flagged_small": small,
-    }
-
-
-def _strongest(stopped: np.ndarray, num_draws: int) -> np.ndarray:
-    """Of attacks [m, n, D], stopped or not in each draw, for each image the one that was stopped in
-    the fewest draws of those that are not scored: [n, D]."""
-    chosen = stopped[..., :num_draws].mean(-1).argmin(0)
-    return stopped[chosen, np.arange(stopped.shape[1])]
-
-
-def _share(outcomes: np.ndarray | None, seed: int) -> dict | None:
-    """The mean of outcomes [n, N], with its interval; None of none."""
-    if outcomes is None or not len(outcomes):
-        return None
-    one_outcome = outcomes.shape[1] == 1
-    return estimate(outcomes.mean(1), one_outcome=one_outcome, seed=seed)._asdict()
-
-
-def _worst(outcomes: np.ndarray) -> np.ndarray:
-    """[n, N] -> [n, 1]: whether all of an image's draws are."""
-    return outcomes.all(1, keepdims=True)
-
-
-def _scored(draws: np.ndarray, num_draws: int) -> np.ndarray:
-    """Of draws [..., 2 num_draws] those that chose nothing; of a single draw [..., 1] that one."""
-    return draws[..., -num_draws:]
-
-
-def _kind(name: str, statistic: str, right: Mapping) -> str:
-    """What images of that name are to a statistic; '' for those that attack another one."""
-    if name in ("clean", UNKNOWING):
-        return name
-    if name not in right:
-        return "natural"
-    return "knowing" if name.rpartition("_")[0] == statistic else ""
-
-
-def _fools(right: np.ndarray) -> np.ndarray:
-    """Which images [n] fool the defence, right or not in D draws [n, D]: in most of them."""
-    return right.mean(1) < 0.5
-
-
 def _records(evaluation: Evaluation, row: Row) -> list[dict]:
     records = evaluation.store.records(row.name)
     return [records[evaluation.index(at)] for at in range(row.num_images)]
-
-
-def _thresholds(natural: np.ndarray) -> dict:
-    return {
-        "num_calibration": len(natural),
-        "standard_deviation": float(natural.std()),
-        "threshold": threshold(natural, RATE),
-        "false_positive_rate": RATE,
-    }
 
 
 def _panels(values: Values, right: Mapping[str, np.ndarray], entries: list[dict]) -> dict:
@@ -242,13 +110,13 @@ def _panels(values: Values, right: Mapping[str, np.ndarray], entries: list[dict]
         "knowing attackers, at the c that leaves least": [],
     }
     for statistic in values["calibration"]:
-        for title, kind in zip(panels, ("unknowing", "knowing"), strict=True):
+        for title, kind in zip(panels, ATTACKED, strict=True):
             own = [e for e in entries if e["statistic"] == statistic and e["kind"] == kind]
             if not (own := [entry for entry in own if entry["auroc"]]):
                 continue
             entry = min(own, key=lambda entry: entry["left"]["value"])
             name = entry["images"]
-            fooled = values[name][statistic][_fools(right[name])]
+            fooled = values[name][statistic][fools(right[name])]
             false, true = curve(values["clean"][statistic], fooled)
             panels[title].append(
                 {"name": statistic, "false": false, "true": true, **entry["auroc"]}
@@ -262,7 +130,7 @@ def _by_statistic(values: Values, right: Mapping) -> dict[str, dict[str, np.ndar
         statistic: {
             readable(name, statistic): found[statistic].ravel()
             for name, found in values.items()
-            if _kind(name, statistic, right)
+            if kind_of(name, statistic, right)
         }
         for statistic in values["clean"]
     }

@@ -11,6 +11,7 @@ from purify.evals import (
     certify,
     corruption_report,
     detect_report,
+    detect_results,
     gradient_checks,
     gradient_health,
     robust_report,
@@ -62,7 +63,7 @@ def _detectors_say(results: Mapping) -> str:
     left = {
         row["statistic"]: row["left"]
         for row in results["rows"]
-        if row["kind"] == detect_report.STRONGEST
+        if row["kind"] == detect_results.STRONGEST
     }
     said = (f"{name} {100 * share['value']:.1f} %" for name, share in left.items())
     return f"left under all attacks: {', '.join(said)}" if left else _title_says(results)
