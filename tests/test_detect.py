@@ -268,11 +268,10 @@ def test_of_weights_from_elsewhere_it_is_said_that_nobody_knows(trained, tmp_pat
     assert "what it has seen is unknown" in capsys.readouterr().out
 
 
-def test_of_a_network_for_other_data_it_is_said_for_which(trained, workdir, capsys):
-    data_config = trained.config().data
-    data_config.name = "fashion_mnist_idx"
-    assert tell_seen(data_config, {"classifier": workdir / "classifier"}, 0) == []
-    assert "was trained on digits8x8, these images are fashion_mnist" in capsys.readouterr().out
+def test_of_a_network_for_other_data_it_is_said_for_which(trained, tmp_path, capsys):
+    (tmp_path / "settings.json").write_text('{"data": {"name": "svhn_cropped", "path": null}}')
+    assert tell_seen(trained.config().data, {"classifier": tmp_path}, 2) == []
+    assert "was trained on svhn_cropped, these images are digits8x8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
