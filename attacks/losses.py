@@ -6,6 +6,9 @@ import optax
 
 Array = jax.Array
 
+# With fewer classes the DLR loss, and its targeted form, are undefined.
+DLR_CLASSES, TARGETED_DLR_CLASSES = 3, 4
+
 
 def cross_entropy(logits: Array, label: Array) -> Array:
     """-log softmax(logits)[label]."""
@@ -24,8 +27,10 @@ def dlr(logits: Array, label: Array) -> Array:
 
     Raises ValueError for fewer than three classes, where it is undefined.
     """
-    if logits.shape[-1] < 3:
-        raise ValueError(f"the DLR loss needs at least 3 classes, got {logits.shape[-1]}")
+    if logits.shape[-1] < DLR_CLASSES:
+        raise ValueError(
+            f"the DLR loss needs at least {DLR_CLASSES} classes, got {logits.shape[-1]}"
+        )
     largest = jax.lax.top_k(logits, 3)[0]
     return margin(logits, label) / (largest[0] - largest[2] + 1e-12)
 
@@ -46,8 +51,11 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
 
     Raises ValueError for fewer than four classes, where it is undefined.
     """
-    if logits.shape[-1] < 4:
-        raise ValueError(f"the targeted DLR loss needs at least 4 classes, got {logits.shape[-1]}")
+    if logits.shape[-1] < TARGETED_DLR_CLASSES:
+        raise ValueError(
+            f"the targeted DLR loss needs at least {TARGETED_DLR_CLASSES} classes, got "
+            f"{logits.shape[-1]}"
+        )
     largest = jax.lax.top_k(logits, 4)[0]
     spread = largest[0] - 0.5 * (largest[2] + largest[3])
     return targeted_margin(logits, label, target) / (spread + 1e-12)

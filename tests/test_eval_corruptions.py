@@ -18,7 +18,9 @@ from purify.corruptions import CORRUPTIONS, corrupt
 from purify.defense import classify
 from purify.evals import corruptions
 from purify.evals.corruption_files import CorruptionFiles
+from purify.evals.corruption_report import results_table
 from purify.evals.corruptions import Case, corrupted, plan_rows
+from purify.evals.terminal import print_wide
 from purify.image_io import encode_image, to_float, to_uint8
 from purify.jsonl import read_lines
 from purify.random import image_keys, stream_key
@@ -221,6 +223,19 @@ def test_the_table_has_a_line_for_each_corruption_and_the_mean_errors(evaluated)
     assert any(f"of  2  {100 * (1 - error):.1f}" in re.sub(" +", "  ", x) for x in lines)
     assert "…" not in evaluated.shown and "frost" not in evaluated.shown
     assert (evaluated.folder / "figures" / "corruptions.png").stat().st_size > 10_000
+
+
+def test_a_table_that_is_too_wide_takes_more_lines_and_loses_nothing(
+    evaluated, monkeypatch, capsys
+):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    shown = {}
+    for width in (60, 1000):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_wide(results_table(evaluated.results))
+        shown[width] = capsys.readouterr().out
+    assert "…" not in shown[60] and shown[60].count("\n") > shown[1000].count("\n")
+    assert shown[60].count("]") == shown[1000].count("]") > 0
 
 
 # What is asked for

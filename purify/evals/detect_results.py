@@ -40,7 +40,6 @@ def result_rows(
     share that is right and not flagged; of attacked ones, that does not fool the defence or is
     flagged; left_worst: in every draw. accuracy: of the defence without a detector.
     """
-
     scored = functools.partial(scored_draws, num_draws=num_draws)
     share = functools.partial(_share, seed=seed)
     entries: list[dict] = []

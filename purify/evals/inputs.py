@@ -111,7 +111,7 @@ def load_inputs(
     networks, shape = load_networks(runs), image_shape(workdir)
     num_classes = _agreed_classes(runs, shape)
     named, images, labels, indices = _load_images(config, shape, num_classes, input)
-    numbered = map(str, range(len(named), max([num_classes, *(labels + 1)])))
+    numbered = map(str, range(len(named), max(num_classes, labels.max(initial=-1) + 1)))
     return Inputs(runs, networks, num_classes, (*named, *numbered), images, labels, indices)
 
 

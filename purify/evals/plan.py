@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import attacks
 from attacks.directions import Direction, build_direction
 from attacks.gradients import AVERAGES, attacked_purifier
+from attacks.losses import DLR_CLASSES, TARGETED_DLR_CLASSES
 from attacks.types import Attack
 from purify.defense import Defense
 from purify.detectors import Penalty
@@ -47,7 +48,9 @@ def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, A
     num_classes = attacked.classifier.num_classes
     if own.get("targets"):
         own["targets"] = min(own["targets"], num_classes - 1)
-    needed = (4 if own.get("targets") else 3) if own["loss"] == "dlr" else 2
+    needed = 2
+    if own["loss"] == "dlr":
+        needed = TARGETED_DLR_CLASSES if own.get("targets") else DLR_CLASSES
     if num_classes < needed:
         raise ValueError(
             f"config.attacks.{name}.loss={own['loss']!r} needs {needed} classes, the classifier "
