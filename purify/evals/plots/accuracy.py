@@ -52,15 +52,11 @@ def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
             one defence and attack (choose a setting first).
     """
     groups, attacks = _group_rows(rows)
-    lines: list[list[_Group]] = [[]]
-    for name, group in groups.items():
-        longest_word = max(text_width(word, BODY) for word in name.split() or [name])
-        span = 0.8 + max(len(group), longest_word / (UNIT * DPI))
-        start = lines[-1][-1].end if lines[-1] else 0.0
-        if start and (start + span) * UNIT > LINE:
-            lines.append([])
-            start = 0.0
-        lines[-1].append(_Group(name, group, start, start + span))
+    # As few lines as there is room for, and as even.
+    widest = int(LINE / UNIT)
+    fewest = len(_in_lines(groups, widest))
+    tried = (_in_lines(groups, width) for width in range(1, widest + 1))
+    lines = next(lines for lines in tried if len(lines) == fewest)
 
     end = max(line[-1].end for line in lines)
     figsize = (max(0.55 * WIDTH, UNIT * end + 0.7), 0.6 + 2.8 * len(lines))
@@ -76,7 +72,12 @@ def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
     note += f"; ?: {UNSHOWN}" if any(map(_is_unshown, rows)) else ""
     all_axes[-1].set_xlabel(note, size=SMALL, color=GREY, labelpad=8)
     handles = [Patch(**_bar_style(i), label=attack) for i, attack in enumerate(attacks)]
-    legend(fig, loc="outside upper left", handles=handles, ncols=min(len(attacks), 4))
+    legend(
+        fig,
+        loc="outside upper left",
+        handles=handles,
+        ncols=min(len(attacks), max(4, int(figsize[0] / 2))),
+    )
     save(fig, path)
 
 
@@ -142,6 +143,20 @@ class _Group(NamedTuple):
     rows: list[Mapping]
     start: float
     end: float
+
+
+def _in_lines(groups: Mapping[str, list[Mapping]], width: int) -> list[list[_Group]]:
+    """The defences side by side, in lines of at most so many bars, or of one defence."""
+    lines: list[list[_Group]] = [[]]
+    for name, rows in groups.items():
+        longest_word = max(text_width(word, BODY) for word in name.split() or [name])
+        span = 0.8 + max(len(rows), longest_word / (UNIT * DPI))
+        start = lines[-1][-1].end if lines[-1] else 0.0
+        if start and start + span > width:
+            lines.append([])
+            start = 0.0
+        lines[-1].append(_Group(name, rows, start, start + span))
+    return lines
 
 
 def _draw_groups(axes: Axes, line: list[_Group], attacks: list[str], *, number_bars: bool) -> None:
