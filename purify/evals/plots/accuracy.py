@@ -72,12 +72,9 @@ def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
     note += f"; ?: {UNSHOWN}" if any(map(_is_unshown, rows)) else ""
     all_axes[-1].set_xlabel(note, size=SMALL, color=GREY, labelpad=8)
     handles = [Patch(**_bar_style(i), label=attack) for i, attack in enumerate(attacks)]
-    legend(
-        fig,
-        loc="outside upper left",
-        handles=handles,
-        ncols=min(len(attacks), max(4, int(figsize[0] / 2))),
-    )
+    entry = max(text_width(attack, SMALL) for attack in attacks) / DPI + 0.6  # inches
+    columns = min(len(attacks), max(1, int(figsize[0] / entry)))
+    legend(fig, loc="outside upper left", handles=handles, ncols=columns)
     save(fig, path)
 
 
