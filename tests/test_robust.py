@@ -30,9 +30,9 @@ from purify.checkpoint import (
 from purify.defense import classify
 from purify.evals import evaluation, robust
 from purify.evals.choosing import highest
-from purify.evals.evaluation import check_in_ball
 from purify.evals.inputs import load_inputs, load_networks, network_runs
 from purify.evals.plan import plan
+from purify.evals.programs import check_in_ball
 from purify.evals.results import (
     comparisons,
     estimate,

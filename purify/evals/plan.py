@@ -162,48 +162,64 @@ def _rows(
     count = min(options["num_images"] or clean.num_images, clean.num_images)
     row = dataclasses.replace(clean, attack_name=attack_name, options=options, num_images=count)
     if options["attack"] == "suite":
-        stages: list[Row] = []
-        for stage in options["stages"]:
-            name = f"{field}.stages entry"
-            if _attack_options(config, stage, field=name)["attack"] == "suite":
-                raise ValueError(f"{name} {stage!r} is a suite itself; name its stages")
-            stages += _rows(config, stage, row, networks, before)
-        if not stages:
-            raise ValueError(f"{field}.stages is empty; name some attacks")
-        return [strongest_of(attack_name, stages, options, survivors=options["survivors"])]
+        return [_suite(config, field, row, networks, before)]
     if options["attack"] == "transfer":
-        source = _earlier(f"{field}.source", options["source"], before)
-        return [
-            dataclasses.replace(
-                row,
-                attack=source.attack,
-                attacked=source.attacked,
-                direction=source.direction,
-                penalty=source.penalty,
-                starts=source.starts,
-                options=options | {"source": source.crafted},
-                num_images=min(count, source.num_images),
-            )
-        ]
+        return [_transferred(field, row, before)]
+    return _attacking(config, field, row, networks, before)
+
+
+def _suite(config, field: str, row: Row, networks: Networks, before: Sequence[Row]) -> Row:
+    """The row with the strongest of its stages' images."""
+    stages: list[Row] = []
+    for stage in row.options["stages"]:
+        name = f"{field}.stages entry"
+        if _attack_options(config, stage, field=name)["attack"] == "suite":
+            raise ValueError(f"{name} {stage!r} is a suite itself; name its stages")
+        stages += _rows(config, stage, row, networks, before)
+    if not stages:
+        raise ValueError(f"{field}.stages is empty; name some attacks")
+    return strongest_of(row.attack_name, stages, row.options, survivors=row.options["survivors"])
+
+
+def _transferred(field: str, row: Row, before: Sequence[Row]) -> Row:
+    """The row with the images of another one, and what is known of how these were made."""
+    source = _earlier(f"{field}.source", row.options["source"], before)
+    return dataclasses.replace(
+        row,
+        attack=source.attack,
+        attacked=source.attacked,
+        direction=source.direction,
+        penalty=source.penalty,
+        starts=source.starts,
+        options={**row.options, "source": source.crafted},
+        num_images=min(row.num_images, source.num_images),
+    )
+
+
+def _attacking(
+    config, field: str, row: Row, networks: Networks, before: Sequence[Row]
+) -> list[Row]:
+    """The row with its attack, or a row for each average attacked."""
+    options, defense = row.options, row.defense
     starts = [
         _earlier(f"{field}.starts entry", start, before) for start in options.get("starts", ())
     ]
-    defense, gradient = clean.defense, options["gradient"]
     surrogate = (
         build_purifier(config, options["surrogate"], networks) if options["surrogate"] else None
     )
+    gradient = options["gradient"]
     purifier = attacked_purifier(gradient, defense.purifier, surrogate)
     penalty = _penalty(field, options, defense)
     row = dataclasses.replace(
         row,
         attacked=dataclasses.replace(defense, purifier=purifier),
-        num_images=min([count, *(start.num_images for start in starts)]),
-        num_draws=1 if options["fixed_key"] else clean.num_draws,
+        num_images=min([row.num_images, *(start.num_images for start in starts)]),
+        num_draws=1 if options["fixed_key"] else row.num_draws,
         starts=tuple(start.crafted for start in starts),
         penalty=penalty,
     )
     known = surrogate if gradient == "surrogate" else defense.purifier
-    built = build_attacks(attack_name, options, row.attacked)
+    built = build_attacks(row.attack_name, options, row.attacked)
     if penalty and not all(attack.takes_penalty for attack in built.values()):
         raise ValueError(
             f"{field}.penalty={options['penalty']} does not fit: {options['attack']} takes none"
@@ -213,7 +229,7 @@ def _rows(
             row,
             attack_name=own_name,
             attack=attack,
-            direction=attack_direction(attack_name, options, attack, known),
+            direction=attack_direction(row.attack_name, options, attack, known),
         )
         for own_name, attack in built.items()
     ]
