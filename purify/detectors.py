@@ -38,6 +38,11 @@ class Statistic:
         is large."""
         return self(key, image)
 
+    def joint(self) -> Defense | None:
+        """What an attacker fools in the place of the classifier, for the statistic not to rise with
+        it; None where lowering the statistic is all that there is to do."""
+        return None
+
 
 @flax.struct.dataclass
 class ScoreNorm(Statistic):
@@ -109,6 +114,16 @@ class ReconstructionError(Statistic):
 
 
 @flax.struct.dataclass
+class Both(Defense):
+    """The classifier of the image and of the purified image at once: the log-probability of a class
+    is, up to a constant, the sum of both, so that one is high only where the two agree on it."""
+
+    def run(self, key: Key, image: Image) -> Array:
+        seen, purified = self.classifier(image), super().run(key, image)
+        return jax.nn.log_softmax(seen) + jax.nn.log_softmax(purified)
+
+
+@flax.struct.dataclass
 class PredictionChange(Statistic):
     """How far purification takes the prediction: the total variation, in [0, 1], between the
     classifier's probabilities of the image and their mean over the defence's runs.
@@ -141,6 +156,11 @@ class PredictionChange(Statistic):
         before, after = self._log_probabilities(key, image)
         divergence = jnp.sum(jnp.exp(before) * (before - after))
         return jnp.sqrt(jnp.maximum(0.5 * divergence, jnp.finfo(image.dtype).tiny))
+
+    def joint(self) -> Defense:
+        """The prediction does not change where both are fooled alike."""
+        defense = self.defense
+        return Both(defense.purifier, defense.classifier, defense.num_runs)
 
     def _log_probabilities(self, key: Key, image: Image) -> tuple[Array, Array]:
         runs = jax.nn.log_softmax(self.defense.runs(key, image))

@@ -8,6 +8,7 @@ import pytest
 
 from purify import data
 from purify.checkpoint import load_classifier, load_defense, load_score
+from purify.defense import classify
 from purify.detection import score_norm
 from purify.detectors import build_statistic
 from purify.evals import detect
@@ -34,7 +35,10 @@ BUDGET = {
     "attacks.blind.eps": 0.3,
     "attacks.blind.step_size": 0.1,
 }
-ATTACKS = ("unknowing", *(f"{s}_{c}" for s in BUDGET["detect.statistics"] for c in ("0.1", "100")))
+ATTACKS = (
+    *("unknowing", "prediction_change_joint"),
+    *(f"{s}_{c}" for s in BUDGET["detect.statistics"] for c in ("0.1", "100")),
+)
 
 
 def only_folder(workdir):
@@ -163,6 +167,25 @@ def test_who_knows_the_detector_looks_more_natural(detected):
     assert mean["score_norm_100"] < 0.9 * mean["score_norm_0.1"] < 0.81 * mean["unknowing"], mean
 
 
+def test_a_joint_attack_fools_the_classifier_and_what_it_says_of_the_purified_image(
+    trained, detected
+):
+    """An attacker who does not know of the purifier fools the classifier of the image alone."""
+    folder, results = detected
+    labels = data.load("digits8x8", "test[:12]", data_dir=trained.tfds).labels
+    defense = load_defense(trained.workdir, "one_step", num_runs=8, sigma=0.25)
+
+    def agree(name):
+        images = np.load(folder / "arrays" / f"{name}.npy")
+        seen = np.asarray(jax.jit(jax.vmap(defense.classifier))(images)).argmax(-1)
+        purified = np.asarray(classify(defense, image_keys(5, np.arange(12)), images)).argmax(-1)
+        return np.mean((seen == purified) & (seen != labels))
+
+    assert agree("identity-prediction_change_joint") >= agree("unknowing") + 0.2
+    row = next(r for r in results["rows"] if r["images"] == "prediction_change_joint")
+    assert row["kind"] == "knowing" and row["targets"] == 9
+
+
 @pytest.mark.parametrize("n", [999, 1000])
 def test_the_small_rate_waits_for_a_thousand_images(n):
     """Natural values are 1 to n: 1 % of them lie above the 990th or 991st of a thousand."""
@@ -238,6 +261,7 @@ def test_it_prints_a_table_and_goes_on_where_it_stopped(trained, workdir, detect
     out = capsys.readouterr().out
     assert "stopped after 5 of 12 images" in out
     assert "prediction_change" in out and "c 0.1" in out and "strongest" in out
+    assert "joint: apgd on the classifier" in out and " joint " in out
     folder = only_folder(workdir)
     assert (folder / "figures" / "statistics.png").stat().st_size > 10_000
     lines = (folder / "images.jsonl").read_text().splitlines(keepends=True)

@@ -60,6 +60,16 @@ def test_the_prediction_change_is_the_total_variation():
     assert float(unchanged) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_jointly_the_answers_to_the_image_and_to_a_purified_one_are_fooled():
+    """A class that only one of the two says is less likely than one on which both agree."""
+    purifier = NoiseOnly(sigma=0.4)
+    joint = build_statistic("prediction_change", defense(purifier), SCORE).joint()
+    answers = [jax.nn.log_softmax(CLASSIFIER(x)) for x in (IMAGE, purifier(KEY, IMAGE))]
+    np.testing.assert_allclose(joint.run(KEY, IMAGE), sum(answers), rtol=1e-5)
+    others = [name for name in STATISTICS if name not in ("prediction_change", "energy")]
+    assert all(build_statistic(name, defense(), SCORE).joint() is None for name in others)
+
+
 @pytest.mark.parametrize("name", STATISTICS)
 def test_what_an_attacker_descends_on_is_no_less_and_has_a_gradient(name):
     score = make_score(SHAPE, head="energy")

@@ -16,7 +16,7 @@ from purify.evals.detect_results import (
     result_rows,
     scored_draws,
 )
-from purify.evals.detection import RATE, UNKNOWING
+from purify.evals.detection import JOINT, RATE, UNKNOWING
 from purify.evals.evaluation import Evaluation
 from purify.evals.results import attack_fields, cost_fields
 from purify.evals.roc import curve
@@ -107,7 +107,7 @@ def _panels(values: Values, right: Mapping[str, np.ndarray], entries: list[dict]
     statistic that leaves least."""
     panels: dict[str, list[dict]] = {
         "unknowing attackers": [],
-        "knowing attackers, at the c that leaves least": [],
+        "knowing attackers, by the attack that leaves least": [],
     }
     for statistic in values["calibration"]:
         for title, kind in zip(panels, ATTACKED, strict=True):
@@ -147,6 +147,7 @@ def _title(config, rows: Mapping[str, Row], values: Values) -> str:
     told = f"{row.options['attack']}, {row.options['gradient']}, {ball}, "
     knowing = [known for name, known in rows.items() if known.penalty]
     budgets = " or ".join(dict.fromkeys(known.attack.budget for known in knowing))
+    joint = [known for name, known in rows.items() if name.endswith(f"_{JOINT}")]
     return "\n".join(
         [
             first,
@@ -154,6 +155,11 @@ def _title(config, rows: Mapping[str, Row], values: Values) -> str:
             f"unknowing: {told}{row.attack.budget}",
             f"knowing: apgd, exact, {ball}, {budgets}, from the unknowing images too;",
             "  margin - c x (excess of the statistic over its threshold, in standard deviations)",
+            *(
+                f"joint: apgd on the classifier and what it says of the purified image at once, "
+                f"{known.attack.budget}; attacks by c start there, too"
+                for known in joint
+            ),
         ]
     )
 
@@ -188,7 +194,8 @@ def results_table(results: Mapping) -> Table:
 
 def readable(images: str, statistic: str) -> str:
     """Of attackers who know the statistic, how they weigh it."""
-    return re.sub(f"^{statistic}_", "c ", images).replace("_", " ")
+    own = images.removeprefix(f"{statistic}_")
+    return (f"c {own}" if re.match(r"\d", own) else own).replace("_", " ")
 
 
 def _percent(share: Mapping | None) -> str:

@@ -23,8 +23,9 @@ from purify.evals.strongest import MIN_SELECTION_DRAWS
 from purify.random import image_keys
 from purify.types import Array, Key
 
-UNKNOWING = "unknowing"
+UNKNOWING, JOINT = "unknowing", "joint"
 RATE = 0.05  # the false-positive rate of the threshold that attackers know
+JOINT_TARGETS = 9  # classes that a joint attack aims at, one after the other
 
 
 class Calibrated(NamedTuple):
@@ -136,15 +137,25 @@ def attack_rows(
         margin - c max(0, statistic - threshold) / scale
 
     and which climbs from the images of the former as well: between the clean image and those that
-    fool there may be only such that the detector sees.
+    fool there may be only such that the detector sees. Where the statistic has something that can
+    be fooled jointly (Statistic.joint), a targeted APGD does that, and the others climb from its
+    images, too.
 
     name: of the defence. attack: the name of the options. eot_samples: of the knowing attacks,
     where the defence or the statistic draws. num_draws: of the defence, where it draws.
     """
 
-    def row(attack_name: str, options: Mapping, penalty: Penalty | None, draws: bool) -> Row:
-        purifier = attacked_purifier(options["gradient"], defense.purifier)
-        attacked = dataclasses.replace(defense, purifier=purifier)
+    def row(
+        attack_name: str,
+        options: Mapping,
+        *,
+        attacked: Defense | None = None,
+        penalty: Penalty | None = None,
+        draws: bool = False,
+    ) -> Row:
+        if attacked is None:
+            purifier = attacked_purifier(options["gradient"], defense.purifier)
+            attacked = dataclasses.replace(defense, purifier=purifier)
         built: Any = build_attacks(attack, options, attacked)[attack]
         if draws:  # though the defence may draw nothing
             several = dict(eot_samples=eot_samples, selection_draws=MIN_SELECTION_DRAWS)
@@ -155,15 +166,21 @@ def attack_rows(
             starts=tuple(options["starts"]),
         )
 
-    first = row(UNKNOWING, dict(options) | dict(starts=()), None, False)
+    first = row(UNKNOWING, dict(options) | dict(starts=()))
     rows = {UNKNOWING: first}
     # The fields that PGD alone has.
     shared = {k: v for k, v in options.items() if k not in ("step_size", "momentum")}
-    knowing = shared | dict(attack="apgd", gradient="exact", loss="margin", starts=[first.crafted])
+    shared |= dict(attack="apgd", loss="margin")
     for statistic_name, (statistic, limit, scale) in calibrated.items():
+        draws = statistic.stochastic or defense.purifier.stochastic
+        knowing = shared | dict(gradient="exact", starts=[first.crafted])
+        if (joint := statistic.joint()) is not None:
+            aimed = shared | dict(gradient="surrogate", starts=(), targets=JOINT_TARGETS)
+            joint_row = row(f"{statistic_name}_{JOINT}", aimed, attacked=joint, draws=draws)
+            rows[joint_row.attack_name] = joint_row
+            knowing["starts"] = [first.crafted, joint_row.crafted]
         for weight in weights:
             penalty = Penalty(statistic, limit, weight / scale)
-            draws = statistic.stochastic or defense.purifier.stochastic
             attack_name = f"{statistic_name}_{weight:g}"
-            rows[attack_name] = row(attack_name, knowing, penalty, draws)
+            rows[attack_name] = row(attack_name, knowing, penalty=penalty, draws=draws)
     return rows
