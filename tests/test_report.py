@@ -296,6 +296,16 @@ def test_evaluations_of_one_mode_are_told_apart(workdir, tmp_path):
     assert "not measured" in document and "Not kept: the images of blind, wide." in document
 
 
+def test_an_evaluation_that_was_stopped_early_says_so(trained, evaluated, tmp_path, capsys):
+    """What --max_images left for later is not taken for the whole, in the summary nor below."""
+    workdir = trained.linked_into(tmp_path)
+    robust.run(small(trained), workdir, max_images=8)
+    words = "stopped after 8 of 30 images"
+    assert f"{words} (--max_images=8); the same command" in capsys.readouterr().out
+    document = page.render(find_runs([workdir]).runs)
+    assert document.count(words) >= 2 and words not in page.render(find_runs([evaluated]).runs)
+
+
 def test_a_table_of_the_terminal_keeps_its_texts_and_its_groups():
     table = empty_table("title", "one: first\n  and more\ntwo: second")
     for name, justify in (("name", "left"), ("attack", "left"), ("mean", "right")):

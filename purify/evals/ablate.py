@@ -15,7 +15,7 @@ from purify.evals.robust import Planned
 from purify.evals.robust_report import done_rows, summary
 from purify.evals.rows import Row
 from purify.evals.store import Store, folder_of
-from purify.evals.terminal import tell_stopped
+from purify.evals.terminal import stopped_early
 from purify.jsonl import write_json
 from purify.tables import choose
 
@@ -50,7 +50,9 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         titles.setdefault(folder, _title(key))
     taken = max(p.num_images for p in planned.values())
     settings = _settings(factors, default)
+    needed = max(p.num_images for p in points.values())
     with Store(workdir, "ablate", settings) as store:
+        store.stopped = stopped_early(taken, needed, max_images)
         cost = robust.Cost(*map(sum, zip(*(p.cost for p in planned.values()), strict=True)))
         print(
             f"{len(planned)} evaluations on {taken} images, the default and one for each other "
@@ -63,12 +65,11 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
             measured[folder] = _measure(point, workdir)
         ablation_report.write(
             config,
-            store.folder,
+            store,
             factors,
             {key: measured[folder] for key, folder in folders.items()},
             settings,
         )
-    tell_stopped(taken, max(p.num_images for p in points.values()), max_images)
 
 
 def plan_points(config, workdir: Path) -> tuple[list[Factor], dict]:

@@ -11,9 +11,10 @@ from rich.table import Table
 from purify.evals import plots
 from purify.evals.results import MAIN, protocol_name
 from purify.evals.stats import paired_difference
+from purify.evals.store import Store
 from purify.evals.terminal import (
     empty_table,
-    print_versions,
+    print_reservations,
     print_wide,
     tell_written,
     variant_lines,
@@ -86,10 +87,10 @@ def _difference(here: Measured, default: Measured, key: tuple[str, str], *, seed
 
 
 def write(
-    config, folder: Path, factors: Sequence["Factor"], points: Points, settings: dict
+    config, store: Store, factors: Sequence["Factor"], points: Points, settings: dict
 ) -> None:
     """Write ablation.csv, results.json and the figure; print the table and the paths."""
-    lines = tidy(factors, points, seed=config.seed)
+    folder, lines = store.folder, tidy(factors, points, seed=config.seed)
     evaluations = {measured.folder: measured for measured in points.values()}
     signatures: list[dict] = []
     for measured in evaluations.values():
@@ -102,6 +103,7 @@ def write(
         **settings,
         **signatures[-1],
         "computed_by": signatures,
+        "stopped": store.stopped,
         "weights": default["weights"],
         "trained": default["trained"],
         "config": config.to_dict(),
@@ -112,7 +114,7 @@ def write(
     (folder / "figures").mkdir(exist_ok=True)
     paths += draw_figures(folder / "figures", results)
     print_wide(results_table(results))
-    print_versions(results)
+    print_reservations(results)
     tell_written(paths)
 
 

@@ -16,9 +16,9 @@ from purify.evals.stats import bootstrap_mean, paired_difference, proportion
 from purify.evals.store import Store
 from purify.evals.terminal import (
     empty_table,
-    print_versions,
+    print_reservations,
     print_wide,
-    tell_stopped,
+    stopped_early,
     tell_written,
 )
 from purify.jsonl import write_json
@@ -40,6 +40,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         rows = [dataclasses.replace(r, num_images=min(r.num_images, max_images)) for r in rows]
     taken = max(row.num_images for row in rows)
     with Store(workdir, "certify", settings) as store:
+        store.stopped = stopped_early(taken, needed, max_images)
         tell_seen(config.data, inputs.runs, taken)
         options = {field: cfg[field] for field in ("num_selection", "alpha", "chunk")}
         options |= dict(seed=config.seed, num_classes=inputs.num_classes)
@@ -65,9 +66,8 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         print_wide(results_table(results))
         if differences := differences_table(results):
             print_wide(differences)
-        print_versions(results)
+        print_reservations(results)
         tell_written(paths)
-    tell_stopped(taken, needed, max_images)
 
 
 def _plan(config, inputs: Inputs) -> list[SmoothedRow]:

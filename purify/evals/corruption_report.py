@@ -19,7 +19,7 @@ from purify.evals.stats import paired_difference
 from purify.evals.terminal import (
     empty_table,
     perturbation_lines,
-    print_versions,
+    print_reservations,
     print_wide,
     tell_written,
     variant_lines,
@@ -70,7 +70,7 @@ def write(
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
     paths += draw_figures(store.folder / "figures", results)
     print_wide(results_table(results))
-    print_versions(results)
+    print_reservations(results)
     tell_written(paths)
 
 

@@ -16,7 +16,7 @@ from purify.evals.defenses import defense_settings
 from purify.evals.inputs import load_inputs, tell_seen
 from purify.evals.rows import Row, limited
 from purify.evals.store import Store
-from purify.evals.terminal import tell_stopped
+from purify.evals.terminal import stopped_early
 from purify.random import image_keys
 from purify.tables import choose
 
@@ -112,6 +112,7 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
         rows = limited(rows, max_images, config.eval.batch_size)
     taken = rows[0].num_images
     with Store(workdir, "eval_corruptions", settings) as store:
+        store.stopped = stopped_early(taken, cfg.num_images, max_images)
         nfe = sum(row.num_images * row.score_nfe for row in rows)
         print(
             f"{len(defenses)} defences, clean and on {len(cases)} corruptions with their "
@@ -123,7 +124,6 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
         corruption_report.write(
             config, evaluation, rows, cases, settings, inputs.runs, source=input
         )
-    tell_stopped(taken, cfg.num_images, max_images)
 
 
 def plan_rows(

@@ -19,7 +19,7 @@ from purify.evals.inputs import Inputs, load_inputs, tell_seen, without
 from purify.evals.roc import threshold
 from purify.evals.rows import Row
 from purify.evals.store import Store
-from purify.evals.terminal import tell_stopped
+from purify.evals.terminal import stopped_early
 from purify.tables import choose
 
 # What an attack on a detector cannot have of its own.
@@ -54,6 +54,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     taken = min(cfg.num_images, max_images or cfg.num_images)
     _rows(config, inputs, {}, taken)  # does the attack fit?
     with Store(workdir, "detect", settings) as store:
+        store.stopped = stopped_early(taken, cfg.num_images, max_images)
         print(
             f"{len(statistics)} statistics, set on {len(calibration.labels)} natural images, on "
             f"{taken} others and on what attacks make of them; into {store.folder}"
@@ -74,7 +75,6 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         sets |= {name: evaluation.attacked_images(row) for name, row in rows.items() if row.attack}
         values |= measure_images(evaluation, statistics, sets, taken, draws)
         detect_report.write(config, evaluation, rows, values, settings, seen)
-    tell_stopped(taken, cfg.num_images, max_images)
 
 
 def _check(config) -> None:

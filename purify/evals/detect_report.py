@@ -23,7 +23,7 @@ from purify.evals.roc import curve
 from purify.evals.rows import Row
 from purify.evals.terminal import (
     empty_table,
-    print_versions,
+    print_reservations,
     print_wide,
     tell_written,
     variant_lines,
@@ -87,7 +87,7 @@ def write(
     print_wide(results_table(results))
     if seen:
         print(results["note"])
-    print_versions(results)
+    print_reservations(results)
     tell_written(paths)
 
 

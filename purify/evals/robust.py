@@ -11,7 +11,7 @@ from purify.evals.inputs import Inputs, load_inputs, tell_seen, without
 from purify.evals.plan import attack_names, plan
 from purify.evals.rows import Row, crafting, limited, with_stages
 from purify.evals.store import Store
-from purify.evals.terminal import tell_stopped
+from purify.evals.terminal import stopped_early
 from purify.purifiers import PURIFIERS
 
 MODE = "eval_robust"
@@ -106,6 +106,7 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     planned = whole.limited(max_images)
     taken = planned.num_images
     with Store(workdir, MODE, planned.settings) as store:
+        store.stopped = stopped_early(taken, whole.num_images, max_images)
         print(
             f"{len(planned.rows)} rows on {taken} images: at most {planned.cost}; into "
             f"{store.folder}"
@@ -115,7 +116,6 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
         evaluation = evaluate(planned, store)
         if parallel.is_first_process():
             robust_report.write(config, evaluation, planned.rows, planned.settings, inputs)
-    tell_stopped(taken, whole.num_images, max_images)
 
 
 def _settings(config, inputs: Inputs, rows: list[Row]) -> dict:

@@ -22,7 +22,7 @@ from purify.evals.rows import Row, crafting, without_exact
 from purify.evals.terminal import (
     empty_table,
     perturbation_lines,
-    print_versions,
+    print_reservations,
     print_wide,
     tell_written,
     variant_lines,
@@ -146,7 +146,7 @@ def write(config, evaluation: Evaluation, rows: list[Row], settings: dict, input
     paths += _other_figures(config, evaluation, rows, inputs)
     print_wide(results_table(results))
     print("\n".join(comparison_lines(results)))
-    print_versions(results)
+    print_reservations(results)
     tell_written(paths)
     print(
         "checkpoints:\n"

@@ -64,7 +64,11 @@ class Store:
     every process that did. Where several processes share the work, all but the first keep their
     records in a copy that goes with them. One evaluation has the folder to itself (see Lock) until
     it is closed: `with Store(...) as store`.
+
+    stopped: what --max_images left for later, in words, see terminal.stopped_early; '' for nothing.
     """
+
+    stopped = ""
 
     def __init__(self, workdir: Path, mode: str, settings: Mapping):
         self.folder = folder_of(workdir, mode, settings)
@@ -103,9 +107,10 @@ class Store:
         return read_lines(self.folder / "provenance.jsonl") or [LOST]
 
     def computed_by(self) -> dict:
-        """What results.json says of it: the last of the signatures, field by field, and all."""
+        """What results.json says of it: the last of the signatures, field by field, and all; and
+        whether there are more images to come."""
         signatures = self.signatures()
-        return {**signatures[-1], "computed_by": signatures}
+        return {**signatures[-1], "computed_by": signatures, "stopped": self.stopped}
 
     def records(self, row: str) -> dict[int, dict]:
         """dataset index -> record, of the images of that row that are done."""

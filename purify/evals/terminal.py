@@ -39,11 +39,14 @@ def print_wide(table: Table) -> None:
     console.print(table)
 
 
-def print_versions(results: dict) -> None:
-    """Say it where several versions of the code computed parts of the results."""
+def print_reservations(results: dict) -> None:
+    """Say it where several versions of the code computed parts of the results, and where there are
+    more images to come."""
     commits = list(dict.fromkeys(signature["commit"] for signature in results["computed_by"]))
     if len(commits) > 1:
         print(f"computed by {len(commits)} versions of the code: {', '.join(commits)}")
+    if results["stopped"]:
+        print(results["stopped"])
 
 
 def variant_lines(config, defenses: Iterable[str]) -> list[str]:
@@ -68,10 +71,11 @@ def tell_written(paths: Iterable[Path]) -> None:
     print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
 
 
-def tell_stopped(taken: int, needed: int, max_images: int | None) -> None:
-    """Say it where --max_images left images for later."""
-    if taken < needed:
-        print(
-            f"stopped after {taken} of {needed} images (--max_images={max_images}); the same "
-            "command with more of them, or without it, goes on from here"
-        )
+def stopped_early(taken: int, needed: int, max_images: int | None) -> str:
+    """The words for it where --max_images leaves images for later, else ''."""
+    if taken >= needed:
+        return ""
+    return (
+        f"stopped after {taken} of {needed} images (--max_images={max_images}); the same "
+        "command with more of them, or without it, goes on from here"
+    )

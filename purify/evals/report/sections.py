@@ -62,7 +62,7 @@ def _numbers(run: Run, runs: Sequence[Run]) -> Section:
         rows = from_terminal(shown.table(results), caption)
     else:
         rows = all_columns(results.get("rows") or results.get("paths") or [], caption)
-    meaning = [results[name] for name in ("meaning", "note") if results.get(name)]
+    meaning = [results[name] for name in ("stopped", "meaning", "note") if results.get(name)]
     blocks += [Prose(meaning)] if meaning else []
     blocks += [rows] if rows.groups else []
     if differences := shown.differences(results):
@@ -76,7 +76,9 @@ def _numbers(run: Run, runs: Sequence[Run]) -> Section:
         of_cost = [figure for figure in drawn if figure.name == COST]
         blocks += [Heading("Cost"), cost_table(results), *of_cost]
     blocks += _written(run, without={figure.name for figure in drawn})
-    return Section(_heading(shown.title, run, runs), shown.says(results), blocks)
+    stopped = results.get("stopped", "").partition(" (")[0]
+    says = "; ".join(filter(None, (shown.says(results), stopped)))
+    return Section(_heading(shown.title, run, runs), says, blocks)
 
 
 def _drawn(run: Run, draw: Draw) -> list[Figure]:
