@@ -13,7 +13,7 @@ from attacks.losses import likeliest_wrong
 from attacks.norms import NORMS
 from attacks.objective import Expected
 from attacks.step_gradient import both, step_gradient
-from attacks.types import Array, Attacked, DirectionFn, LogitsFn, PenaltyFn
+from attacks.types import Array, Attacked, DirectionFn, LogitsFn, PassesFn, PenaltyFn
 
 EOTS = (*objective.EOTS, "sign_vote", "selective")
 KEEPS = ("best", "last")
@@ -75,6 +75,8 @@ class Ascent(Expected):
         as what other attacks found.
     penalty_fn(key, image) -> scalar, of one run and with its key: its mean is subtracted from the
         loss wherever that is maximised, for attacks that a detector shall not see.
+    passes_fn(key, image) -> bool, of one run: whether that detector lets the image pass. The image
+        returned is then the one that fools and passes most often, see Expected.choose.
 
     num_steps: iterations, each with one gradient, over eot_samples fresh runs.
     eot: also 'sign_vote', which adds up the signs of the single gradients, as the code of Yoon et
@@ -183,7 +185,7 @@ class Ascent(Expected):
         classes = self.eot_samples if self.targets else 0
         estimates = 2 * self.directions * self._step_queries if self.estimate else 0
         ranking = 0 if self._ranks_by_gradient else self._runs * self.num_steps * self._ranking_runs
-        return classes + estimates + ranking + self.choice_queries(self._candidates)
+        return classes + estimates + ranking + self.choice_queries(self.num_candidates)
 
     def __call__(
         self,
@@ -194,6 +196,7 @@ class Ascent(Expected):
         *,
         direction_fn: DirectionFn | None = None,
         penalty_fn: PenaltyFn | None = None,
+        passes_fn: PassesFn | None = None,
         starts: Array | None = None,
     ) -> Attacked:
         given = 0 if starts is None else len(starts)
@@ -245,6 +248,7 @@ class Ascent(Expected):
             interim=interim.any(),
             or_clean=self.keep != "last",
             penalty_fn=penalty_fn,
+            passes_fn=passes_fn,
         )
 
     def _start(self, key: Array, image: Array, starts: Array | None, index: Array) -> Array:
@@ -258,6 +262,10 @@ class Ascent(Expected):
         return jnp.where(number < 0, own, given)
 
     @property
+    def passing_queries(self) -> int:
+        return (self.num_candidates + 1) * self.selection_draws
+
+    @property
     def takes_penalty(self) -> bool:
         return True
 
@@ -266,7 +274,8 @@ class Ascent(Expected):
         return (self.restarts + self.given_starts) * max(self.targets, 1)
 
     @property
-    def _candidates(self) -> int:
+    def num_candidates(self) -> int:
+        """Images that are chosen among, besides the clean one."""
         return self._runs * (1 if self.keep == "last" else 2)
 
     @property

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from attacks.gradients import AVERAGES, average_logits, draws
 from attacks.losses import LOSSES, TARGETED
 from attacks.norms import NORMS, farthest
-from attacks.types import Array, Attacked, LogitsFn, Nearest, PenaltyFn
+from attacks.types import Array, Attacked, LogitsFn, Nearest, PassesFn, PenaltyFn
 
 EOTS = ("mean_of_loss", "loss_of_mean")
 
@@ -81,6 +81,11 @@ class Expected:
         return 0
 
     @property
+    def passing_queries(self) -> int:
+        """Calls of passes_fn, per image, where there is one; 0 of an attack that takes none."""
+        return 0
+
+    @property
     def takes_penalty(self) -> bool:
         """Whether there can be a penalty_fn."""
         return False
@@ -96,15 +101,27 @@ class Expected:
         interim: Array,
         or_clean: bool = True,
         penalty_fn: PenaltyFn | None = None,
+        passes_fn: PassesFn | None = None,
     ) -> Attacked:
-        """The best of the candidates [n, H, W, C] (and the clean image) on selection draws."""
+        """The best of the candidates [n, H, W, C] (and the clean image) on selection draws: that of
+        the highest loss or, with a passes_fn, that which most often is answered wrongly and passes;
+        the loss then decides between those that do so equally often."""
         measure = self.measured(
             logits_fn, label, num_runs=self.selection_draws, penalty_fn=penalty_fn
         )
         scored = jnp.concatenate([image[None], candidates])
         losses, _ = jax.vmap(measure, in_axes=(None, 0))(key, scored)
+        worth = losses
+        if passes_fn is not None:
+
+            def evades(key, x):
+                return (logits_fn(key, x).argmax() != label) & passes_fn(key, x)
+
+            drawn = draws(evades, self.selection_draws, self.chunk)
+            evasions = jax.vmap(lambda x: drawn(key, x).sum())(scored)
+            worth = evasions + 0.5 * jax.nn.sigmoid(losses)
         # argmax takes a NaN for the largest: one that arose is seen, not passed over.
-        chosen = jnp.argmax(losses if or_clean else losses.at[0].set(-jnp.inf))
+        chosen = jnp.argmax(worth if or_clean else worth.at[0].set(-jnp.inf))
         return Attacked(scored[chosen], losses[chosen], losses[0], interim)
 
     def choice_queries(self, num_candidates: int) -> int:

@@ -10,6 +10,7 @@ Array = jax.Array
 LogitsFn = Callable[[Array, Array], Array]  # (key, image [H, W, C]) -> logits [K], one run
 DirectionFn = Callable[[Array, Array], Array]  # (key, image [H, W, C]) -> direction [H, W, C]
 PenaltyFn = Callable[[Array, Array], Array]  # (key, image [H, W, C]) -> scalar, of one run
+PassesFn = Callable[[Array, Array], Array]  # (key, image [H, W, C]) -> bool, of one run
 
 
 class Attacked(NamedTuple):
@@ -102,6 +103,10 @@ class Attack(Protocol):
     @property
     def direction_queries(self) -> int:
         """Calls of direction_fn, an argument by keyword, per image; 0 of one that takes none."""
+
+    @property
+    def passing_queries(self) -> int:
+        """Calls of passes_fn, likewise."""
 
     @property
     def takes_penalty(self) -> bool:

@@ -114,13 +114,16 @@ class ReconstructionError(Statistic):
 
 
 @flax.struct.dataclass
-class Both(Defense):
-    """The classifier of the image and of the purified image at once: the log-probability of a class
-    is, up to a constant, the sum of both, so that one is high only where the two agree on it."""
+class OftenPurified(Defense):
+    """A run purifies with the probability `share`, and else classifies the image as it is: what
+    fools it fools both. More often purified, since that is the harder to fool."""
+
+    share: float = static(0.8)
 
     def run(self, key: Key, image: Image) -> Array:
-        seen, purified = self.classifier(image), super().run(key, image)
-        return jax.nn.log_softmax(seen) + jax.nn.log_softmax(purified)
+        coin, own = jax.random.split(key)
+        purified = jax.random.bernoulli(coin, self.share)
+        return self.classifier(jnp.where(purified, self.purifier(own, image), image))
 
 
 @flax.struct.dataclass
@@ -160,7 +163,7 @@ class PredictionChange(Statistic):
     def joint(self) -> Defense:
         """The prediction does not change where both are fooled alike."""
         defense = self.defense
-        return Both(defense.purifier, defense.classifier, defense.num_runs)
+        return OftenPurified(defense.purifier, defense.classifier, defense.num_runs)
 
     def _log_probabilities(self, key: Key, image: Image) -> tuple[Array, Array]:
         runs = jax.nn.log_softmax(self.defense.runs(key, image))
@@ -208,3 +211,18 @@ class Penalty:
 
     def __call__(self, key: Key, image: Image) -> Array:
         return self.weight * jnp.maximum(self.statistic.descent(key, image) - self.threshold, 0.0)
+
+
+@flax.struct.dataclass
+class Passes:
+    """Whether a detector lets an image pass, a passes_fn of attacks.ascent."""
+
+    statistic: Statistic
+    threshold: Array | float
+
+    @property
+    def nfe(self) -> int:
+        return self.statistic.nfe
+
+    def __call__(self, key: Key, image: Image) -> Array:
+        return self.statistic(key, image) <= self.threshold

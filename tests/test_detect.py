@@ -158,13 +158,13 @@ ROWS = ("unknowing", "s_1")
 
 
 def test_who_knows_the_detector_looks_more_natural(detected):
-    """With a weight of 100 nearly nothing but the statistic counts, with 0.1 little of it."""
+    """Whatever the weight, for of what such an attack finds it takes what passes most often."""
     records = records_of(detected[0])
     mean = {
         name: np.mean([records[f"statistics:{name}", i]["score_norm"] for i in range(12)])
         for name in ("clean", "unknowing", "score_norm_0.1", "score_norm_100")
     }
-    assert mean["score_norm_100"] < 0.9 * mean["score_norm_0.1"] < 0.81 * mean["unknowing"], mean
+    assert mean["score_norm_100"] < mean["score_norm_0.1"] < 0.6 * mean["unknowing"], mean
 
 
 def test_a_joint_attack_fools_the_classifier_and_what_it_says_of_the_purified_image(

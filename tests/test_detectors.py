@@ -7,7 +7,7 @@ import pytest
 
 from purify.defense import Defense
 from purify.detection import score_norm
-from purify.detectors import STATISTICS, Penalty, build_statistic
+from purify.detectors import STATISTICS, Passes, Penalty, build_statistic
 from purify.purifiers import Identity, NoiseOnly, build
 from tests.oracles import LinearClassifier, LinearScore, few_optimisations, make_score
 
@@ -60,14 +60,22 @@ def test_the_prediction_change_is_the_total_variation():
     assert float(unchanged) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_jointly_the_answers_to_the_image_and_to_a_purified_one_are_fooled():
-    """A class that only one of the two says is less likely than one on which both agree."""
-    purifier = NoiseOnly(sigma=0.4)
-    joint = build_statistic("prediction_change", defense(purifier), SCORE).joint()
-    answers = [jax.nn.log_softmax(CLASSIFIER(x)) for x in (IMAGE, purifier(KEY, IMAGE))]
-    np.testing.assert_allclose(joint.run(KEY, IMAGE), sum(answers), rtol=1e-5)
+def test_jointly_the_image_and_more_often_the_purified_one_are_fooled():
+    joint = build_statistic("prediction_change", defense(NoiseOnly(sigma=0.4)), SCORE).joint()
+    keys = jax.random.split(KEY, 500)
+    answers = jax.vmap(joint.run, (0, None))(keys, IMAGE)
+    as_it_is = np.isclose(answers, CLASSIFIER(IMAGE), rtol=1e-6).all(1)
+    assert as_it_is.mean() == pytest.approx(0.2, abs=0.06)  # 3.4 standard deviations
+    assert len({tuple(row) for row in np.asarray(answers[~as_it_is])}) == (~as_it_is).sum()
     others = [name for name in STATISTICS if name not in ("prediction_change", "energy")]
     assert all(build_statistic(name, defense(), SCORE).joint() is None for name in others)
+
+
+def test_what_is_not_above_the_threshold_passes():
+    statistic = build_statistic("score_norm", defense(), SCORE)
+    norm = statistic(KEY, IMAGE)
+    assert Passes(statistic, norm)(KEY, IMAGE) and not Passes(statistic, norm - 1e-3)(KEY, IMAGE)
+    assert Passes(statistic, norm).nfe == 1
 
 
 @pytest.mark.parametrize("name", STATISTICS)

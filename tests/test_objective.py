@@ -62,6 +62,36 @@ def test_a_penalty_moves_the_optimum_of_a_linear_classifier(name, eot):
     np.testing.assert_allclose(np.ravel(plain.image), np.ravel(image) + eps * np.sign(w), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["pgd", "apgd"])
+def test_behind_a_detector_the_image_that_fools_and_passes_most_often_is_chosen(name):
+    """Pixel 0 is the margin, pixel 1 the chance that the detector lets the image pass."""
+    image = jnp.zeros((1, 2, 1))
+    chance = {"flagged": (0.9, 0.0), "half": (0.6, 0.5), "passing": (0.2, 1.0)}
+    candidates = jnp.array([*chance.values(), (0.3, 1.0), (-0.5, 1.0)])[:, None, :, None]
+
+    def logits_fn(key, x):  # of label 1
+        return jnp.stack([x[0, 0, 0], jnp.float32(0)])
+
+    def passes_fn(key, x):
+        return jax.random.uniform(key) < x[0, 1, 0]
+
+    attack = small(name, loss="margin", selection_draws=32)
+
+    def chosen(candidates, **detector):
+        args = jax.random.key(0), logits_fn, image, 1, candidates
+        found = attack.choose(*args, interim=jnp.array(False), **detector)
+        return float(found.image[0, 0, 0]), float(found.loss)
+
+    assert chosen(candidates) == pytest.approx((0.9, 0.9))
+    # Of two that always pass, that of higher loss; what does so at times before what never does.
+    assert chosen(candidates, passes_fn=passes_fn) == pytest.approx((0.3, 0.3))
+    assert chosen(candidates[:2], passes_fn=passes_fn) == pytest.approx((0.6, 0.6))
+    # Where nothing evades it, the loss decides, and the clean image is one of them.
+    assert chosen(candidates[:1], passes_fn=passes_fn) == pytest.approx((0.9, 0.9))
+    assert chosen(candidates[4:], passes_fn=passes_fn) == pytest.approx((0.0, 0.0))
+    assert chosen(jnp.full_like(candidates, jnp.nan), passes_fn=passes_fn)[0] != 0.0  # it is seen
+
+
 # Interim success
 
 

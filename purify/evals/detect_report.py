@@ -156,7 +156,7 @@ def _title(config, rows: Mapping[str, Row], values: Values) -> str:
             f"knowing: apgd, exact, {ball}, {budgets}, from the unknowing images too;",
             "  margin - c x (excess of the statistic over its threshold, in standard deviations)",
             *(
-                f"joint: apgd on the classifier and what it says of the purified image at once, "
+                f"joint: apgd on the classifier of the image, and often of the purified image, "
                 f"{known.attack.budget}; attacks by c start there, too"
                 for known in joint
             ),

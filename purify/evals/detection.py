@@ -14,7 +14,7 @@ from purify import parallel
 from purify.compilation import jit
 from purify.corruptions import CORRUPTIONS
 from purify.defense import Defense
-from purify.detectors import Penalty, Statistic
+from purify.detectors import Passes, Penalty, Statistic
 from purify.evals.evaluation import BAR, Evaluation
 from purify.evals.plan import build_attacks
 from purify.evals.roc import threshold
@@ -138,8 +138,9 @@ def attack_rows(
 
     and which climbs from the images of the former as well: between the clean image and those that
     fool there may be only such that the detector sees. Where the statistic has something that can
-    be fooled jointly (Statistic.joint), a targeted APGD does that, and the others climb from its
-    images, too.
+    be fooled jointly (Statistic.joint), a targeted APGD does that, by the cross-entropy, and the
+    others climb from its images, too. Of all that such an attack finds it takes what fools and
+    passes most often.
 
     name: of the defence. attack: the name of the options. eot_samples: of the knowing attacks,
     where the defence or the statistic draws. num_draws: of the defence, where it draws.
@@ -151,18 +152,20 @@ def attack_rows(
         *,
         attacked: Defense | None = None,
         penalty: Penalty | None = None,
-        draws: bool = False,
+        passes: Passes | None = None,
+        num_samples: int = 0,
     ) -> Row:
         if attacked is None:
             purifier = attacked_purifier(options["gradient"], defense.purifier)
             attacked = dataclasses.replace(defense, purifier=purifier)
         built: Any = build_attacks(attack, options, attacked)[attack]
-        if draws:  # though the defence may draw nothing
-            several = dict(eot_samples=eot_samples, selection_draws=MIN_SELECTION_DRAWS)
+        if num_samples:  # though the defence may draw nothing
+            several = dict(eot_samples=num_samples, selection_draws=MIN_SELECTION_DRAWS)
             built = dataclasses.replace(built, **several, remeasure=True)
         return Row(
             *(name, attack_name, defense, built, attacked, options, num_images, num_draws),
             penalty=penalty,
+            passes=passes,
             starts=tuple(options["starts"]),
         )
 
@@ -172,15 +175,28 @@ def attack_rows(
     shared = {k: v for k, v in options.items() if k not in ("step_size", "momentum")}
     shared |= dict(attack="apgd", loss="margin")
     for statistic_name, (statistic, limit, scale) in calibrated.items():
+        passes = Passes(statistic, limit)
         draws = statistic.stochastic or defense.purifier.stochastic
         knowing = shared | dict(gradient="exact", starts=[first.crafted])
         if (joint := statistic.joint()) is not None:
             aimed = shared | dict(gradient="surrogate", starts=(), targets=JOINT_TARGETS)
-            joint_row = row(f"{statistic_name}_{JOINT}", aimed, attacked=joint, draws=draws)
+            joint_row = row(
+                f"{statistic_name}_{JOINT}",
+                aimed | dict(loss="cross_entropy"),
+                attacked=joint,
+                passes=passes,
+                num_samples=2 * eot_samples,  # one of two things is drawn, too
+            )
             rows[joint_row.attack_name] = joint_row
             knowing["starts"] = [first.crafted, joint_row.crafted]
         for weight in weights:
             penalty = Penalty(statistic, limit, weight / scale)
             attack_name = f"{statistic_name}_{weight:g}"
-            rows[attack_name] = row(attack_name, knowing, penalty=penalty, draws=draws)
+            rows[attack_name] = row(
+                attack_name,
+                knowing,
+                penalty=penalty,
+                passes=passes,
+                num_samples=eot_samples if draws else 0,
+            )
     return rows

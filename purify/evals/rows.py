@@ -9,7 +9,7 @@ from attacks.gradients import OTHER_FUNCTIONS, binding_nfe
 from attacks.types import Attack
 from purify import purifiers
 from purify.defense import Defense
-from purify.detectors import Penalty
+from purify.detectors import Passes, Penalty
 from purify.evals.strongest import Strongest, selection_runs
 
 
@@ -25,6 +25,7 @@ class Row:
         has it.
     direction: what the attack's steps follow beside the gradient, None for nothing.
     penalty: what the attack subtracts from its loss to look natural, None for nothing.
+    passes: the detector that its image shall pass, None for none.
     starts: names of attacked images (see crafted) that the attack climbs from as well.
     stages: of a row that chooses each image among those of other attacks (Strongest), the rows of
         these attacks, in the order in which they are tried.
@@ -41,6 +42,7 @@ class Row:
     classifier_name: str = ""
     direction: Direction | None = None
     penalty: Penalty | None = None
+    passes: Passes | None = None
     starts: tuple[str, ...] = ()
     stages: tuple["Row", ...] = ()
 
@@ -86,7 +88,8 @@ class Row:
     @property
     def beside(self) -> dict:
         """The callables that the attack takes besides logits_fn, by keyword."""
-        callables = {"direction_fn": self.direction, "penalty_fn": self.penalty}
+        callables: dict = {"direction_fn": self.direction, "penalty_fn": self.penalty}
+        callables["passes_fn"] = self.passes
         return {name: fn for name, fn in callables.items() if fn is not None}
 
     @property
@@ -99,6 +102,8 @@ class Row:
             nfe += self.attack.direction_queries * self.direction.nfe
         if self.penalty is not None:
             nfe += self.attack_queries * self.penalty.nfe
+        if self.passes is not None:
+            nfe += self.attack.passing_queries * self.passes.nfe
         return nfe
 
     @property
