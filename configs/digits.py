@@ -1,6 +1,6 @@
 """scikit-learn's digits: real 8 x 8 images, offline; what `make demo` runs.
 
-    configs/digits.py        7 to 12 minutes in all on 2 CPU cores
+    configs/digits.py        4.5 to 12 minutes in all on 2 CPU cores
     configs/digits.py:full   the paper's budgets: S 10, EOT 15, 40 iterations; hours on 2 CPU cores
     configs/digits.py:detect   detect, then purify: attacks that know of the detector
     configs/digits.py:perturbations   common corruptions, by score models that learnt to undo others
