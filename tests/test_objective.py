@@ -66,8 +66,8 @@ def test_a_penalty_moves_the_optimum_of_a_linear_classifier(name, eot):
 def test_behind_a_detector_the_image_that_fools_and_passes_most_often_is_chosen(name):
     """Pixel 0 is the margin, pixel 1 the chance that the detector lets the image pass."""
     image = jnp.zeros((1, 2, 1))
-    chance = {"flagged": (0.9, 0.0), "half": (0.6, 0.5), "passing": (0.2, 1.0)}
-    candidates = jnp.array([*chance.values(), (0.3, 1.0), (-0.5, 1.0)])[:, None, :, None]
+    pixels = [(0.9, 0.0), (0.6, 0.5), (0.2, 1.0), (0.3, 1.0), (-0.5, 1.0)]
+    candidates = jnp.array(pixels)[:, None, :, None]
 
     def logits_fn(key, x):  # of label 1
         return jnp.stack([x[0, 0, 0], jnp.float32(0)])

@@ -201,10 +201,8 @@ def test_many_defences_stand_in_several_lines(tmp_path):
     assert many.shape[1] <= 1.6 * WIDTH * DPI
     assert many.shape[0] > 1.5 * few.shape[0]
     first, second = np.array_split(many[len(many) // 10 :], 2)  # below the legend
-    assert [columns(where(line, COLORS[0])) for line in (first, second)] == [
-        6,
-        6,
-    ]  # as even as can be
+    defenses = [columns(where(line, COLORS[0])) for line in (first, second)]
+    assert defenses == [6, 6]  # as even as can be
 
 
 def test_cost_figure_puts_dearer_defences_to_the_right_and_better_ones_higher(tmp_path):

@@ -1,6 +1,7 @@
 """What a detector is measured on: attacked images, natural ones, and the statistics of both."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -146,29 +147,7 @@ def attack_rows(
     where the defence or the statistic draws. num_draws: of the defence, where it draws.
     """
 
-    def row(
-        attack_name: str,
-        options: Mapping,
-        *,
-        attacked: Defense | None = None,
-        penalty: Penalty | None = None,
-        passes: Passes | None = None,
-        num_samples: int = 0,
-    ) -> Row:
-        if attacked is None:
-            purifier = attacked_purifier(options["gradient"], defense.purifier)
-            attacked = dataclasses.replace(defense, purifier=purifier)
-        built: Any = build_attacks(attack, options, attacked)[attack]
-        if num_samples:  # though the defence may draw nothing
-            several = dict(eot_samples=num_samples, selection_draws=MIN_SELECTION_DRAWS)
-            built = dataclasses.replace(built, **several, remeasure=True)
-        return Row(
-            *(name, attack_name, defense, built, attacked, options, num_images, num_draws),
-            penalty=penalty,
-            passes=passes,
-            starts=tuple(options["starts"]),
-        )
-
+    row = functools.partial(_row, name, defense, attack, num_images=num_images, num_draws=num_draws)
     first = row(UNKNOWING, dict(options) | dict(starts=()))
     rows = {UNKNOWING: first}
     # The fields that PGD alone has.
@@ -200,3 +179,37 @@ def attack_rows(
                 num_samples=eot_samples if draws else 0,
             )
     return rows
+
+
+def _row(
+    name: str,
+    defense: Defense,
+    attack: str,
+    attack_name: str,
+    options: Mapping,
+    *,
+    num_images: int,
+    num_draws: int,
+    attacked: Defense | None = None,
+    penalty: Penalty | None = None,
+    passes: Passes | None = None,
+    num_samples: int = 0,
+) -> Row:
+    """The row of the attack that `options` describe, under a name of its own.
+
+    attacked: what it attacks, the defence by default. num_samples: of its gradients, where anything
+        draws, which the defence itself need not; 0 where nothing does.
+    """
+    if attacked is None:
+        purifier = attacked_purifier(options["gradient"], defense.purifier)
+        attacked = dataclasses.replace(defense, purifier=purifier)
+    built: Any = build_attacks(attack, options, attacked)[attack]
+    if num_samples:
+        several = dict(eot_samples=num_samples, selection_draws=MIN_SELECTION_DRAWS)
+        built = dataclasses.replace(built, **several, remeasure=True)
+    return Row(
+        *(name, attack_name, defense, built, attacked, options, num_images, num_draws),
+        penalty=penalty,
+        passes=passes,
+        starts=tuple(options["starts"]),
+    )
