@@ -212,8 +212,9 @@ def _tiny(config) -> None:
 def _strong(config) -> None:
     """What ADP's two noise levels withstand, --workdir=runs/cifar10_resnet20; hours on two cores.
 
-    The four gradients of APGD share all else. Square's 250 proposals are measured twice each, on 5
-    runs: 500 queries of 5 runs. The baseline pgd_at is the classifier of the variant `pgd_at`.
+    The four gradients of APGD share all else, as do losses of each run and of the runs' mean
+    (`_of_mean`). Square's 250 proposals are measured twice each, on 5 runs: 500 queries of 5 runs.
+    The baseline pgd_at is the classifier of the variant `pgd_at`.
     """
     both, cheaper = ("adp", "adp_s10"), ("one_step", "schedule")
     baselines = ("pgd_at", "noise_only", "noise_only_s10", "one_step_s10")
@@ -229,6 +230,8 @@ def _strong(config) -> None:
     fewer = dict(attack="apgd", eps=EPS, chunk=4, num_steps=20, eot_samples=8, num_images=50)
     for loss in ("cross_entropy", "dlr"):
         config.attacks[f"apgd_{loss}"] = attack("exact", **fewer, loss=loss, defenses=both)
+        of_mean = dict(loss=loss, eot="loss_of_mean", defenses=("adp",))
+        config.attacks[f"apgd_{loss}_of_mean"] = attack("exact", **fewer | of_mean)
     points = tuple(f"{name}-apgd_exact" for name in cheaper)
     starts = dict(loss="margin", starts=("blind", *points), defenses=("adp",))
     config.attacks.apgd_from_points = attack("exact", **fewer | starts)
@@ -237,6 +240,7 @@ def _strong(config) -> None:
     order = ("blind", "apgd_exact", "apgd_bpda", "square", "apgd_cross_entropy", "apgd_dlr")
     order += ("from_one_step", "from_schedule", "apgd_from_points")
     order += ("apgd_exact_detached_step", "apgd_exact_straight_through")
+    order += ("apgd_cross_entropy_of_mean", "apgd_dlr_of_mean")
     config.eval.attacks = order
     config.attack_lists = dict(strong=order)
     config.ablate.attacks = ("blind", "apgd_exact")
