@@ -51,8 +51,8 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     taken = max(p.num_images for p in planned.values())
     settings = _settings(factors, default)
     needed = max(p.num_images for p in points.values())
-    with Store(workdir, "ablate", settings) as store:
-        store.stopped = stopped_early(taken, needed, max_images)
+    stopped = stopped_early(taken, needed, max_images)
+    with Store(workdir, "ablate", settings, stopped=stopped) as store:
         cost = robust.Cost(*map(sum, zip(*(p.cost for p in planned.values()), strict=True)))
         print(
             f"{len(planned)} evaluations on {taken} images, the default and one for each other "

@@ -39,8 +39,8 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     if max_images:
         rows = [dataclasses.replace(r, num_images=min(r.num_images, max_images)) for r in rows]
     taken = max(row.num_images for row in rows)
-    with Store(workdir, "certify", settings) as store:
-        store.stopped = stopped_early(taken, needed, max_images)
+    stopped = stopped_early(taken, needed, max_images)
+    with Store(workdir, "certify", settings, stopped=stopped) as store:
         tell_seen(config.data, inputs.runs, taken)
         options = {field: cfg[field] for field in ("num_selection", "alpha", "chunk")}
         options |= dict(seed=config.seed, num_classes=inputs.num_classes)

@@ -111,8 +111,8 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     if max_images:
         rows = limited(rows, max_images, config.eval.batch_size)
     taken = rows[0].num_images
-    with Store(workdir, "eval_corruptions", settings) as store:
-        store.stopped = stopped_early(taken, cfg.num_images, max_images)
+    stopped = stopped_early(taken, cfg.num_images, max_images)
+    with Store(workdir, "eval_corruptions", settings, stopped=stopped) as store:
         nfe = sum(row.num_images * row.score_nfe for row in rows)
         print(
             f"{len(defenses)} defences, clean and on {len(cases)} corruptions with their "

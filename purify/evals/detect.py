@@ -53,8 +53,8 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     threshold(np.zeros(len(calibration.labels)), RATE)  # are there enough?
     taken = min(cfg.num_images, max_images or cfg.num_images)
     _rows(config, inputs, {}, taken)  # does the attack fit?
-    with Store(workdir, "detect", settings) as store:
-        store.stopped = stopped_early(taken, cfg.num_images, max_images)
+    stopped = stopped_early(taken, cfg.num_images, max_images)
+    with Store(workdir, "detect", settings, stopped=stopped) as store:
         print(
             f"{len(statistics)} statistics, set on {len(calibration.labels)} natural images, on "
             f"{taken} others and on what attacks make of them; into {store.folder}"

@@ -105,8 +105,8 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     whole = prepare(config, inputs, given=bool(input))
     planned = whole.limited(max_images)
     taken = planned.num_images
-    with Store(workdir, MODE, planned.settings) as store:
-        store.stopped = stopped_early(taken, whole.num_images, max_images)
+    stopped = stopped_early(taken, whole.num_images, max_images)
+    with Store(workdir, MODE, planned.settings, stopped=stopped) as store:
         print(
             f"{len(planned.rows)} rows on {taken} images: at most {planned.cost}; into "
             f"{store.folder}"

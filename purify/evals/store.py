@@ -68,9 +68,8 @@ class Store:
     stopped: what --max_images left for later, in words, see terminal.stopped_early; '' for nothing.
     """
 
-    stopped = ""
-
-    def __init__(self, workdir: Path, mode: str, settings: Mapping):
+    def __init__(self, workdir: Path, mode: str, settings: Mapping, *, stopped: str = ""):
+        self.stopped = stopped
         self.folder = folder_of(workdir, mode, settings)
         claim(self.folder, settings)
         self._lock = Lock(self.folder)
