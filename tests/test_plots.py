@@ -374,6 +374,21 @@ def test_certified_curves_fall_with_the_radius(tmp_path):
             certified_curves(tmp_path / "no.png", wrong)
 
 
+def test_certified_curves_of_other_budgets_stand_in_another_panel(tmp_path):
+    rows = [
+        {"defense": {"name": name, "sigma": 0.25}, "certified_radii": [0.5], "num_images": 1}
+        | CERTIFIED
+        | {"num_samples": num_samples}
+        for name, num_samples in (("dear", 1000), ("cheap", 100))
+    ]
+    certified_curves(tmp_path / "curves.png", rows)
+    figure = read(tmp_path / "curves.png")[150:]  # below the legend
+    middle = figure.shape[1] // 2
+    dear, cheap = (where(figure, color) for color in COLORS[:2])
+    assert dear[:, :middle].any() and not dear[:, middle:].any()
+    assert cheap[:, middle:].any() and not cheap[:, :middle].any()
+
+
 def test_accuracy_curves_rise_and_fall_with_their_rows(tmp_path):
     """One colour for each curve: the higher one's pixels lie above the lower one's."""
     curves = {
