@@ -674,6 +674,10 @@ def test_the_gradients_of_the_strong_variant_share_all_else():
         assert [row.num_images for row in row_of] == [100] * 4
         assert [row.options["gradient"] for row in row_of] == [*gradients]
         assert (row_of[0].attack.num_steps, row_of[0].attack.eot_samples) == (10, 20)
+    for loss in ("cross_entropy", "dlr"):
+        of_each, of_mean = (rows[f"adp-apgd_{loss}{end}"] for end in ("", "_of_mean"))
+        assert of_each.attack == dataclasses.replace(of_mean.attack, eot="mean_of_loss")
+        assert of_mean.attack.eot == "loss_of_mean" and of_each.num_images == of_mean.num_images
     square = rows["adp-square"].attack
     assert square.selection_queries - square.choice_queries(1) == 500 * 5
     assert rows["adp-clean"].num_draws == 10

@@ -154,7 +154,8 @@ def _title(config, rows: Mapping[str, Row], values: Values) -> str:
             *variant_lines(config, dict.fromkeys((cfg.defense, cfg.purifier))),
             f"unknowing: {told}{row.attack.budget}",
             f"knowing: apgd, exact, {ball}, {budgets}, from the unknowing images too;",
-            "  margin - c x (excess of the statistic over its threshold, in standard deviations)",
+            "  margin - c x (excess of the statistic over its threshold, in standard deviations);",
+            "  of what they find they take what fools and passes most often",
             *(
                 f"joint: apgd on the classifier of the image, and often of the purified image, "
                 f"{known.attack.budget}; attacks by c start there, too"
