@@ -19,73 +19,10 @@ def base() -> ConfigDict:
     config.data.train_split = "train"
     config.data.test_split = "test"
 
-    config.classifier = ConfigDict()
-    config.classifier.network = ConfigDict(dict(arch="resnet", widths=(32, 64), blocks=2))
-    config.classifier.label_smoothing = 0.0
-    config.classifier.adversarial = ConfigDict(
-        dict(
-            method="",  # or 'pgd_at', 'trades': learn from attacked images
-            norm="linf",
-            eps=8 / 255,
-            step_size=2 / 255,
-            num_steps=10,
-            beta=6.0,  # of 'trades'
-        )
-    )
-    config.classifier.train = _train()
-    config.classifier.train.update(schedule="cosine", weight_decay=1e-4)
-
-    config.score = ConfigDict()
-    config.score.network = ConfigDict(dict(arch="unet", widths=(32, 64), blocks=1))
-    config.score.head = "score"  # or 'energy', 'denoiser'
-    # Purification needs noise up to about the injected level; the paper trains up to sigma 50.
-    config.score.sigma_max = 0.6
-    config.score.sigma_min = 0.01
-    config.score.num_levels = 40
-    # What it learns to undo: 'gaussian' noise, or for common corruptions 'dct', noise at the same
-    # levels that falls with the frequency, or 'augmix', which has no levels (sigma_max to
-    # num_levels do not matter); see purify/perturbations.py.
-    config.score.perturbation = "gaussian"
-    config.score.dct = ConfigDict(dict(power=1.0))  # 0: white
-    config.score.augmix = ConfigDict(dict(severity=3.0, width=3, depth=3))
-    config.score.train = _train()
-
-    # One injected noise level for all purifiers, so that --config.adp.sigma changes them together.
-    sigma = FieldReference(0.25)
-    config.adp = ConfigDict()
-    config.adp.sigma = sigma
-    config.adp.lam = 0.05
-    config.adp.tau = 1e-3
-    config.adp.alpha_min = 1e-5
-    config.adp.alpha_max = 0.1
-    config.adp.delta = 1e-3  # of finite differences
-    config.adp.num_steps = 10
-    config.adp.curvature = "jvp"  # or 'finite_difference', as the paper, or 'secant'
-    # The published code, quirks included; a defence only where config.eval.defenses names it.
-    config.adp_reference = ConfigDict(
-        dict(
-            sigma=sigma,
-            lam=0.05,
-            tau=1e-3,
-            alpha_min=1e-5,
-            alpha_max=0.1,
-            delta=1e-3,
-            num_steps=10,
-        )
-    )
-    config.schedule = ConfigDict(dict(sigma=sigma, sigma_min=0.01, num_steps=5))
-    config.one_step = ConfigDict(dict(sigma=sigma))
-    config.noise_only = ConfigDict(dict(sigma=sigma))
-    config.identity = ConfigDict()
-    # Its parts: a purifier, and what is different of the above.
-    config.detect_then_purify = ConfigDict(
-        dict(
-            threshold=0.0,  # of the score norm: 0 suspects every image; see purify/detection.py
-            natural=dict(purifier="schedule", sigma=0.1),
-            suspected=dict(purifier="adp"),
-        )
-    )
-    # More defences, by name: {"purifier": one of the above, and what is different}.
+    config.classifier = _classifier()
+    config.score = _score()
+    config.update(_purifiers())
+    # More defences, by name: {"purifier": one of these, and what is different}.
     config.variants = ConfigDict(dict(two_levels=dict(purifier="adp", second_sigma=0.1)))
 
     config.defense = ConfigDict()
@@ -113,6 +50,86 @@ def base() -> ConfigDict:
     config.eval.num_draws = 4  # N fresh draws of the defence per image
     config.eval.batch_size = 50  # changes rounding only, except with adp_reference
     return config
+
+
+def _classifier() -> ConfigDict:
+    """What is defended, and how it is trained."""
+    classifier = ConfigDict()
+    classifier.network = ConfigDict(dict(arch="resnet", widths=(32, 64), blocks=2))
+    classifier.label_smoothing = 0.0
+    classifier.adversarial = ConfigDict(
+        dict(
+            method="",  # or 'pgd_at', 'trades': learn from attacked images
+            norm="linf",
+            eps=8 / 255,
+            step_size=2 / 255,
+            num_steps=10,
+            beta=6.0,  # of 'trades'
+        )
+    )
+    classifier.train = _train()
+    classifier.train.update(schedule="cosine", weight_decay=1e-4)
+    return classifier
+
+
+def _score() -> ConfigDict:
+    """The score model, and how it is trained."""
+    score = ConfigDict()
+    score.network = ConfigDict(dict(arch="unet", widths=(32, 64), blocks=1))
+    score.head = "score"  # or 'energy', 'denoiser'
+    # Purification needs noise up to about the injected level; the paper trains up to sigma 50.
+    score.sigma_max = 0.6
+    score.sigma_min = 0.01
+    score.num_levels = 40
+    # What it learns to undo: 'gaussian' noise, or for common corruptions 'dct', noise at the same
+    # levels that falls with the frequency, or 'augmix', which has no levels (sigma_max to
+    # num_levels do not matter); see purify/perturbations.py.
+    score.perturbation = "gaussian"
+    score.dct = ConfigDict(dict(power=1.0))  # 0: white
+    score.augmix = ConfigDict(dict(severity=3.0, width=3, depth=3))
+    score.train = _train()
+    return score
+
+
+def _purifiers() -> ConfigDict:
+    """By name; see purify/purifiers.py and adp.py."""
+    # One injected noise level for all purifiers, so that --config.adp.sigma changes them together.
+    sigma = FieldReference(0.25)
+    purifiers = ConfigDict()
+    purifiers.adp = ConfigDict()
+    purifiers.adp.sigma = sigma
+    purifiers.adp.lam = 0.05
+    purifiers.adp.tau = 1e-3
+    purifiers.adp.alpha_min = 1e-5
+    purifiers.adp.alpha_max = 0.1
+    purifiers.adp.delta = 1e-3  # of finite differences
+    purifiers.adp.num_steps = 10
+    purifiers.adp.curvature = "jvp"  # or 'finite_difference', as the paper, or 'secant'
+    # The published code, quirks included; a defence only where config.eval.defenses names it.
+    purifiers.adp_reference = ConfigDict(
+        dict(
+            sigma=sigma,
+            lam=0.05,
+            tau=1e-3,
+            alpha_min=1e-5,
+            alpha_max=0.1,
+            delta=1e-3,
+            num_steps=10,
+        )
+    )
+    purifiers.schedule = ConfigDict(dict(sigma=sigma, sigma_min=0.01, num_steps=5))
+    purifiers.one_step = ConfigDict(dict(sigma=sigma))
+    purifiers.noise_only = ConfigDict(dict(sigma=sigma))
+    purifiers.identity = ConfigDict()
+    # Its parts: a purifier, and what is different of the above.
+    purifiers.detect_then_purify = ConfigDict(
+        dict(
+            threshold=0.0,  # of the score norm: 0 suspects every image; see purify/detection.py
+            natural=dict(purifier="schedule", sigma=0.1),
+            suspected=dict(purifier="adp"),
+        )
+    )
+    return purifiers
 
 
 def _check() -> ConfigDict:
