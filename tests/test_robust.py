@@ -713,6 +713,21 @@ def test_a_record_that_is_none_or_contradicts_another_is_reported(tmp_path):
             read_records(file)
 
 
+def test_a_record_without_a_field_is_named_where_the_field_is_asked_for(tmp_path):
+    file = tmp_path / "images.jsonl"
+    write_lines(file, [{"row": "adp-clean", "index": 3}])
+    with pytest.raises(ValueError, match=r"images.jsonl: line 1 has no 'correct': it is damaged"):
+        read_records(file)["adp-clean"][3]["correct"]
+
+
+def test_a_damaged_array_is_named(tmp_path):
+    with Store(tmp_path, "eval_robust", {}) as store:
+        (store.folder / "arrays").mkdir()
+        (store.folder / "arrays/blind.npy").write_bytes(b"junk")
+        with pytest.raises(ValueError, match=r"arrays/blind.npy is damaged .*; bring it back"):
+            store.array("blind", (1, 2))
+
+
 def test_an_evaluation_whose_signatures_were_lost_says_that_it_does_not_know(tmp_path):
     with Store(tmp_path, "eval_robust", {}) as store:
         assert [signature["commit"] for signature in store.signatures()] == ["unknown"]

@@ -240,6 +240,18 @@ def test_it_goes_on_where_it_stopped_and_ends_the_same(trained, workdir):
     assert np.abs(load_npz(other / "samples.npz", "")["images"] - whole).max() > 0.1
 
 
+@pytest.mark.parametrize("name", ["samples", "path-adp"])
+def test_images_that_were_lost_are_named(trained, workdir, name):
+    """Their lines are there: to draw a picture of nothing would be no answer."""
+    config = trained.config(**BUDGET)
+    sample.run(config, workdir)
+    array = only_folder(workdir) / "arrays" / f"{name}.npy"
+    array.unlink()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{name}.npy lacks .* whose row is '{name}'"):
+            sample.run(config, workdir)
+
+
 def test_from_noise_alone_and_without_a_classifier(trained, tmp_path):
     """A model that its settings say was trained on noise enough."""
     shutil.copytree(trained.workdir / "score", tmp_path / "score")

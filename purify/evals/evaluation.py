@@ -93,11 +93,7 @@ class Evaluation:
 
     def check_there(self, images: np.ndarray, positions: Sequence[int], name: str) -> None:
         """ValueError unless the attacked images at these positions are there."""
-        if not np.isfinite(images[positions]).all():
-            raise ValueError(
-                f"{self.store.folder}/arrays/{name}.npy lacks images that images.jsonl has lines "
-                f"of; bring the file back, or remove the lines whose row is 'attack:{name}'"
-            )
+        self.store.check_there(images, positions, name, f"attack:{name}")
 
     def attack(self, row: Row, among: Sequence[int] | None = None) -> None:
         """Attack the images of a row that were not attacked before, by it or by a row like it;

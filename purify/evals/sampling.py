@@ -104,10 +104,10 @@ class Sampling:
     ) -> None:
         """Do whatever is not done yet: a sample around each of the centres, if there is a sampler,
         and each path of each of the images."""
-        missing = self._missing(SAMPLES, centres) if sampler else []
+        missing = self._missing(SAMPLES, centres, centres.images.shape) if sampler else []
         work = len(missing) * sampler.nfe if sampler else 0
         costs = [path.purifier.nfe + path.length * self._score.nfe for path in paths]
-        pending = [self._missing(path.row, images) for path in paths]
+        pending = [self._missing(path.row, images, path_shape(path, images)) for path in paths]
         work += sum(len(at) * cost for at, cost in zip(pending, costs, strict=True))
         if work:
             self._store.sign(batch_size=self._batch_size, devices=jax.device_count())
@@ -160,9 +160,14 @@ class Sampling:
             self._store.append(path.row, records)
             self._progress.update(len(at) * cost)
 
-    def _missing(self, row: str, inputs: Inputs) -> list[int]:
-        done = self._store.records(row)
-        return [at for at, index in enumerate(inputs.indices) if int(index) not in done]
+    def _missing(self, row: str, inputs: Inputs, shape: tuple[int, ...]) -> list[int]:
+        """Positions that have no record; ValueError where one that has it lacks its images."""
+        records = self._store.records(row)
+        there = np.array([int(index) in records for index in inputs.indices])
+        if there.any():
+            array = self._store.array(row, shape)
+            self._store.check_there(array, np.flatnonzero(there), row, row)
+        return np.flatnonzero(~there).tolist()
 
     def _batches(
         self,

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,11 +26,27 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-da
 LOST: dict = dict.fromkeys(("time", "commit", "python", "machine"), "unknown") | {"versions": {}}
 
 
+class Record(dict):
+    """A line of an images.jsonl; `where`: its place, which the error says where a field is
+    missing."""
+
+    def __init__(self, fields: Mapping, where: str):
+        super().__init__(fields)
+        self.where = where
+
+    def __missing__(self, field: str):
+        raise ValueError(
+            f"{self.where} has no {field!r}: it is damaged; remove it, and the same command "
+            "computes that image again"
+        )
+
+
 def read_records(path: Path, *, repair: bool = False) -> dict[str, dict[int, dict]]:
     """row -> dataset index -> record, of an images.jsonl; repair: as in read_lines.
 
     ValueError where a line is no record, or has other values, but for seconds, than an earlier one
-    of its row and image: which of the two is right nobody knows.
+    of its row and image: which of the two is right nobody knows. And where a field is asked for
+    that its record lacks.
     """
 
     def untimed(record: dict) -> dict:
@@ -40,6 +56,7 @@ def read_records(path: Path, *, repair: bool = False) -> dict[str, dict[int, dic
     for number, record in enumerate(read_lines(path, repair=repair), start=1):
         if not isinstance(record, dict) or not {"row", "index"} <= record.keys():
             raise ValueError(f"{path}: line {number} is no record of an image and row")
+        record = Record(record, f"{path}: line {number}")
         first = records.setdefault(record["row"], {}).setdefault(record["index"], record)
         if first is not record and untimed(first) != untimed(record):
             raise ValueError(
@@ -127,7 +144,12 @@ class Store:
         """The float32 array arrays/<name>.npy, NaN where nothing was written yet."""
         path = self.folder / "arrays" / f"{name}.npy"
         if path.exists():
-            array = np.lib.format.open_memmap(path, mode="r+")
+            try:
+                array = np.lib.format.open_memmap(path, mode="r+")
+            except ValueError as error:
+                raise ValueError(
+                    f"{path} is damaged ({error}); bring it back, or delete it"
+                ) from None
             if array.shape != shape:
                 raise ValueError(f"{path} has shape {array.shape}, expected {shape}; delete it")
             return array
@@ -138,6 +160,17 @@ class Store:
             np.save(file, np.full(shape, np.nan, np.float32))
         partial.rename(path)
         return np.lib.format.open_memmap(path, mode="r+")
+
+    def check_there(
+        self, images: np.ndarray, positions: Sequence[int], name: str, row: str
+    ) -> None:
+        """ValueError unless the images of arrays/<name>.npy are there at these positions, which
+        lines of that row say are done."""
+        if not np.isfinite(images[positions]).all():
+            raise ValueError(
+                f"{self.folder}/arrays/{name}.npy lacks images that images.jsonl has lines of; "
+                f"bring the file back, or remove the lines whose row is {row!r}"
+            )
 
 
 def provenance() -> dict:
