@@ -158,6 +158,10 @@ def percent(row: dict, digits: int) -> str:
 # What it says
 
 
+def test_an_interval_stays_on_one_line():
+    assert page.unbroken("37.0 % [ 30, 45], n 20") == "37.0 % [\u00a030,\u00a045], n 20"
+
+
 def test_every_number_of_the_summary_is_that_of_results_json(workdir, written):
     results = results_of(workdir, "eval_robust")
     rows = {(r["defense"]["name"], r["attack"], protocol_name(r)): r for r in results["rows"]}

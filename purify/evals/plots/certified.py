@@ -53,7 +53,7 @@ def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
     axes.set_ylim(0, 100)
     axes.set_xlim(0, None)
     panels[0].set_ylabel("certified accuracy, %", size=SMALL, color=GREY)
-    legend(fig, loc="outside upper left", lines=True)
+    legend(fig, loc="outside upper left", lines=True, ncols=2 if len(rows) > 2 else 1)
     save(fig, path)
 
 

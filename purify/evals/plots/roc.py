@@ -22,6 +22,8 @@ from purify.evals.plots.style import (
     tidy,
 )
 
+ACROSS = 3  # panels side by side, at most
+
 
 def roc_curves(path: str | Path, panels: Mapping[str, Sequence[Mapping]], *, rate: float) -> None:
     """Writes a panel for each kind of attacker, with a curve for each statistic, one colour and one
@@ -70,7 +72,7 @@ def statistic_ranges(
     thresholds: Mapping[str, Mapping],
 ) -> None:
     """Writes a panel for each statistic: of each kind of images the median, the middle half, and
-    the middle 90 %, with a rule at the threshold.
+    the middle 90 %, with a rule at the threshold, and what that means below.
 
     Args:
         path: .png, or .svg.
@@ -82,10 +84,11 @@ def statistic_ranges(
     """
     if not values or not all(values.values()):
         raise ValueError("values: must be at least one statistic, of at least one kind of images")
-    height = 0.7 + 0.2 * max(map(len, values.values()))
-    figsize = (WIDTH, height * -(-len(values) // 2))
+    across = len(values) if len(values) <= ACROSS else 2
+    down = -(-len(values) // across)
+    figsize = (WIDTH, (0.7 + 0.2 * max(map(len, values.values()))) * down + 0.2)
     fig = Figure(figsize=figsize, dpi=DPI, layout="constrained", facecolor="white")
-    panels = np.ravel(fig.subplots(-(-len(values) // 2), min(2, len(values)), squeeze=False))
+    panels = fig.subplots(down, across, squeeze=False).ravel()
     for axes, (statistic, by_images) in zip(panels, values.items(), strict=False):
         for place, found in enumerate(by_images.values()):
             ends = np.quantile(found, [0.05, 0.25, 0.5, 0.75, 0.95])
@@ -100,4 +103,6 @@ def statistic_ranges(
         axes.set_title(statistic.replace("_", " "), size=BODY, color=INK, loc="left")
     for axes in panels[len(values) :]:
         axes.remove()
+    note = "dot: median; bars: the middle half and 90 % of the images; line: the threshold"
+    fig.supxlabel(note, size=SMALL, color=GREY)
     save(fig, path)

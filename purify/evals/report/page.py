@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,11 @@ def _output(output: str) -> Path:
     return path
 
 
+def unbroken(text: str) -> str:
+    """The text with its brackets, as of an interval, on one line each."""
+    return re.sub(r"\[[^\[\]]*\]", lambda bracket: bracket[0].replace(" ", "\u00a0"), text)
+
+
 def render(runs: Sequence[Run], points: Sequence[Run] = ()) -> str:
     """The page: HTML that loads nothing, not even where a text in it tries to.
 
@@ -68,6 +74,7 @@ def render(runs: Sequence[Run], points: Sequence[Run] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = unbroken
     return environment.get_template("page.html").render(
         style=style,
         script=script,
