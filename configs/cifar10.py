@@ -214,7 +214,7 @@ def _strong(config) -> None:
 
     The four gradients of APGD share all else, as do losses of each run and of the runs' mean
     (`_of_mean`). Square's 250 proposals are measured twice each, on 5 runs: 500 queries of 5 runs.
-    The baseline pgd_at is the classifier of the variant `pgd_at`.
+    The baseline pgd_at is the classifier of the variant `pgd_at`, whose weights are in pretrained/.
     """
     both, cheaper = ("adp", "adp_s10"), ("one_step", "schedule")
     baselines = ("pgd_at", "noise_only", "noise_only_s10", "one_step_s10")

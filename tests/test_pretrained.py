@@ -1,4 +1,4 @@
-"""The score model that is shipped: what it is, what it does to real images, and `make cifar10`."""
+"""The networks that are shipped: what they are, what they do to real images; and `make cifar10`."""
 
 import json
 import os
@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from purify import data, models, weight_files
+from purify.checkpoint import weight_hash
 from purify.image_io import to_float
-from purify.networks import Score
+from purify.networks import Classifier, Score
 from purify.purifiers import OneStep
 from purify.random import image_keys
 from tests.command import ROOT
 from tests.test_import_weights import SHARED, WEIGHTS, needs_shared
 
 SHIPPED = ROOT / "pretrained" / "cifar10_unet.safetensors"
+BASELINE = ROOT / "pretrained" / "cifar10_pgd_at.safetensors"
 TFDS = SHARED / "tfds"
 
 
@@ -33,6 +35,25 @@ def test_the_shipped_score_model_is_small_and_says_what_made_it():
     assert settings["data"]["train_split"] == "train[:3500]"  # the rest was kept for choices
     card = (ROOT / "pretrained" / "README.md").read_text()
     assert SHIPPED.name in card and f"{count:,}" in card
+
+
+def test_the_shipped_baseline_is_what_its_card_says():
+    settings, variables = weight_files.load(BASELINE)
+    assert settings["adversarial"]["method"] == "pgd_at"
+    assert settings["adversarial"]["eps"] == pytest.approx(8 / 255)
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
+    card = (ROOT / "pretrained" / "README.md").read_text()
+    assert BASELINE.name in card and f"{count:,}" in card and weight_hash(variables) in card
+
+
+@needs_shared
+def test_the_shipped_baseline_is_right_on_half_of_real_images():
+    """48 of the first 100 when it was measured: an image more or less is rounding."""
+    settings, variables = weight_files.load(BASELINE)
+    classifier = Classifier(variables, models.build(**settings["network"]))
+    test = data.load("cifar10", "test[:100]", data_dir=TFDS)
+    answers = np.asarray(jax.jit(jax.vmap(classifier))(to_float(test.images))).argmax(-1)
+    assert 46 <= (answers == test.labels).sum() <= 50
 
 
 @needs_shared
