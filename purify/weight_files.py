@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as save_bytes
 
 from purify import models
 from purify.types import PyTree
@@ -23,7 +23,8 @@ def save(path: Path, settings: Mapping, variables: PyTree) -> None:
         raise ValueError(f"'{path}' exists already; choose another --output, or delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(_named(variables), partial, metadata={"settings": json.dumps(settings)})
+    # safetensors' own save_file would let nobody but the user read it.
+    partial.write_bytes(save_bytes(_named(variables), {"settings": json.dumps(settings)}))
     partial.rename(path)
 
 

@@ -88,6 +88,8 @@ def test_exported_weights_come_back_without_being_told_what_they_are(trained, tm
     imported = read_settings(tmp_path / "run/score")
     assert imported["train"] == read_settings(trained.workdir / "score")["train"]
     assert "exists already" in main("--mode=export_weights", *flags).stderr
+    (tmp_path / "plain").touch()
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode  # others may read it, too
     flags = (f"--input={file}", f"--workdir={tmp_path / 'other'}", "--arch=ncsnv2")
     assert "leave --arch out" in main("--mode=import_weights", *flags).stderr
 
