@@ -436,6 +436,7 @@ def test_a_variant_has_the_classifier_that_it_names():
             "config.detect_then_purify.suspected.purifier 'wall' is unknown",
         ),
         (dict(attacks__exact__eot="selective"), "margin or dlr, not loss='cross_entropy'"),
+        (dict(attacks__exact__loss="dlrr"), "config.attacks.exact: loss='dlrr' is unknown; known"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -43,6 +44,7 @@ from purify.evals.results import (
 )
 from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store, read_records
+from purify.evals.strongest import Strongest
 from purify.evals.versions import read_versions
 from purify.image_io import to_uint8
 from purify.jsonl import read_lines, write_lines
@@ -512,6 +514,21 @@ def suite_config(trained, *, survivors: bool):
         config.attacks[name] = attack("blind", eps=eps, num_steps=steps, random_start=False)
     config.attacks.both = suite("weak", "hard", survivors=survivors)
     return config
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_one_lucky_draw_settles_nothing(share):
+    """Of 32 draws, each wrong with that chance: survivors are all but the always wrong."""
+
+    def logits_fn(key, x):
+        wrong = jax.random.bernoulli(key, share)
+        return jnp.where(wrong, jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0]))
+
+    loss, settled = Strongest(selection_draws=32).measure(
+        jax.random.key(0), logits_fn, jnp.zeros((2, 2, 1)), 0
+    )
+    assert settled == (share == 1)
+    assert loss == pytest.approx(2 * share - 1, abs=0.5)  # the mean of margins of 1 and -1
 
 
 def test_a_suite_attacks_survivors_only_and_finds_as_much(trained, workdir):

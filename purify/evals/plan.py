@@ -71,12 +71,15 @@ def build_attacks(name: str, options: Mapping, attacked: Defense) -> dict[str, A
     if attacked.average == "vote" and not own["average"]:
         averaging = options["eot"] == "loss_of_mean" or options["fixed_key"]
         averages = list(AVERAGES) if averaging and attacked.num_runs > 1 else ["logits"]
-    built = {
-        name if average == averages[0] else f"{name}_{average}": attacks.build(
-            options["attack"], **own | {"average": average}
-        )
-        for average in averages
-    }
+    try:
+        built = {
+            name if average == averages[0] else f"{name}_{average}": attacks.build(
+                options["attack"], **own | {"average": average}
+            )
+            for average in averages
+        }
+    except ValueError as error:
+        raise ValueError(f"config.attacks.{name}: {error}") from None
     takes_gradients = built[name].gradient_queries > 0
     if takes_gradients == (options["gradient"] == "none") and options["gradient"] != "blind":
         raise ValueError(
