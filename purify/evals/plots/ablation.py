@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from purify.evals.plots.style import (
+    ACROSS,
     DPI,
     GREY,
     INK,
@@ -21,7 +22,6 @@ from purify.evals.plots.style import (
     tidy,
 )
 
-ACROSS = 3  # panels side by side
 # Of the distance of two values, in which the attacks of one stand; closer where lines join them,
 # that in a steep panel one does not seem to lie above another for standing beside it.
 BAND, JOINED_BAND = 0.55, 0.15

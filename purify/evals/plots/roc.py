@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from purify.evals.plots.style import (
+    ACROSS,
     BODY,
     COLORS,
     DPI,
@@ -21,8 +22,6 @@ from purify.evals.plots.style import (
     save,
     tidy,
 )
-
-ACROSS = 3  # panels side by side, at most
 
 
 def roc_curves(path: str | Path, panels: Mapping[str, Sequence[Mapping]], *, rate: float) -> None:

@@ -2,8 +2,8 @@
 
 Colours are those of Okabe and Ito, which every common kind of colour vision tells apart, but for
 their black, on which a whisker could not be seen, and their yellow, which could not on white: grey
-and a darker yellow. Figures are made without pyplot, so no global
-state is set and nothing stays open.
+and a darker yellow. Figures are made without pyplot, so no global state is set and nothing stays
+open.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from matplotlib.textpath import text_to_path
 
 DPI = 200
 WIDTH = 8.0  # inches; 1,600 pixels, about twice the column of a README
+ACROSS = 3  # panels side by side, at most
 BODY, SMALL, TINY = 9.0, 7.5, 6.0  # points
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B3A000", "#999999")
 # As many as have no divisor in common with the colours: pairs of both repeat after 56 series.
