@@ -1,6 +1,7 @@
 """Ascent of the expected loss within a ball: what all attacks by gradients share."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -117,10 +118,9 @@ class Ascent(Expected):
         for field in ("targets", "given_starts"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must not be negative")
-        if not self.delta > 0:
-            raise ValueError(f"delta={self.delta} must be positive")
-        if not self.selectivity > 0:
-            raise ValueError(f"selectivity={self.selectivity} must be positive")
+        for field in ("delta", "selectivity"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(f"{field}={getattr(self, field)} must be positive and finite")
         if self.estimate and self.eot not in objective.EOTS:
             raise ValueError(
                 f"eot={self.eot!r} needs gradients, and estimate={self.estimate!r} has none"

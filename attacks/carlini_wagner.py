@@ -1,6 +1,7 @@
 """The L2 attack of Carlini and Wagner (S&P 2017): the nearest wrong image by a penalty."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +42,9 @@ class CarliniWagner(NearestWrong):
         super().__post_init__()
         if self.norm != "l2":
             raise ValueError(f"norm={self.norm!r} is not defined for carlini_wagner; use l2")
-        if not (self.learning_rate > 0 and self.first_c > 0):
-            raise ValueError(
-                f"learning_rate={self.learning_rate} and first_c={self.first_c} must be positive"
-            )
+        for field in ("learning_rate", "first_c"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(f"{field}={getattr(self, field)} must be positive and finite")
 
     @classmethod
     def counts(cls) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The expected loss of a randomised classifier, and the choice among candidates by it."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,8 +63,8 @@ class Expected:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk={self.chunk} must be None or at least 1")
-        if not self.eps > 0:
-            raise ValueError(f"eps={self.eps} must be positive")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps={self.eps} must be positive and finite")
 
     @classmethod
     def choices(cls) -> dict:

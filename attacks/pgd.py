@@ -1,6 +1,7 @@
 """Projected gradient descent (Madry et al. 2018), with momentum if wanted (Dong et al. 2018)."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -29,8 +30,8 @@ class PGD(Ascent):
         super().__post_init__()
         if self.norm == "l1":
             raise ValueError("norm='l1': steps along one pixel get stuck there; use apgd")
-        if not self.step_size > 0:
-            raise ValueError(f"step_size={self.step_size} must be positive")
+        if not 0 < self.step_size < math.inf:
+            raise ValueError(f"step_size={self.step_size} must be positive and finite")
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum={self.momentum} must be from 0 to 1")
 

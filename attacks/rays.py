@@ -34,8 +34,8 @@ class RayS(NearestWrong):
         super().__post_init__()
         if self.norm != "linf":
             raise ValueError(f"norm={self.norm!r} is not defined for rays; use linf")
-        if not self.tolerance > 0:
-            raise ValueError(f"tolerance={self.tolerance} must be positive")
+        if not 0 < self.tolerance < math.inf:
+            raise ValueError(f"tolerance={self.tolerance} must be positive and finite")
 
     @classmethod
     def counts(cls) -> tuple[str, ...]:

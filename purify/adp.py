@@ -9,7 +9,8 @@ curvature is a Rayleigh quotient of J, the Jacobian of h. An image stops for goo
 alpha_t <= tau, without taking that step.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -77,17 +78,9 @@ class ADP:
             )
         if self.loop not in LOOPS:
             raise ValueError(f"loop={self.loop!r} is unknown; known: {', '.join(LOOPS)}")
-        if self.num_steps < 1 or min(self._sigmas) < 0:
-            raise ValueError(
-                f"ADP needs num_steps >= 1 and sigma >= 0, got num_steps={self.num_steps}, "
-                f"sigma={self.sigma}, second_sigma={self.second_sigma}"
-            )
-        if not 0 < self.alpha_min <= self.alpha_max or self.lam <= 0 or self.delta <= 0:
-            raise ValueError(
-                "ADP needs 0 < alpha_min <= alpha_max, lam > 0 and delta > 0, got "
-                f"alpha_min={self.alpha_min}, alpha_max={self.alpha_max}, lam={self.lam}, "
-                f"delta={self.delta}"
-            )
+        check_constants(self)
+        if not all(0 <= sigma < math.inf for sigma in self._sigmas):
+            raise ValueError(f"second_sigma={self.second_sigma} must be at least 0 and finite")
 
     @property
     def stochastic(self) -> bool:
@@ -235,6 +228,24 @@ class ADP:
         h_there = self.score(state.x_known + displacement)
         h = jnp.where(state.moved, h_there, state.h_known)
         return h, _rayleigh(displacement, state.h_known - h_there)
+
+
+def check_constants(purifier: Any) -> None:
+    """ValueError that names the constant, of those that ADP shares with its published form, which
+    is out of range."""
+    sigma, lam, delta = purifier.sigma, purifier.lam, purifier.delta
+    low, high = purifier.alpha_min, purifier.alpha_max
+    for field, good, allowed in (
+        ("num_steps", purifier.num_steps >= 1, "at least 1"),
+        ("sigma", 0 <= sigma < math.inf, "at least 0 and finite"),
+        ("lam", 0 < lam < math.inf, "positive and finite"),
+        ("delta", 0 < delta < math.inf, "positive and finite"),
+        ("alpha_max", 0 < high < math.inf, "positive and finite"),
+        ("alpha_min", 0 < low <= high, f"positive and at most alpha_max={high}"),
+        ("tau", math.isfinite(purifier.tau), "finite; negative, no image stops"),
+    ):
+        if not good:
+            raise ValueError(f"{field}={getattr(purifier, field)} must be {allowed}")
 
 
 def _rayleigh(direction: Array, change: Array) -> Array:

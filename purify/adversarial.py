@@ -6,6 +6,7 @@ that no image's attack depends on the others of its batch. No gradient flows thr
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -45,12 +46,12 @@ class AdversarialOptions:
                 names = ", ".join(name or "''" for name in known)
                 raise ValueError(f"{field}={value!r} is unknown; known: {names}")
         for field in ("eps", "step_size"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field}={getattr(self, field)} must be positive")
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(f"{field}={getattr(self, field)} must be positive and finite")
         if self.num_steps < 1:
             raise ValueError(f"num_steps={self.num_steps} must be at least 1")
-        if not self.beta >= 0:
-            raise ValueError(f"beta={self.beta} must not be negative")
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta={self.beta} must be at least 0 and finite")
 
     def ascend(self, objective: Callable[[Image], Array], start: Image, image: Image) -> Image:
         """The last of num_steps steps from `start` along the steepest ascent of the objective, each

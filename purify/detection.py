@@ -4,6 +4,7 @@ By the score norm, which attacked images raise (Yoon, Hwang and Lee, ICML 2021):
 knows of the detector keeps it low, see purify.detectors.
 """
 
+import math
 from typing import ClassVar
 
 import flax.struct
@@ -41,8 +42,8 @@ class DetectThenPurify:
     parts: ClassVar[tuple[str, ...]] = ("natural", "suspected")
 
     def __post_init__(self):
-        if self.threshold < 0:
-            raise ValueError(f"threshold={self.threshold} must be at least 0")
+        if not 0 <= self.threshold < math.inf:
+            raise ValueError(f"threshold={self.threshold} must be at least 0 and finite")
         for part in (self.natural, self.suspected):
             if getattr(part, "axis_name", None) is not None:
                 raise ValueError(f"{type(part).__name__} decides a batch together: no part of it")

@@ -13,6 +13,8 @@ denoiser head. Written in z and in the step size a = eps / sigma_L^2, a step at 
     x <- x + sigma_i (sqrt(2 a) n - a z(x))
 """
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -89,7 +91,7 @@ def balanced_step_size(
     which is more than 1 for every a in (0, 1]: the smallest is the nearest. ValueError for a single
     level, which no other one goes before.
     """
-    if num_levels < 2 or not 0 < sigma_min < sigma_max:
+    if num_levels < 2 or not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
             "without two noise levels no step size follows from them: got "
             f"sigma_max={sigma_max}, sigma_min={sigma_min}, num_levels={num_levels}"

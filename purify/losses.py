@@ -1,5 +1,6 @@
 """Training losses of one image: (loss, metrics), metrics being (sum, count) pairs."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -17,11 +18,11 @@ Metrics = dict[str, tuple[Array, Array]]
 def noise_levels(sigma_max: float, sigma_min: float, num_levels: int) -> np.ndarray:
     """Geometric noise levels, largest first: float32 [num_levels], in pixel units of [0, 1].
 
-    Raises ValueError unless 0 < sigma_min <= sigma_max and num_levels >= 1.
+    Raises ValueError unless 0 < sigma_min <= sigma_max, both finite, and num_levels >= 1.
     """
-    if not (0 < sigma_min <= sigma_max and num_levels >= 1):
+    if not (0 < sigma_min <= sigma_max < math.inf and num_levels >= 1):
         raise ValueError(
-            f"noise levels need 0 < sigma_min <= sigma_max and num_levels >= 1, got "
+            f"noise levels need 0 < sigma_min <= sigma_max < inf and num_levels >= 1, got "
             f"sigma_max={sigma_max}, sigma_min={sigma_min}, num_levels={num_levels}"
         )
     return np.geomspace(sigma_max, sigma_min, num_levels).astype(np.float32)

@@ -66,7 +66,7 @@ class DCTNoise:
 
     def __post_init__(self):
         if not 0 <= self.power < math.inf:
-            raise ValueError(f"dct: power={self.power} must be finite and not negative")
+            raise ValueError(f"dct: power={self.power} must be at least 0 and finite")
 
     def __call__(self, key: Key, image: Image) -> Array:
         height, width, _ = image.shape

@@ -1,5 +1,7 @@
 """The table of purifiers. A purifier is a frozen pytree, `purifier(key, image) -> image`."""
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -25,8 +27,8 @@ def _rms(values: Array) -> Array:
 
 
 def _check_sigma(sigma: float) -> None:
-    if sigma < 0:
-        raise ValueError(f"sigma={sigma} must be at least 0")
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"sigma={sigma} must be at least 0 and finite")
 
 
 @flax.struct.dataclass
@@ -84,9 +86,9 @@ class Schedule:
     stochastic = True
 
     def __post_init__(self):
-        if self.num_steps < 1 or not 0 < self.sigma_min <= self.sigma:
+        if self.num_steps < 1 or not 0 < self.sigma_min <= self.sigma < math.inf:
             raise ValueError(
-                f"Schedule needs num_steps >= 1 and 0 < sigma_min <= sigma, got num_steps="
+                f"Schedule needs num_steps >= 1 and 0 < sigma_min <= sigma < inf, got num_steps="
                 f"{self.num_steps}, sigma_min={self.sigma_min}, sigma={self.sigma}"
             )
 

@@ -13,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from purify.adp import LOOPS, check_constants
 from purify.networks import Score
 from purify.noise import add_noise
 from purify.types import Array, Image, Key, Trace, static
@@ -43,11 +44,9 @@ class ReferenceADP:
     axis_name: str | None = static("batch")
 
     def __post_init__(self):
-        if self.num_steps < 1 or self.sigma < 0 or self.loop not in ("while", "scan"):
-            raise ValueError(
-                f"the reference ADP needs num_steps >= 1, sigma >= 0 and a loop 'while' or 'scan', "
-                f"got num_steps={self.num_steps}, sigma={self.sigma}, loop={self.loop!r}"
-            )
+        check_constants(self)
+        if self.loop not in LOOPS:
+            raise ValueError(f"loop={self.loop!r} is unknown; known: {', '.join(LOOPS)}")
 
     @property
     def stochastic(self) -> bool:

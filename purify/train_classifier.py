@@ -17,6 +17,11 @@ def run(config, workdir: Path) -> None:
     cfg = config.classifier
     check_options("config.classifier.adversarial", AdversarialOptions, cfg.adversarial)
     adversarial = AdversarialOptions(**cfg.adversarial)
+    if not 0 <= cfg.label_smoothing < 1:
+        raise ValueError(
+            f"config.classifier.label_smoothing={cfg.label_smoothing} must be at least 0 and "
+            "below 1"
+        )
     settings: dict[str, object] = {"label_smoothing": cfg.label_smoothing}
     if adversarial.method:  # a run on clean images has nothing to record
         settings["adversarial"] = dataclasses.asdict(adversarial)

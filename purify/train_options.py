@@ -1,6 +1,7 @@
 """How to train: the options of a run, its learning rate and its optimiser."""
 
 import dataclasses
+import math
 
 import optax
 
@@ -63,11 +64,11 @@ class TrainOptions:
         for field in ("beta1", "ema_decay"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate} must be positive")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate} must be positive and finite")
         for field in ("warmup_steps", "weight_decay", "clip_norm"):
-            if not getattr(self, field) >= 0:
-                raise ValueError(f"{field}={getattr(self, field)} must not be negative")
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and finite")
 
     def learning_rate_at(self, step: int) -> Array:
         """The learning rate of update number `step` (from 0)."""

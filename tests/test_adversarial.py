@@ -222,7 +222,7 @@ def test_without_a_method_training_is_the_same_program_as_cross_entropy():
         (dict(eps=float("nan")), "eps=nan must be positive"),
         (dict(step_size=-0.1), "step_size=-0.1 must be positive"),
         (dict(num_steps=0), "num_steps=0 must be at least 1"),
-        (dict(beta=-1.0), "beta=-1.0 must not be negative"),
+        (dict(beta=-1.0), "beta=-1.0 must be at least 0"),
     ],
 )
 def test_an_impossible_option_is_refused_by_name(changes, message):

@@ -320,6 +320,7 @@ def test_of_a_network_for_other_data_it_is_said_for_which(trained, tmp_path, cap
         ({"detect.corruptions": ("nonsense",)}, "config.detect.corruptions entry 'nonsense'"),
         ({"detect.severity": 6}, "config.detect.severity=6 must be one of"),
         ({"detect.weights": (0.0,)}, "config.detect.weights=.* must all be positive"),
+        ({"detect.weights": (float("nan"),)}, "config.detect.weights=.*nan.* must all be positive"),
         ({"detect.eot_samples": 0}, "config.detect.eot_samples=0 must be at least 1"),
         ({"detect.num_draws": 0}, "config.detect.num_draws=0 must be at least 1"),
         ({"detect.num_images": 0}, "config.detect.num_images=0 must be 1 to 400"),

@@ -416,6 +416,8 @@ def test_a_variant_has_the_classifier_that_it_names():
             "fixed_key=True does not fit direction='full'",
         ),
         (dict(attacks__exact__penalty=-1.0), "config.attacks.exact.penalty=-1.0 must be at least"),
+        (dict(attacks__exact__penalty=float("nan")), "config.attacks.exact.penalty=nan must be at"),
+        (dict(attacks__exact__eps=float("inf")), "config.attacks.exact: eps=inf must be positive"),
         (dict(attacks__exact__penalty=1.0), "config.attacks.exact: penalty=1.0 does not apply to"),
         (
             dict(attacks__bpda__penalty=1.0, attacks__bpda__fixed_key=True),

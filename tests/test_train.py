@@ -49,12 +49,12 @@ traces = []  # one entry for every time a loss is traced
         (dict(schedule="step"), "schedule='step' is unknown; known: constant, cosine"),
         (dict(learning_rate=0.0), "learning_rate=0.0 must be positive"),
         (dict(learning_rate=float("nan")), "learning_rate=nan must be positive"),
-        (dict(clip_norm=-1.0), "clip_norm=-1.0 must not be negative"),
+        (dict(clip_norm=-1.0), "clip_norm=-1.0 must be at least 0 and finite"),
         (dict(ema_decay=1.0), "ema_decay=1.0 must be at least 0 and below 1"),
         (dict(ema_decay=-0.1), "ema_decay=-0.1 must be at least 0 and below 1"),
         (dict(beta1=1.0), "beta1=1.0 must be at least 0 and below 1"),
-        (dict(warmup_steps=-1), "warmup_steps=-1 must not be negative"),
-        (dict(weight_decay=-0.1), "weight_decay=-0.1 must not be negative"),
+        (dict(warmup_steps=-1), "warmup_steps=-1 must be at least 0"),
+        (dict(weight_decay=-0.1), "weight_decay=-0.1 must be at least 0"),
     ],
 )
 def test_an_impossible_option_is_refused_by_name(changes, message):

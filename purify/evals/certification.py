@@ -9,6 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from purify.compilation import jit
 from purify.defense import Defense
 from purify.evals import smoothing
 from purify.evals.evaluation import BAR
+from purify.evals.programs import check_finite
 from purify.evals.store import Store
 from purify.purifiers import NoiseOnly, OneStep, Schedule
 from purify.random import image_keys
@@ -28,6 +30,7 @@ from purify.types import Array, Key
 NOISE_FIRST = (NoiseOnly, OneStep, Schedule, ADP)
 # Blocks of samples: one of a small network keeps one CPU core busy and a quarter of the next.
 AT_ONCE = 2
+NO_CLASS = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,9 +61,14 @@ class SmoothedRow:
 @jit
 def predict(defense: Defense, key: Key, first: int, places: Array, image: Array) -> Array:
     """The classes [n] that single runs of the defence give to image [H, W, C], as its draws of the
-    numbers first + places [n]: these come split over the devices, and the samples with them."""
-    classes = numbered_draws(lambda key, image: defense.run(key, image).argmax())
-    return classes(key, first + places, image)
+    numbers first + places [n]: these come split over the devices, and the samples with them.
+    NO_CLASS where a logit is not finite."""
+
+    def answer(key: Key, image: Array) -> Array:
+        logits = defense.run(key, image)
+        return jnp.where(jnp.isfinite(logits).all(), logits.argmax(), NO_CLASS)
+
+    return numbered_draws(answer)(key, first + places, image)
 
 
 @functools.cache
@@ -203,7 +211,12 @@ class Certification:
         keys = {stream: parallel.replicate(keys[at]) for stream, keys in self._keys.items()}
 
         def classes(stream: str, first: int, number: int) -> np.ndarray:
-            return parallel.fetch(predict(row.defense, keys[stream], first, _places(number), image))
+            found = parallel.fetch(
+                predict(row.defense, keys[stream], first, _places(number), image)
+            )
+            known = np.where(found == NO_CLASS, np.nan, found)[None]
+            check_finite(known, self.indices[[at]], f"{row.name}: logits of the defence")
+            return found
 
         return lambda *block: pool.submit(classes, *block)
 

@@ -1,6 +1,7 @@
 """--mode=certify: L2 certificates of "purify, then classify", by randomised smoothing."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -75,6 +76,10 @@ def _plan(config, inputs: Inputs) -> list[SmoothedRow]:
     cfg, rows = config.certify, []
     if not cfg.defenses or not cfg.sigmas:
         raise ValueError("config.certify.defenses and config.certify.sigmas must name at least one")
+    if not all(0 <= radius < math.inf for radius in cfg.radii):
+        raise ValueError(
+            f"config.certify.radii={tuple(cfg.radii)} must all be finite and at least 0"
+        )
     if cfg.chunk < 1:
         raise ValueError(f"config.certify.chunk={cfg.chunk} must be at least 1")
     shared = {"num_images": cfg.num_images, "num_samples": cfg.num_samples}

@@ -8,6 +8,7 @@ import numpy as np
 
 from purify import parallel
 from purify.compilation import compile_lowered
+from purify.evals.programs import check_finite
 from purify.evals.rows import Row
 from purify.evals.strongest import Strongest, measure
 
@@ -71,6 +72,8 @@ def _measure(
     for at in evaluation.batches(pending, f"{row.name}: choosing"):
         batch = evaluation.batch(at, images, "selection")
         (losses, settled), seconds = evaluation.timed(compiled, defense, *batch)
+        margins = losses[: len(at)]
+        check_finite(margins, evaluation.indices[at], f"{row.name}: margins of {candidate} images")
         cost = {"queries": queries, "nfe": queries * defense.purifier.nfe, "nge": 0}
         cost["seconds"] = seconds / len(at)
         records = [

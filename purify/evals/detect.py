@@ -2,6 +2,7 @@
 know of them and by attackers who do."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -88,8 +89,10 @@ def _check(config) -> None:
         choose("config.detect.corruptions entry", CORRUPTIONS, name)
     if cfg.severity not in SEVERITIES:
         raise ValueError(f"config.detect.severity={cfg.severity} must be one of {SEVERITIES}")
-    if not all(weight > 0 for weight in cfg.weights):
-        raise ValueError(f"config.detect.weights={tuple(cfg.weights)} must all be positive")
+    if not all(0 < weight < math.inf for weight in cfg.weights):
+        raise ValueError(
+            f"config.detect.weights={tuple(cfg.weights)} must all be positive and finite"
+        )
     for field in ("eot_samples", "num_draws"):
         if cfg[field] < 1:
             raise ValueError(f"config.detect.{field}={cfg[field]} must be at least 1")

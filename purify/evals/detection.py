@@ -18,6 +18,7 @@ from purify.defense import Defense
 from purify.detectors import Passes, Penalty, Statistic
 from purify.evals.evaluation import BAR, Evaluation
 from purify.evals.plan import build_attacks
+from purify.evals.programs import check_finite
 from purify.evals.roc import threshold
 from purify.evals.rows import Row
 from purify.evals.strongest import MIN_SELECTION_DRAWS
@@ -97,6 +98,9 @@ def measure_images(
             for at in evaluation.batches(missing, f"statistics of {name}"):
                 keys, batch, _ = evaluation.batch(at, sets[name], stream)
                 found, _ = evaluation.timed(measure, on_devices, keys, batch, numbers)
+                for key in statistics:
+                    what = f"values of the statistic {key!r} of {name} images"
+                    check_finite(found[key][: len(at)], evaluation.indices[at], what)
                 each = ({key: found[key][i].tolist() for key in statistics} for i in range(len(at)))
                 records = [
                     {"index": evaluation.index(position), **values}

@@ -11,7 +11,7 @@ from attacks.types import Attacked
 from purify import parallel
 from purify.compilation import compile_lowered
 from purify.evals.choosing import choose
-from purify.evals.programs import Scored, check_in_ball, craft, score
+from purify.evals.programs import Scored, check_finite, check_in_ball, craft, score
 from purify.evals.rows import Row, crafting, with_stages
 from purify.evals.store import Store
 from purify.random import image_keys, keys_apart
@@ -116,6 +116,13 @@ class Evaluation:
             batch = self._attack_batch(row, at)
             result, seconds = self.timed(program, attacked, beside, *batch)
             result = Attacked(*(array[: len(at)] for array in result))
+            # Before the ball: where the defence has no answers, the attack is not to blame.
+            for what, values in (
+                ("losses before the attack", result.start_loss),
+                ("attacked images", result.image),
+                ("losses of attacked images", result.loss),
+            ):
+                check_finite(values, self.indices[at], f"{row.name}: {what}")
             distance = check_in_ball(result.image, self.images[at], row.attack.norm, row.attack.eps)
             adversarial[at] = result.image
             adversarial.flush()
@@ -163,10 +170,12 @@ class Evaluation:
         for at in self.batches(pending, f"{row.name}: scoring"):
             keys, batch, _ = self.batch(at, images, "defense")
             scored, seconds = self.timed(self._scorers[key], defense, keys, batch)
+            logits = scored.logits[: len(at)]
+            check_finite(logits, self.indices[at], f"{row.name}: logits of the defence")
             if logits_file is None:
                 shape = (len(self.images), *scored.logits.shape[1:])
                 logits_file = self.store.array(f"{row.name}.logits", shape)
-            logits_file[at] = scored.logits[: len(at)]
+            logits_file[at] = logits
             logits_file.flush()
             each = zip(at, *scored, strict=False)  # the shorter `at` leaves the padding out
             self.store.append(

@@ -56,6 +56,11 @@ class Budget:
         for field in ("num_steps", "eot_samples"):
             if getattr(self, field) < 2:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 2, to be halved")
+        for field in ("restarts", "num_draws", "proposals", "directions"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 1")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps={self.eps} must be positive and finite")
 
 
 def attack_rows(

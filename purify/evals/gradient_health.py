@@ -32,6 +32,7 @@ from purify.evals.gradient_checks import (
 )
 from purify.evals.inputs import load_inputs
 from purify.evals.probes import Local, Probe, derivative_errors, probe_batch
+from purify.evals.programs import check_finite
 from purify.evals.rows import Row
 from purify.evals.store import Store
 from purify.evals.terminal import empty_table, print_wide, tell_written
@@ -131,6 +132,8 @@ def _probe(evaluation: Evaluation, probe: Probe) -> Local:
         for at in evaluation.batches(pending, "gradients at single points"):
             batch = evaluation.batch(at, evaluation.images, "defense", "attack")
             found, _ = evaluation.timed(probe_batch, probe, *batch)
+            probed = np.stack(found, axis=1)[: len(at)]
+            check_finite(probed, at, "gains by the gradient, or logits, of the defence")
             each = zip(at, *found, strict=False)  # the shorter `at` leaves the padding out
             store.append(
                 "probe",

@@ -1,6 +1,7 @@
 """What an evaluation is going to do, from its config, checked before any of it starts."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -272,8 +273,8 @@ def attack_direction(name: str, options: Mapping, attack: Attack, purifier) -> D
 def _penalty(field: str, options: Mapping, defense: Defense) -> Penalty | None:
     """What an attack subtracts from its loss to look natural to the defence; None for nothing."""
     weight = options.get("penalty", 0.0)
-    if weight < 0:
-        raise ValueError(f"{field}.penalty={weight} must be at least 0")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"{field}.penalty={weight} must be at least 0 and finite")
     if weight and options["fixed_key"]:
         raise ValueError(f"{field}.fixed_key=True does not fit penalty={weight}")
     try:

@@ -89,3 +89,21 @@ def check_in_ball(adversarial: np.ndarray, clean: np.ndarray, norm: str, eps: fl
         raise RuntimeError(f"{outside.sum()} attacked images leave the {norm} ball of {eps} or the "
                            f"box (largest distance {worst}): a defect of the attack")  # fmt: skip
     return distance
+
+
+def check_finite(values: np.ndarray, indices: np.ndarray, what: str) -> None:
+    """ValueError that names `what` and the images where one of values [n, ...] is NaN or infinite.
+
+    Argmax would take a NaN for a class, and a comparison would take it for an answer. indices: of
+    the images in their data set, [n].
+    """
+    finite = np.isfinite(values).reshape(len(values), -1).all(1)
+    if finite.all():
+        return
+    wrong = indices[~finite].tolist()
+    named = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+    raise ValueError(
+        f"{what} are not finite (NaN or infinite) on {len(wrong)} of {len(values)} images, index "
+        f"{named}: no answer can be read from them; look at the options of the defence, such as "
+        "sigma, and at the weights of its networks"
+    )

@@ -10,6 +10,7 @@ from purify import parallel, purifiers
 from purify.checkpoint import image_shape, load_score
 from purify.compilation import jit
 from purify.evals.defenses import purifier_options
+from purify.evals.programs import check_finite
 from purify.image_io import open_images
 from purify.random import image_keys
 
@@ -42,6 +43,7 @@ def run(config, workdir: Path, input: str | None, output: str | None) -> None:
                 (image_keys(config.seed, padded, stream="purify"), source.images[padded])
             )
             purified[at] = jax.device_get(purify(purifier, *batch))[: len(at)]
+            check_finite(purified[at], at, f"images purified by {name}")
             progress.update(len(at))
     source.write(purified)
     print(f"wrote {len(purified)} purified images to {output}")

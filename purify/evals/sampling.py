@@ -14,6 +14,7 @@ from purify.defense import first_run
 from purify.detection import score_norm
 from purify.evals.evaluation import BAR, Evaluation
 from purify.evals.inputs import Inputs
+from purify.evals.programs import check_finite
 from purify.evals.results import purifier_fields
 from purify.evals.store import Store
 from purify.langevin import AnnealedLangevin
@@ -141,6 +142,9 @@ class Sampling:
         for at, followed, seconds in self._batches(
             path.row, follow, fixed, images, missing, stream="defense"
         ):
+            for values in (followed.norms, followed.logits):
+                if values is not None:
+                    check_finite(values, images.indices[at], f"{path.row}: score norms or logits")
             shown[at] = followed.images
             shown.flush()
             predictions = None if followed.logits is None else followed.logits.argmax(-1).tolist()

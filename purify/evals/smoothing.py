@@ -95,8 +95,8 @@ def check(*, sigma: float, num_selection: int, num_samples: int, alpha: float) -
         )
     if not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha} must lie strictly between 0 and 1")
-    if sigma <= 0:
-        raise ValueError(f"sigma={sigma} must be positive")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma={sigma} must be positive and finite")
     # Where all n agree, the bound is alpha^(1/n).
     if num_samples < (least := math.floor(-math.log2(alpha)) + 1):
         raise ValueError(
