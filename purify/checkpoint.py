@@ -20,6 +20,8 @@ from purify.types import PyTree
 ROLES = {"classifier": "train_classifier", "score": "train"}
 
 HASHES = "sha256.json"  # in each checkpoint, of its files
+# What settings have not always had: a run of an earlier version is the same run without it.
+LATER = ("class_names", "images")
 
 
 class NeedsMode(FileNotFoundError):
@@ -121,14 +123,15 @@ def _check_files(folder: Path) -> None:
 
 
 def claim(folder: Path, settings: Mapping) -> None:
-    """Write settings.json, or check that the run in `folder` was made with the same settings.
+    """Write settings.json, or check that the run in `folder` was made with the same settings, see
+    `differing_settings`.
 
     Raises ValueError that lists the fields that differ: resuming would mix two runs.
     """
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        if differing := differing_fields(read_settings(folder), settings):
+        if differing := differing_settings(read_settings(folder), settings):
             raise ValueError(
                 f"{folder} was made with other settings: {'; '.join(differing)}; choose another "
                 "--workdir, or delete that folder"
@@ -145,6 +148,30 @@ def read_settings(folder: Path) -> dict:
         return json.loads(path.read_text())
     except ValueError:
         raise ValueError(f"{path} is damaged; delete {folder} and train again") from None
+
+
+def differing_settings(old: Mapping, new: Mapping) -> list[str]:
+    """`differing_fields` of the settings of two runs, less what makes them no other runs: fields
+    that earlier versions did not record, and another path to the same images."""
+    same = {field: new[field] for field in LATER if field in new and field not in old}
+    if "data" in old and "data" in new and same_images(old, new):
+        same["data"] = {**old["data"], "path": new["data"]["path"]}
+    return differing_fields({**old, **same}, dict(new))
+
+
+def same_images(a: Mapping, b: Mapping) -> bool:
+    """Whether two runs' settings are of the same images: by their hash or, where one of the two is
+    of an earlier version and has none, by the file or folder that config.data.path leads to."""
+    if "images" in a and "images" in b:
+        return a["images"] == b["images"]
+    return same_path(a["data"]["path"], b["data"]["path"])
+
+
+def same_path(a: str, b: str) -> bool:
+    """Whether two spellings lead to the same file or folder; '' leads to none but itself."""
+    if not (a and b):
+        return a == b
+    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
 
 
 def differing_fields(old, new, prefix: str = "") -> list[str]:
@@ -212,6 +239,11 @@ def load_variables(workdir: Path, role: str) -> tuple[PyTree, dict]:
             raise MissingCheckpoint(folder, role)
         state = checkpoints.restore()
     return jax.tree.map(jax.numpy.asarray, state["ema"]), read_settings(folder)
+
+
+def image_hash(images: np.ndarray, labels: np.ndarray) -> str:
+    """SHA-256 of what a network is trained on: images [n, H, W, C] and labels [n]."""
+    return weight_hash({"images": images, "labels": labels})
 
 
 def weight_hash(variables: PyTree) -> str:

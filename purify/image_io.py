@@ -56,7 +56,7 @@ class ImageSource:
             self.writer(temporary, images)
 
 
-def open_images(path: str | Path, output: str | Path, image_shape: Shape) -> ImageSource:
+def open_images(path: str | Path, output: str | Path, image_shape: Shape | None) -> ImageSource:
     """Reads images and checks that `output` can be written.
 
     Args:
@@ -65,7 +65,7 @@ def open_images(path: str | Path, output: str | Path, image_shape: Shape) -> Ima
         [n, H, W, C]; or an .npz archive with such an array `images`, whose other arrays are kept.
         Arrays are uint8, or float in [0, 1], and keep their dtype.
       output: a path of the same kind, which must not exist, in a folder that does.
-      image_shape: (H, W, C) of every image.
+      image_shape: (H, W, C) of every image, None for any that all of them have.
 
     Raises FileNotFoundError for a missing path, ValueError for anything else that does not fit.
     """
@@ -250,7 +250,7 @@ def _size(shape: Shape) -> str:
     return "x".join(map(str, shape)) + colours
 
 
-def _read_folder(path: Path, image_shape: Shape) -> tuple[np.ndarray, Writer]:
+def _read_folder(path: Path, image_shape: Shape | None) -> tuple[np.ndarray, Writer]:
     files = image_files(path)
     if not files:
         raise ValueError(f"input '{path}' holds no {', '.join(ENCODINGS)} files: put images there")
@@ -258,7 +258,7 @@ def _read_folder(path: Path, image_shape: Shape) -> tuple[np.ndarray, Writer]:
     for file in files:
         name = f"input '{file}'"
         images.append(read_image(file, name))
-        check_shape(images[-1].shape, name, image_shape)
+        check_shape(images[-1].shape, name, image_shape or images[0].shape)
     return np.stack(images), partial(_write_folder, [file.name for file in files])
 
 
@@ -268,7 +268,7 @@ def _write_folder(names: list[str], path: Path, images: np.ndarray) -> None:
         (path / name).write_bytes(encode_image(image, Path(name).suffix.lower()))
 
 
-def _read_npy(path: Path, image_shape: Shape) -> tuple[np.ndarray, Writer]:
+def _read_npy(path: Path, image_shape: Shape | None) -> tuple[np.ndarray, Writer]:
     name = f"input '{path}'"
     try:
         with path.open("rb") as file:
@@ -284,7 +284,7 @@ def _write_npy(dtype: np.dtype, path: Path, images: np.ndarray) -> None:
         np.save(file, _as_dtype(images, dtype), allow_pickle=False)
 
 
-def _read_npz(path: Path, image_shape: Shape) -> tuple[np.ndarray, Writer]:
+def _read_npz(path: Path, image_shape: Shape | None) -> tuple[np.ndarray, Writer]:
     name = f"input '{path}'"
     arrays = load_npz(path, name)
     return take_images(arrays, "images", name, image_shape), partial(_write_npz, arrays)

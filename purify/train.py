@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from purify import data, models, parallel
 from purify.augment import AUGMENTATIONS
-from purify.checkpoint import Checkpoints, claim
+from purify.checkpoint import Checkpoints, claim, image_hash
 from purify.compilation import compiler_options
 from purify.losses import Metrics
 from purify.metrics import MetricWriter
@@ -223,11 +223,14 @@ def run_training(
     if role == "classifier":
         network_settings["num_classes"] = dataset.num_classes
     network = models.build(**network_settings)
+    if role == "classifier":
+        extra_settings = {"class_names": dataset.class_names, **extra_settings}
     settings = {
         "network": network_settings,
         "image_shape": shape,
         "num_classes": dataset.num_classes,
         "data": {k: config.data[k] for k in ("name", "path", "train_split")},
+        "images": image_hash(dataset.images, dataset.labels),
         "seed": config.seed,
         "train": {k: v for k, v in cfg["train"].items() if k not in REPORTING},
         **extra_settings,

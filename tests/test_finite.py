@@ -107,9 +107,7 @@ def test_attacked_images_without_an_answer_are_named(tmp_path):
     options = {"gradient": "exact", "fixed_key": False}
     row = Row("mine", "exact", defense, attack, defense, options, num_images=3, num_draws=1)
     with Store(tmp_path, "eval_robust", {}) as store:
-        with pytest.raises(
-            ValueError, match="mine-exact: attacked images are not.*index 10, 11"
-        ):
+        with pytest.raises(ValueError, match="mine-exact: attacked images are not.*index 10, 11"):
             an_evaluation(store).run([row])
 
 

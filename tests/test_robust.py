@@ -838,7 +838,7 @@ def test_a_variant_is_attacked_and_scored_with_the_classifier_of_another_workdir
 @pytest.mark.parametrize(
     "field, value, said",
     [
-        ("image_shape", [4, 4, 1], "of shape (4, 4, 1), the evaluation's own networks for (8, 8"),
+        ("image_shape", [4, 4, 1], "of shape (4, 4, 1), the classifier for (8, 8, 1)"),
         ("num_classes", 7, "in 7 classes, the evaluation's own classifier for images in 10"),
     ],
 )

@@ -58,7 +58,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
             f"{len(planned)} evaluations on {taken} images, the default and one for each other "
             f"value of {len(factors)} factors: at most {cost}; into {store.folder}"
         )
-        tell_seen(config.data, default.inputs.runs, taken)
+        tell_seen(config.data, default.inputs, range(taken))
         measured: dict[Path, Measured] = {}
         for number, (folder, point) in enumerate(planned.items(), start=1):
             print(f"{number} of {len(planned)}: {titles[folder]}, into {folder}")

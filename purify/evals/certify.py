@@ -42,7 +42,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     taken = max(row.num_images for row in rows)
     stopped = stopped_early(taken, needed, max_images)
     with Store(workdir, "certify", settings, stopped=stopped) as store:
-        tell_seen(config.data, inputs.runs, taken)
+        tell_seen(config.data, inputs, range(taken))
         options = {field: cfg[field] for field in ("num_selection", "alpha", "chunk")}
         options |= dict(seed=config.seed, num_classes=inputs.num_classes)
         arrays = inputs.images, inputs.labels, inputs.indices
@@ -94,11 +94,11 @@ def _plan(config, inputs: Inputs) -> list[SmoothedRow]:
     for name in cfg.defenses:
         purifier_options(config, name, field="config.certify.defenses")
         budget = shared | budgets.get(name, {})
-        if budget["num_images"] < 1:
+        if not 1 <= budget["num_images"] <= (available := len(inputs.labels)):
             raise ValueError(
-                f"config.certify: num_images={budget['num_images']} must be at least 1"
+                f"config.certify: num_images={budget['num_images']} of {name} must be from 1 to "
+                f"{available}"
             )
-        budget["num_images"] = min(budget["num_images"], len(inputs.labels))
         defense = inputs.defense(config, name)
         for sigma in cfg.sigmas:
             smoothing.check(

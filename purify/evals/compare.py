@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from purify.checkpoint import differing_fields, read_settings
+from purify.checkpoint import differing_settings, read_settings, same_path
 from purify.evals.results import pair
 from purify.evals.store import read_records
 from purify.evals.terminal import empty_table, print_wide
@@ -55,19 +55,7 @@ def read_run(folder: Path) -> Run:
 
 def compare(a: Run, b: Run) -> dict:
     """Every row of both: accuracies on the common images, and their difference, a minus b."""
-    for field in ("name", "path", "test_split"):
-        ours, theirs = (run.settings["data"][field] for run in (a, b))
-        if ours != theirs:
-            raise ValueError(
-                f"{a.folder} and {b.folder} are of different images: data.{field} {ours!r} and "
-                f"{theirs!r}"
-            )
-    given = any(run.settings.get("given") for run in (a, b))  # attacked elsewhere: never the same
-    if not given and len({run.settings.get("images") for run in (a, b)}) > 1:
-        raise ValueError(
-            f"{a.folder} and {b.folder} are of different images: the files of data.name "
-            f"{a.settings['data']['name']!r} held others"
-        )
+    _check_same_images(a, b)
     shared = [name for name in a.rows if name in b.rows]
     if not shared:
         raise ValueError(
@@ -92,9 +80,32 @@ def compare(a: Run, b: Run) -> dict:
     return {
         "a": str(a.folder),
         "b": str(b.folder),
-        "differing_settings": differing_fields(a.settings, b.settings),
+        "differing_settings": differing_settings(a.settings, b.settings),
         "rows": entries,
     }
+
+
+def _check_same_images(a: Run, b: Run) -> None:
+    """ValueError unless both are of the same images, wherever these lay: by their hash or, where
+    some were attacked elsewhere or an earlier version kept no hash, by what config.data says."""
+    settings = a.settings, b.settings
+    hashes = {of.get("images") for of in settings}
+    given = any(of.get("given") for of in settings)  # attacked elsewhere: never the same
+    if not given and len(hashes) == 1 and None not in hashes:
+        return
+    data = [of["data"] for of in settings]
+    for field in ("name", "path", "test_split"):
+        ours, theirs = (of[field] for of in data)
+        if not (same_path(ours, theirs) if field == "path" else ours == theirs):
+            raise ValueError(
+                f"{a.folder} and {b.folder} are of different images: data.{field} {ours!r} and "
+                f"{theirs!r}"
+            )
+    if not given and len(hashes) > 1:
+        raise ValueError(
+            f"{a.folder} and {b.folder} are of different images: the files of data.name "
+            f"{data[0]['name']!r} held others"
+        )
 
 
 def print_comparison(comparison: dict) -> None:

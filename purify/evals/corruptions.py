@@ -118,7 +118,7 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
             f"{len(defenses)} defences, clean and on {len(cases)} corruptions with their "
             f"severities, {taken} images: at most {nfe:,} network evaluations; into {store.folder}"
         )
-        tell_seen(config.data, inputs.runs, taken)
+        tell_seen(config.data, inputs, range(taken))
         evaluation = inputs.evaluation(config, store)
         evaluation.run(rows, CaseImages(images, cases, make))
         corruption_report.write(

@@ -1,5 +1,6 @@
 """The defences of a config, by name: a purifier, variants of it, and the networks of both."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -63,7 +64,18 @@ def network_run(config, name: str, role: str) -> str:
     workdir = config.variants.to_dict().get(name, {}).get(role, "")
     if not isinstance(workdir, str):
         raise ValueError(f"config.variants.{name}.{role}={workdir!r} must be a workdir's path")
-    return f"{workdir}/{role}" if workdir else role
+    return f"{os.path.normpath(workdir)}/{role}" if workdir else role
+
+
+def variant_settings(config, name: str) -> dict:
+    """config.variants.<name> as settings have it: its workdirs in one spelling."""
+    variant = config.variants.to_dict()[name]
+    return variant | {r: os.path.normpath(variant[r]) for r in ROLES if variant.get(r)}
+
+
+def has_score(config, name: str) -> bool:
+    """Whether the defence of that name has a score model."""
+    return purifiers.needs_score(purifier_options(config, name)[0])
 
 
 def build_purifier(config, name: str, networks: Networks) -> Purifier:

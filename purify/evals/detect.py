@@ -10,6 +10,7 @@ import numpy as np
 
 from attacks.gradients import attacked_purifier
 from purify import data, parallel
+from purify.checkpoint import ROLES
 from purify.corruptions import CORRUPTIONS, SEVERITIES
 from purify.detectors import STATISTICS, Statistic, build_statistic
 from purify.evals import detect_report
@@ -36,7 +37,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     cfg = config.detect
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
     _check(config)
-    inputs = load_inputs(config, workdir, [cfg.defense, cfg.purifier])
+    inputs = load_inputs(config, workdir, [cfg.defense, cfg.purifier], needed=ROLES)
     for field in ("purifier", "defense"):
         if inputs.defense(config, cfg[field]).couples_batch:
             raise ValueError(
@@ -60,9 +61,9 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
             f"{len(statistics)} statistics, set on {len(calibration.labels)} natural images, on "
             f"{taken} others and on what attacks make of them; into {store.folder}"
         )
-        tell_seen(config.data, inputs.runs, taken)
+        tell_seen(config.data, inputs, range(taken))
         split = cfg.calibration_split
-        seen = tell_seen(config.data, inputs.runs, len(calibration.labels), split)
+        seen = tell_seen(config.data, inputs, range(len(calibration.labels)), split)
         by_itself, evaluation = (each.evaluation(config, store) for each in (calibration, inputs))
         natural = {"calibration": calibration.images}
         draws = _num_draws(cfg)

@@ -30,12 +30,12 @@ from purify.evals.gradient_checks import (
     judge,
     rows_of,
 )
-from purify.evals.inputs import load_inputs
+from purify.evals.inputs import load_inputs, tell_seen
 from purify.evals.probes import Local, Probe, derivative_errors, probe_batch
 from purify.evals.programs import check_finite
 from purify.evals.rows import Row
 from purify.evals.store import Store
-from purify.evals.terminal import empty_table, print_wide, tell_written
+from purify.evals.terminal import empty_table, print_reservations, print_wide, tell_written
 from purify.jsonl import write_json
 from purify.tables import choose
 from purify.types import Purifier
@@ -167,6 +167,7 @@ def run(config, workdir: Path) -> None:
     settings = _settings(config, surrogate, budget, defense) | inputs.settings(config)
     with Store(workdir, "check_gradients", settings) as store:
         print(f"checking {name} on {len(labels)} images, into {store.folder}")
+        tell_seen(config.data, inputs, range(len(labels)))
         verdicts = check(
             defense,
             images,
@@ -192,6 +193,7 @@ def run(config, workdir: Path) -> None:
         write_json(store.folder / "results.json", results)
         print_wide(results_table(results))
         print(conclusion(results))
+        print_reservations(results)
         tell_written(store.folder / name for name in ("results.json", "images.jsonl"))
 
 

@@ -1,23 +1,25 @@
 """What evaluations read, networks and images, and the settings that tell them apart."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from purify import data
 from purify.checkpoint import (
     ROLES,
-    image_shape,
+    image_hash,
     load_classifier,
     load_score,
     read_settings,
+    same_path,
     weight_hash,
 )
 from purify.defense import Defense
-from purify.evals.defenses import Networks, build_defense, network_run
+from purify.evals.classes import check_same, meaning
+from purify.evals.defenses import Networks, build_defense, has_score, network_run
 from purify.evals.evaluation import Evaluation
 from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
@@ -31,8 +33,10 @@ class Inputs:
     """The networks of an evaluation and the images that they are evaluated on.
 
     runs, networks: name (see `network_run`) -> folder of the run that made the network, and the
-    network. num_classes: of the classifiers, 0 where there are none. class_names: as the data set
-    has them, for all labels and all classes of the classifiers; where it has none their numbers.
+    network. num_classes: of the classifiers, 0 where there are none. class_names: as the classifier
+    has learnt them, or else as the data set has them, for all labels and all classes; where neither
+    has names their numbers.
+    notes: what a reader should know of the labels.
     images: float32 [n, H, W, C] in [0, 1]; labels, indices (in the data set): int [n].
     """
 
@@ -40,6 +44,7 @@ class Inputs:
     networks: Networks
     num_classes: int
     class_names: tuple[str, ...]
+    notes: tuple[str, ...]
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
@@ -59,9 +64,8 @@ class Inputs:
 
     def of_split(self, config, split: str) -> "Inputs":
         """With the images of another split of the data set; ValueError where they do not fit."""
-        shape = self.images.shape[1:]
-        _, *images = _load_images(config, shape, self.num_classes, None, split)
-        return dataclasses.replace(self, **dict(zip(_IMAGES, images, strict=True)))
+        found = _load_images(config, self.images.shape[1:], self.runs, None, split)
+        return dataclasses.replace(self, **{name: getattr(found, name) for name in _IMAGES})
 
     def defense(self, config, name: str) -> Defense:
         return build_defense(config, name, self.networks)
@@ -86,7 +90,7 @@ class Inputs:
             "weights": {name: weight_hash(net.variables) for name, net in self.networks.items()},
             "networks": {name: read_settings(run)["network"] for name, run in self.runs.items()},
             "images": weight_hash(arrays),
-            **score_settings(self.score, self.runs["score"]),
+            **(score_settings(self.score, self.runs["score"]) if "score" in self.runs else {}),
             **({"scores": others} if others else {}),
         }
 
@@ -97,30 +101,45 @@ def load_inputs(
     defenses: Iterable[str],
     input: str | None = None,
     *,
-    need_classifier: bool = True,
+    needed: Collection[str] = ("classifier",),
 ) -> Inputs:
-    """Of the networks of these defences and the images of the test split, or of `input`, an .npz.
+    """The networks of these defences and the images of the test split, or of `input`, an .npz.
 
-    need_classifier: else the score model alone will do where `workdir` has no classifier; there are
-        no classifiers then, and 0 classes.
+    needed: the roles that the mode itself needs; see `network_runs`.
     MissingCheckpoint where a network has no run, ValueError where images and networks do not fit.
     """
-    runs = network_runs(config, workdir, defenses)
-    if not need_classifier and not (runs["classifier"] / "settings.json").exists():
-        runs = {"score": runs["score"]}
-    networks, shape = load_networks(runs), image_shape(workdir)
-    num_classes = _agreed_classes(runs, shape)
-    named, images, labels, indices = _load_images(config, shape, num_classes, input)
-    numbered = map(str, range(len(named), max(num_classes, labels.max(initial=-1) + 1)))
-    return Inputs(runs, networks, num_classes, (*named, *numbered), images, labels, indices)
+    runs = network_runs(config, workdir, defenses, needed=needed)
+    networks, shape = load_networks(runs), shape_of(runs)
+    num_classes = _agreed_classes(runs)
+    images = _load_images(config, shape, runs, input)
+    labels = images.labels
+    numbered = map(str, range(len(images.names), max(num_classes, labels.max(initial=-1) + 1)))
+    names = (*images.names, *numbered)
+    return Inputs(
+        runs, networks, num_classes, names, images.notes, images.images, labels, images.indices
+    )
 
 
-def network_runs(config, workdir: Path, defenses: Iterable[str]) -> dict[str, Path]:
+def network_runs(
+    config, workdir: Path, defenses: Iterable[str], *, needed: Collection[str] = ("classifier",)
+) -> dict[str, Path]:
     """The folders of the runs that made the networks, by their `network_run`: those of `workdir`,
-    and those that these defences have from elsewhere."""
+    and those that these defences have from elsewhere.
+
+    needed: roles that must be there. A score model must be there also where a defence has one, and
+    no other network of `workdir` need be.
+    """
+    defenses = tuple(defenses)
+    asked = set(needed)
+    asked |= {network_run(config, n, "score") for n in defenses if has_score(config, n)}
     own = {role: workdir / role for role in ROLES}
+    runs = {
+        role: folder
+        for role, folder in own.items()
+        if role in asked or (folder / "settings.json").exists()
+    }
     names = (network_run(config, name, role) for role in ROLES for name in defenses)
-    return own | {name: Path(name) for name in names if name not in own}
+    return runs | {name: Path(name) for name in names if name not in own}
 
 
 def load_networks(runs: Mapping[str, Path]) -> Networks:
@@ -129,35 +148,51 @@ def load_networks(runs: Mapping[str, Path]) -> Networks:
     return {name: load[run.name](run.parent) for name, run in runs.items()}
 
 
-def _agreed_classes(runs: Mapping[str, Path], shape: tuple) -> int:
-    """The number of classes, 0 without a classifier; ValueError where a network from elsewhere has
-    others, or other images."""
-    classes = {}
-    for name, run in runs.items():
-        settings = read_settings(run)
-        if (found := tuple(settings["image_shape"])) != shape:
+def shape_of(runs: Mapping[str, Path]) -> tuple[int, int, int]:
+    """(H, W, C) of the images that all the networks are for; ValueError where that differs."""
+    shapes = {name: tuple(read_settings(run)["image_shape"]) for name, run in runs.items()}
+    (first, shape), *others = shapes.items()
+    for name, found in others:
+        if found != shape:
             raise ValueError(
-                f"{name} is for images of shape {found}, the evaluation's own networks for {shape}"
+                f"the {name} is for images of shape {found}, the {first} for {shape}: an image "
+                "fits one of them alone; train both in one --workdir, on the same data"
             )
-        if run.name == "classifier":
-            classes[name] = settings["network"]["num_classes"]
-    num_classes = classes.get("classifier", 0)
-    for name, found in classes.items():
-        if found != num_classes:
-            raise ValueError(
-                f"{name} is for images in {found} classes, the evaluation's own classifier for "
-                f"images in {num_classes}"
-            )
-    return num_classes
+    return shape
+
+
+def _agreed_classes(runs: Mapping[str, Path]) -> int:
+    """The number of classes, 0 without a classifier; ValueError where classifiers differ in it, or
+    in the names of their classes."""
+    classifiers = {n: read_settings(run) for n, run in runs.items() if run.name == "classifier"}
+    if not classifiers:
+        return 0
+    first = next(iter(classifiers.values()))
+    for name, settings in classifiers.items():
+        check_same(name, settings, first)
+    return first["network"]["num_classes"]
+
+
+class _Images(NamedTuple):
+    """names: of classes; notes: what a reader should know of them; the others as in Inputs."""
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
 
 
 def _load_images(
-    config, shape: tuple, num_classes: int, input: str | None, split: str = ""
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
-    """(class names, images float32 in [0, 1], labels, dataset indices) of `input`, which names no
-    classes, or of a split, by default the test split."""
+    config, shape: tuple, runs: Mapping[str, Path], input: str | None, split: str = ""
+) -> _Images:
+    """The images of `input`, whose labels are the classifier's, or of a split, by default the test
+    split, whose labels become the classifier's."""
+    trained = read_settings(runs["classifier"]) if "classifier" in runs else {}
     if input:
-        return (), *load_labelled_npz(input, shape, num_classes=num_classes or None)
+        num_classes = trained["network"]["num_classes"] if trained else None
+        names = tuple(trained.get("class_names", ()))
+        return _Images(names, (), *load_labelled_npz(input, shape, num_classes=num_classes))
     cfg = config.data
     dataset = data.load(cfg.name, split or cfg.test_split, data_dir=cfg.dir, path=cfg.path)
     if dataset.images.shape[1:] != shape:
@@ -165,41 +200,62 @@ def _load_images(
             f"{cfg.name} has images of shape {dataset.images.shape[1:]}, the networks were trained "
             f"on {shape}; train in another --workdir"
         )
-    if dataset.num_classes > num_classes > 0:
-        raise ValueError(
-            f"{cfg.name} has {dataset.num_classes} classes, the classifier was trained on "
-            f"{num_classes}; train in another --workdir"
-        )
-    indices = np.arange(len(dataset.labels))
-    return dataset.class_names, to_float(dataset.images), dataset.labels, indices
+    meant = meaning(cfg.name, dataset.class_names, trained)
+    labels = meant.labels.astype(dataset.labels.dtype)[dataset.labels]
+    notes = (meant.note,) if meant.note else ()
+    return _Images(meant.names, notes, to_float(dataset.images), labels, np.arange(len(labels)))
 
 
-def tell_seen(cfg, runs: Mapping[str, Path], num_images: int, split: str = "") -> list[str]:
-    """Say it where a network was trained on the first images of a split, by default the test split,
-    or where that is not known; and return the names of those."""
+def tell_seen(cfg, inputs: Inputs, positions: Iterable[int], split: str = "") -> list[str]:
+    """Say what a reader should know of the images at these positions of a split, by default the
+    test split: whose labels they have, which networks were trained on some of them, and where that
+    is not known; and return the names of those networks."""
+    for note in () if split else inputs.notes:
+        print(f"note: {note}")
     where = dict(data_dir=cfg.dir, path=cfg.path)
-    evaluated = data.members(cfg.name, split or cfg.test_split, **where)[:num_images]
+    members = data.members(cfg.name, split or cfg.test_split, **where)
+    evaluated = {members[position] for position in positions}
     told = []
-    for name, folder in runs.items():
-        if not (trained := read_settings(folder).get("data")):
+    for name, folder in inputs.runs.items():
+        trained = read_settings(folder)
+        if "data" not in trained:
             told.append(f"{name} (unknown)")
             print(
                 f"note: the weights of the {name} came from elsewhere; what it has seen is unknown"
             )
             continue
-        if trained["name"] != cfg.name and not split:
-            print(f"note: the {name} was trained on {trained['name']}, these images are {cfg.name}")
-        if (trained["name"], trained["path"]) != (cfg.name, cfg.path):
+        if trained["data"]["name"] != cfg.name and not split:
+            of = trained["data"]["name"]
+            print(f"note: the {name} was trained on {of}, these images are {cfg.name}")
+        if not _same_data(trained, cfg):
             continue
-        seen = set(data.members(cfg.name, trained["train_split"], **where)) & set(evaluated)
+        train_split = trained["data"]["train_split"]
+        seen = evaluated.intersection(data.members(cfg.name, train_split, **where))
         if seen:
             told.append(name)
             of = f"images of {split!r}" if split else "these images"
             print(
                 f"note: the {name} was trained on {len(seen)} of {of}; config.data."
-                f"test_split={cfg.test_split!r}, its train_split={trained['train_split']!r}"
+                f"test_split={cfg.test_split!r}, its train_split={train_split!r}"
             )
     return told
+
+
+def _same_data(trained: Mapping, cfg) -> bool:
+    """Whether a run with these settings was trained on the data set of config.data, whose files may
+    have moved since: the hash of its training images says so."""
+    own = trained["data"]
+    if own["name"] != cfg.name:
+        return False
+    if same_path(own["path"], cfg.path):
+        return True
+    if "images" not in trained:
+        return False
+    try:
+        there = data.load(cfg.name, own["train_split"], data_dir=cfg.dir, path=cfg.path)
+    except ValueError:  # it has no such split
+        return False
+    return image_hash(there.images, there.labels) == trained["images"]
 
 
 def score_settings(score_model: Score, run: Path) -> dict:

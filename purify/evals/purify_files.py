@@ -6,10 +6,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from purify import parallel, purifiers
-from purify.checkpoint import image_shape, load_score
+from purify import parallel
 from purify.compilation import jit
-from purify.evals.defenses import purifier_options
+from purify.evals.defenses import build_purifier, purifier_options
+from purify.evals.inputs import load_networks, network_runs, shape_of
 from purify.evals.programs import check_finite
 from purify.image_io import open_images
 from purify.random import image_keys
@@ -26,9 +26,11 @@ def run(config, workdir: Path, input: str | None, output: str | None) -> None:
     batch_size = config.eval.batch_size
     parallel.check_batch_size("config.eval.batch_size", batch_size)
     name = config.defense.purifier
-    source = open_images(input, output, image_shape(workdir))
-    kind, options = purifier_options(config, name, field="config.defense.purifier")
-    purifier = parallel.replicate(purifiers.build(kind, load_score(workdir), **options))
+    purifier_options(config, name, field="config.defense.purifier")
+    runs = network_runs(config, workdir, [name], needed=())
+    networks = load_networks(runs)
+    source = open_images(input, output, shape_of(runs) if runs else None)
+    purifier = parallel.replicate(build_purifier(config, name, networks))
 
     @jit
     def purify(purifier, keys, images):

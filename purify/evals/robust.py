@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from purify import parallel
 from purify.evals import robust_report
+from purify.evals.defenses import variant_settings
 from purify.evals.evaluation import Evaluation
 from purify.evals.inputs import Inputs, load_inputs, tell_seen, without
 from purify.evals.plan import attack_names, plan
@@ -112,7 +113,7 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
             f"{store.folder}"
         )
         if not input:
-            tell_seen(config.data, inputs.runs, taken)
+            tell_seen(config.data, inputs, range(taken))
         evaluation = evaluate(planned, store)
         if parallel.is_first_process():
             robust_report.write(config, evaluation, planned.rows, planned.settings, inputs)
@@ -131,7 +132,7 @@ def _settings(config, inputs: Inputs, rows: list[Row]) -> dict:
         "defense": without(cfg["defense"], "chunk"),
         "attacks": {n: without(cfg["attacks"][n], "chunk") for n in (*names, *stages)},
         "eval": evaluated,
-        "variants": {name: cfg["variants"][name] for name in used if name in cfg["variants"]},
+        "variants": {n: variant_settings(config, n) for n in used if n in cfg["variants"]},
         **inputs.settings(config),
         **purifiers,
     }

@@ -231,7 +231,8 @@ def _other_figures(config, evaluation, rows: list[Row], inputs: Inputs) -> list[
     """How the networks learnt, and what purification does to images; the paths, of the images
     themselves too."""
     folder, paths = evaluation.store.folder / "figures", []
-    curves = {role: read_lines(inputs.runs[role] / "metrics.jsonl") for role in ROLES}
+    own = [role for role in ROLES if role in inputs.runs]
+    curves = {role: read_lines(inputs.runs[role] / "metrics.jsonl") for role in own}
     if any(curves.values()):
         paths.append(folder / "training.png")
         plots.training_curves(paths[-1], {role: lines for role, lines in curves.items() if lines})

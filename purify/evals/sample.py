@@ -16,7 +16,7 @@ from purify.evals.defenses import (
     network_run,
     purifier_options,
 )
-from purify.evals.inputs import Inputs, load_inputs
+from purify.evals.inputs import Inputs, load_inputs, tell_seen
 from purify.evals.sampling import Sampling, ShownPath
 from purify.evals.store import Store
 from purify.langevin import AnnealedLangevin, balanced_step_size
@@ -34,7 +34,7 @@ def run(config, workdir: Path, input: str | None = None) -> None:
     """
     cfg = config.sample
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
-    inputs = load_inputs(config, workdir, cfg.purifiers, input, need_classifier=False)
+    inputs = load_inputs(config, workdir, cfg.purifiers, input, needed=("score",))
     sampler = _sampler(config, inputs, workdir / "score")
     paths = _paths(config, inputs)
     followed = inputs.take(_positions(cfg, len(inputs.labels)))
@@ -50,6 +50,9 @@ def run(config, workdir: Path, input: str | None = None) -> None:
         if sampler:
             asked += f" of {sampler.nfe:,} network evaluations each"
         print(f"{asked}, {len(paths)} paths of {len(followed.labels)} images; into {store.folder}")
+        if not input:
+            noised = centres.indices if sampler and cfg.start == "noised" else []
+            tell_seen(config.data, inputs, sorted({*noised, *followed.indices}))
         sampling = Sampling(
             store, inputs.score, seed=config.seed, batch_size=config.eval.batch_size
         )
@@ -100,6 +103,11 @@ def _sampler(config, inputs: Inputs, run: Path) -> AnnealedLangevin | None:
 def _centres(cfg, inputs: Inputs) -> Inputs:
     """What samples start around."""
     if cfg.start == "noised":
+        if cfg.num_images > (available := len(inputs.labels)):
+            raise ValueError(
+                f"config.sample.num_images={cfg.num_images} must be at most {available}, the "
+                "images that there are to start from; or start from the 'prior'"
+            )
         return inputs.first(cfg.num_images)
     images = np.full((cfg.num_images, *inputs.images.shape[1:]), GREY, np.float32)
     none = np.zeros(cfg.num_images, int)

@@ -11,7 +11,7 @@ from purify.evals.inputs import Inputs
 from purify.evals.results import purifier_fields
 from purify.evals.sampling import SAMPLES, ShownPath, path_shape
 from purify.evals.store import Store
-from purify.evals.terminal import tell_written
+from purify.evals.terminal import print_reservations, tell_written
 from purify.jsonl import write_json
 from purify.langevin import AnnealedLangevin
 from purify.random import image_keys
@@ -39,17 +39,16 @@ def write(
     for path in shown:
         written.append(figures / f"{path.row}.png")
         _path_figure(written[-1], store, path, followed)
-    write_json(
-        results,
-        {
-            "samples": sampler and _samples_entry(store, sampler, settings["sampler"]),
-            "paths": [entry for path in shown for entry in _path_entries(store, path, followed)],
-            "meaning": MEANING,
-            **settings,
-            **store.computed_by(),
-            "config": config.to_dict(),
-        },
-    )
+    told = {
+        "samples": sampler and _samples_entry(store, sampler, settings["sampler"]),
+        "paths": [entry for path in shown for entry in _path_entries(store, path, followed)],
+        "meaning": MEANING,
+        **settings,
+        **store.computed_by(),
+        "config": config.to_dict(),
+    }
+    write_json(results, told)
+    print_reservations(told)
     tell_written(written)
 
 

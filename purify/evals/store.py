@@ -1,5 +1,6 @@
 """The folder of one evaluation: per-image records and arrays that survive a crash."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from purify import parallel
-from purify.checkpoint import claim
+from purify.checkpoint import claim, differing_settings
 from purify.jsonl import append_lines, read_lines
 from purify.locking import Lock
 
@@ -67,9 +68,18 @@ def read_records(path: Path, *, repair: bool = False) -> dict[str, dict[int, dic
 
 
 def folder_of(workdir: Path, mode: str, settings: Mapping) -> Path:
-    """<workdir>/<mode>/<8 hex of the settings' SHA-256>, made or not."""
+    """<workdir>/<mode>/<8 hex of the settings' SHA-256>, made or not; or the folder of the same
+    evaluation that is there already under another path of its data set, see differing_settings."""
     text = json.dumps(settings, sort_keys=True)
-    return workdir / mode / hashlib.sha256(text.encode()).hexdigest()[:8]
+    named = workdir / mode / hashlib.sha256(text.encode()).hexdigest()[:8]
+    if not settings.get("data", {}).get("path") or named.exists():
+        return named
+    for path in sorted((workdir / mode).glob("*/settings.json")):
+        with contextlib.suppress(ValueError):  # damaged: its own command says so
+            there = json.loads(path.read_text())
+            if not differing_settings(there, json.loads(text)):
+                return path.parent
+    return named
 
 
 class Store:
