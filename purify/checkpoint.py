@@ -189,13 +189,15 @@ def differing_fields(old, new, prefix: str = "") -> list[str]:
 def load_classifier(workdir: Path | str) -> Classifier:
     """The classifier trained in `workdir`, averaged (EMA) weights."""
     variables, settings = load_variables(Path(workdir), "classifier")
-    return Classifier(variables, models.build(**settings["network"]))
+    shape = tuple(settings["image_shape"])
+    return Classifier(variables, models.build(**settings["network"]), image_shape=shape)
 
 
 def load_score(workdir: Path | str) -> Score:
     """The score model trained in `workdir`, averaged (EMA) weights."""
     variables, settings = load_variables(Path(workdir), "score")
-    return Score(variables, models.build(**settings["network"]), settings["head"])
+    network, shape = models.build(**settings["network"]), tuple(settings["image_shape"])
+    return Score(variables, network, settings["head"], image_shape=shape)
 
 
 def load_defense(

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.stages import Compiled, Lowered
+
+from purify.types import PyTree
 
 # XLA's YNN library takes single convolutions and leaves matrix products, alone or fused, to Eigen:
 # purifiers are 1.8 (digits) and 2.1 times (CIFAR-10) as fast, their exact gradients 2.2 and 2.5
@@ -50,14 +53,22 @@ def trace_without_pauses() -> None:
 
 def jit(function: Callable) -> Callable:
     """jax.jit with compiler_options(), which are asked for at the first call: that starts the
-    backends, too early where a module is imported."""
+    backends, too early where a module is imported. Within another program, as jax.jit, jax.grad or
+    jax.vmap trace one, it is jax.jit without: options are of whole programs."""
     jitted = functools.cache(lambda: jax.jit(function, compiler_options=compiler_options()))
+    within = jax.jit(function)
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        return jitted()(*args, **kwargs)
+        return (within if is_traced(args, kwargs) else jitted())(*args, **kwargs)
 
     return call
+
+
+def is_traced(*values: PyTree) -> bool:
+    """Whether a program is being traced: with any of these values, or right here."""
+    leaves = (*jax.tree.leaves(values), jnp.zeros(()))  # a compiled program traces constants, too
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
 def _share_of_maps() -> float:

@@ -33,6 +33,7 @@ from purify.image_io import (
     take_integers,
     to_uint8,
 )
+from purify.random import check_seed
 
 CORRUPTED = "cifar10_corrupted"  # TFDS's name of CIFAR-10-C
 
@@ -137,12 +138,14 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> n
     Each epoch is a fresh permutation cut into whole batches: it visits no example twice, and drops
     the num_examples % batch_size examples left over (other ones each epoch).
 
-    Raises ValueError for a negative seed or step, and unless 1 <= batch_size <= num_examples.
+    Raises ValueError for a seed that is none (see purify.random.check_seed), a negative step, and
+    unless 1 <= batch_size <= num_examples.
     """
     if not 1 <= batch_size <= num_examples:
         raise ValueError(f"batch_size {batch_size}: allowed are 1 to the {num_examples} examples")
-    if seed < 0 or step < 0:
-        raise ValueError(f"seed {seed} and step {step}: neither may be negative")
+    check_seed(seed)
+    if step < 0:
+        raise ValueError(f"step {step} must not be negative")
     epoch, position = divmod(step, num_examples // batch_size)
     order = np.random.default_rng((seed, epoch)).permutation(num_examples)
     return order[position * batch_size :][:batch_size]

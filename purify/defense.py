@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 
 from attacks.gradients import average_logits, draws
-from purify.compilation import jit
+from purify.compilation import is_traced, jit
 from purify.networks import Classifier
 from purify.types import Array, Image, Key, Purifier, Trace, static
 
 AVERAGES = ("logits", "softmax", "vote")
+ROUNDING = 1e-6  # by which a pixel may lie outside [0, 1]
 
 
 @flax.struct.dataclass
@@ -66,9 +67,32 @@ def first_run(key: Key) -> Key:
     return jax.random.fold_in(jax.random.fold_in(key, 0), 0)
 
 
-@jit
 def classify(defense: Defense, keys: Key, images: Array) -> Array:
-    """One draw of the defence for a batch: keys [n], images [n, H, W, C] -> logits [n, K]."""
+    """One draw of the defence for a batch: keys [n], float images [n, H, W, C] in [0, 1] -> logits
+    [n, K]; within jax.jit, jax.grad and jax.vmap as well.
+
+    ValueError for anything else, and for another shape than the networks were trained on (see
+    purify.networks). Values are not known, and not checked, where a program is being traced.
+    """
+    shape, dtype = images.shape, images.dtype
+    if len(shape) != 4 or keys.shape[:1] != shape[:1]:
+        raise ValueError(
+            f"classify takes keys [n] and images [n, height, width, channels], not {keys.shape} "
+            f"and {shape}; image[None] is a batch of one"
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"images of {dtype} must be floats in [0, 1]: divide 0 to 255 by 255")
+    if images.size and not is_traced(images):
+        low, high = float(images.min()), float(images.max())
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+            raise ValueError(
+                f"images from {low:.4g} to {high:.4g} must be in [0, 1]: divide 0 to 255 by 255"
+            )
+    return _classify(defense, keys, images)
+
+
+@jit
+def _classify(defense: Defense, keys: Key, images: Array) -> Array:
     return jax.vmap(defense, axis_name="batch")(keys, images)
 
 

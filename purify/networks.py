@@ -4,14 +4,20 @@ variables: the network's in Flax's form, {'params': ...} and, with batch normali
 {'batch_stats': ...}.
 precision: 'bfloat16' computes the network in it, from weights and to results that stay as they are;
 normalisation and running statistics stay float32.
+image_shape: (H, W, C) of the images that the network was trained on, None where that is not known;
+ValueError for images of another shape.
 """
+
+import dataclasses
+from collections.abc import Mapping
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 
-from purify.types import Array, Image, PyTree
+from purify.types import Array, Image, PyTree, static
 
 HEADS = ("score", "energy", "denoiser")
 PRECISIONS = ("float32", "bfloat16")
@@ -25,10 +31,42 @@ def _cast(precision: str, variables: PyTree, image: Image) -> tuple[PyTree, Imag
     return variables | {"params": params}, image.astype(precision)
 
 
-@jax.jit  # traced once, however often a program calls it and transforms that
 def _apply(wrapper: "Score | Classifier", image: Image) -> Array:
+    if image.ndim != 3 or wrapper.image_shape not in (None, image.shape):
+        raise ValueError(
+            f"an image of shape {image.shape} does not fit {type(wrapper).__name__}: it takes one "
+            f"of {wrapper.image_shape or '(height, width, channels)'}"
+        )
+    try:
+        return _network(wrapper, image)
+    except (ScopeParamShapeError, TypeError) as error:  # what layers say of shapes, as of channels
+        raise ValueError(
+            f"an image of shape {image.shape} does not fit the network: {error}"
+        ) from error
+
+
+@jax.jit  # traced once, however often a program calls it and transforms that
+def _network(wrapper: "Score | Classifier", image: Image) -> Array:
     variables, x = _cast(wrapper.precision, wrapper.variables, image)
     return wrapper.network.apply(variables, x[None])[0].astype(image.dtype)
+
+
+def _short(wrapper: "Score | Classifier") -> str:
+    """For `repr`: class, network and options, and how many parameters; no arrays."""
+    variables: PyTree = wrapper.variables
+    params = variables.get("params") if isinstance(variables, Mapping) else variables
+    count = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(params))
+    network = _options(wrapper.network, without=("parent", "name"))
+    options = _options(wrapper, without=("variables", "network"))
+    return (
+        f"{type(wrapper).__name__}({type(wrapper.network).__name__}({network}), {options}, "
+        f"{count:,} parameters)"
+    )
+
+
+def _options(of: PyTree, *, without: tuple[str, ...]) -> str:
+    names = [field.name for field in dataclasses.fields(of) if field.name not in without]
+    return ", ".join(f"{name}={getattr(of, name)!r}" for name in names)
 
 
 @flax.struct.dataclass
@@ -47,8 +85,10 @@ class Score:
 
     variables: PyTree
     network: nn.Module = flax.struct.field(pytree_node=False)
-    head: str = flax.struct.field(pytree_node=False, default="score")
-    precision: str = flax.struct.field(pytree_node=False, default="float32")
+    head: str = static("score")
+    precision: str = static("float32")
+    image_shape: tuple[int, ...] | None = static(None)
+    __repr__ = _short
 
     def __post_init__(self):
         if self.head not in HEADS:
@@ -83,7 +123,9 @@ class Classifier:
 
     variables: PyTree
     network: nn.Module = flax.struct.field(pytree_node=False)
-    precision: str = flax.struct.field(pytree_node=False, default="float32")
+    precision: str = static("float32")
+    image_shape: tuple[int, ...] | None = static(None)
+    __repr__ = _short
 
     @property
     def num_classes(self) -> int:

@@ -30,6 +30,23 @@ def check_batch_size(field: str, batch_size: int) -> None:
         )
 
 
+def balanced(batch_size: int, num_images: int, *, blocks: bool = False) -> int:
+    """The size of batches, of batch_size at most, in which so many images are computed: as few
+    batches as possible, all of one size, so that one program serves, which the devices share.
+
+    Less than one image a batch and device is padding; none where batch_size divides num_images, and
+    is the size then. A function of what is asked for, never of what is left of it: an interruption
+    changes no rounding.
+
+    blocks: each batch is of batch_size images, or of all where there are fewer: where neighbours
+    count, who they are must not change with num_images.
+    """
+    if blocks:
+        num_images = min(num_images, batch_size)
+    share = max(1, -(-num_images // batch_size)) * jax.device_count()
+    return max(1, -(-num_images // share)) * jax.device_count()
+
+
 def shard(batch: PyTree) -> PyTree:
     """Arrays [B, ...] -> the same, B split over the devices."""
     return _put(batch, _sharding("data"))

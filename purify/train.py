@@ -18,7 +18,7 @@ from purify.checkpoint import Checkpoints, claim, image_hash
 from purify.compilation import compiler_options
 from purify.losses import Metrics
 from purify.metrics import MetricWriter
-from purify.random import index_keys, stream_key
+from purify.random import check_seed, index_keys, stream_key
 from purify.tables import check_options, choose
 from purify.train_options import TrainOptions
 from purify.types import Array, Image, Key, PyTree
@@ -213,6 +213,7 @@ def run_training(
     extra_settings: what beside network, data and options makes the weights what they are.
     name_metrics: turns a report with arrays in it into one of scalars.
     """
+    check_seed(config.seed, "config.seed")
     cfg = config[role].to_dict()
     check_options(f"config.{role}.train", TrainOptions, cfg["train"])
     options = TrainOptions(**cfg["train"])

@@ -14,6 +14,7 @@ from purify.checkpoint import read_settings
 from purify.losses import dsm, noise_levels
 from purify.networks import Score
 from purify.perturbations import Perturbation
+from purify.random import check_seed
 from purify.train import LossFn, run_training
 from purify.types import Array, Image, Key
 
@@ -61,9 +62,9 @@ def _effective_sigma(config, perturbation: Perturbation, folder: Path) -> float:
         recorded = read_settings(folder).get("perturbation", {})
         if "sigma_eff" in recorded:
             return recorded["sigma_eff"]
-    cfg = config.data
+    cfg, seed = config.data, check_seed(config.seed, "config.seed")
     dataset = data.load(cfg.name, cfg.train_split, data_dir=cfg.dir, path=cfg.path)
-    return perturbations.effective_sigma(perturbation, dataset.images, seed=config.seed)
+    return perturbations.effective_sigma(perturbation, dataset.images, seed=seed)
 
 
 def name_by_sigma(sigmas: np.ndarray, report: dict, num_bins: int = 8) -> dict[str, float]:

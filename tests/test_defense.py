@@ -5,9 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from purify import models
 from purify.adp import ADP
-from purify.defense import AVERAGES, Defense, combine
-from purify.purifiers import Identity, NoiseOnly, Schedule
+from purify.defense import AVERAGES, Defense, classify, combine
+from purify.detectors import STATISTICS, build_statistic
+from purify.networks import Classifier
+from purify.purifiers import (
+    PURIFIERS,
+    Identity,
+    NoiseOnly,
+    OneStep,
+    Schedule,
+    build,
+    parts_of,
+)
 from tests.oracles import LinearClassifier, QuadraticClassifier, make_score
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -161,3 +172,128 @@ def test_a_defense_is_an_argument_of_a_compiled_function():
 def test_a_wrong_option_is_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         defense(**options)
+
+
+# classify
+
+
+def batch(dtype=np.float32):
+    keys = jax.random.split(KEY, 3)
+    return keys, jnp.asarray(RNG.uniform(size=(3, *SHAPE)), dtype)
+
+
+def test_classify_is_every_image_under_its_own_key():
+    ensemble, (keys, images) = defense(num_runs=2), batch(float)
+    alone = [ensemble(key, image) for key, image in zip(keys, images, strict=True)]
+    np.testing.assert_allclose(classify(ensemble, keys, images), alone, rtol=1e-12, atol=1e-12)
+
+
+def test_classify_works_within_other_programs():
+    """In one that is compiled, also of what it holds itself, and where one is differentiated."""
+    ensemble, (keys, images) = defense(num_runs=2), batch(float)
+    expected = classify(ensemble, keys, images)
+    inside = [
+        jax.jit(lambda x: classify(ensemble, keys, x))(images),
+        jax.jit(lambda: classify(ensemble, keys, images))(),
+        jax.jit(classify)(ensemble, keys, images),
+        jax.vmap(lambda x: classify(ensemble, keys, x))(images[None])[0],
+        jax.linearize(lambda x: classify(ensemble, keys, x), images)[0],
+    ]
+    for logits in inside:
+        np.testing.assert_allclose(logits, expected, rtol=1e-12, atol=1e-12)
+
+    def loss(x):
+        return classify(ensemble, keys, x)[:, 1].sum()
+
+    in_range = 0.5 + 0.01 * images  # where the clip of the noised image hides little
+    gradient = jax.grad(loss)(in_range)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(in_range), gradient, rtol=1e-9)
+    direction, step = np.ones(images.shape), 1e-6
+    slope = (loss(in_range + step * direction) - loss(in_range - step * direction)) / (2 * step)
+    assert np.abs(gradient).max() > 0.1
+    np.testing.assert_allclose(jnp.sum(gradient * direction), slope, rtol=1e-6)
+
+
+def resnet(shape=(8, 8, 1), image_shape=None):
+    network = models.build("resnet", widths=(4,), num_classes=3)
+    variables = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
+    return Classifier(variables, network, image_shape=image_shape)
+
+
+@pytest.mark.parametrize("trained_on", [None, (8, 8, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((2, 28, 28, 1), r"of shape \(28, 28, 1\) does not fit Classifier: it takes .*\(8, 8, 1\)"),
+        ((2, 8, 8, 3), r"of shape \(8, 8, 3\) does not fit"),
+        ((8, 8, 1), r"keys \[n\] and images \[n, height, width, channels\], not \(2,\) and \(8, 8"),
+        ((3, 8, 8, 1), r"not \(2,\) and \(3, 8, 8, 1\)"),
+    ],
+    ids=str,
+)
+def test_images_of_another_shape_are_refused(trained_on, shape, said):
+    """What is known of a network without a shape is what its weights say: the channels."""
+    ensemble = Defense(Identity(), resnet(image_shape=trained_on), num_runs=1)
+    keys = jax.random.split(KEY, 2)
+    if trained_on is None and shape == (2, 28, 28, 1):
+        assert classify(ensemble, keys, jnp.zeros(shape, jnp.float32)).shape == (2, 3)
+        return
+    for call in (classify, jax.jit(classify)):
+        with pytest.raises(ValueError, match=said):
+            call(ensemble, keys, jnp.zeros(shape, jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (np.full((2, 8, 8, 1), 255, np.uint8), "images of uint8 must be floats in"),
+        (np.ones((2, 8, 8, 1), int), "images of int64 must be floats in"),
+        (np.full((2, 8, 8, 1), 255.0, np.float32), r"from 255 to 255 must be in \[0, 1\]: divide"),
+        (np.full((2, 8, 8, 1), -0.5, np.float32), "images from -0.5 to -0.5 must be in"),
+        (np.full((2, 8, 8, 1), np.nan, np.float32), "images from nan to nan must be in"),
+    ],
+    ids=["uint8", "int", "255.0", "negative", "nan"],
+)
+def test_images_of_other_values_are_refused(images, said):
+    ensemble, keys = Defense(Identity(), resnet(), num_runs=1), jax.random.split(KEY, 2)
+    for array in (images, jnp.asarray(images)):
+        with pytest.raises(ValueError, match=said):
+            classify(ensemble, keys, array)
+    assert classify(ensemble, keys, np.full(images.shape, 0.5, np.float32)).shape == (2, 3)
+
+
+def test_a_score_model_refuses_images_of_another_shape():
+    score = make_score(SHAPE).replace(image_shape=SHAPE)
+    assert score(jnp.zeros(SHAPE)).shape == SHAPE
+    with pytest.raises(ValueError, match=r"of shape \(8, 8, 1\) does not fit Score: .*\(4, 4, 1\)"):
+        OneStep(score)(KEY, jnp.zeros((8, 8, 1)))
+    with pytest.raises(ValueError, match=r"of shape \(1, 4, 4, 1\) does not fit Score"):
+        make_score(SHAPE)(jnp.zeros((1, *SHAPE)))
+
+
+# repr
+
+
+def shown() -> dict:
+    """Of every kind of pytree that holds a network, one."""
+    score, classifier = make_score(SHAPE), resnet()
+    parts = {name: {"purifier": "noise_only"} for name in parts_of("detect_then_purify")}
+    made = {name: build(name, score, **(parts if parts_of(name) else {})) for name in PURIFIERS}
+    whole = Defense(made["adp"], classifier)
+    energy = score.replace(head="energy")
+    made |= {name: build_statistic(name, whole, energy) for name in STATISTICS}
+    return made | {"score": score, "classifier": classifier, "defense": whole}
+
+
+def test_what_is_printed_of_a_defence_names_its_options_and_holds_no_arrays():
+    for name, of in shown().items():
+        assert len(repr(of)) < 900 and "rray" not in repr(of) and "\n" not in repr(of), name
+        assert repr(of).startswith(type(of).__name__), name
+    told = shown()
+    size = sum(leaf.size for leaf in jax.tree.leaves(told["classifier"].variables["params"]))
+    assert repr(told["classifier"]).startswith("Classifier(ResNet(num_classes=3, widths=(4,)")
+    assert f"{size:,} parameters)" in repr(told["classifier"])
+    for part in ("ADP(score=Score(Denoiser(", "sigma=0.25", "num_runs=10", "average='logits'"):
+        assert part in repr(told["defense"])
+    assert repr(jax.tree.map(lambda leaf: None, told["defense"]))  # whatever the leaves are

@@ -397,7 +397,6 @@ def test_a_variant_has_the_classifier_that_it_names():
         (dict(eval__num_images=10_001), "from 1 to 10000"),
         (dict(eval__num_draws=0), "num_draws=0"),
         (dict(eval__defenses=()), "config.eval.defenses is empty"),
-        (dict(seed=-1), "config.seed=-1"),
         (dict(attacks__exact__num_images=-1), "num_images=-1"),
         (dict(eval__attacks=("blind", "bpda")), "BPDA on 'adp' (linf 0.15) but no attack"),
         (dict(attacks__exact__eps=0.1), "BPDA on 'adp' (linf 0.15) but no attack"),

@@ -634,18 +634,19 @@ def test_an_interrupted_evaluation_goes_on_exactly(evaluated, trained, workdir):
 def test_an_evaluation_of_the_first_images_is_the_beginning_of_the_whole(
     evaluated, trained, workdir, capsys
 ):
-    """In the same folder, and without the limit it goes on to the same records. What it says that
+    """In the same folder, and without the limit it goes on to the same records, to the bit where
+    batches are of one size with and without it. What it says that
     it takes at most is what its records took, but for images that stopped early."""
-    robust.run(whole(trained), workdir, max_images=5)
+    robust.run(whole(trained), workdir, max_images=7)
     folder = only_folder(workdir)
     check_costs(capsys, read_lines(folder / "images.jsonl"))
     signatures = (folder / "provenance.jsonl").read_bytes()
-    robust.run(whole(trained), workdir, max_images=5)  # has nothing to do, and does not sign
+    robust.run(whole(trained), workdir, max_images=7)  # has nothing to do, and does not sign
     assert (folder / "provenance.jsonl").read_bytes() == signatures
     assert folder.name == evaluated.folder.name
-    assert "stopped after 5 of 10 images" in capsys.readouterr().out
+    assert "stopped after 7 of 10 images" in capsys.readouterr().out
     results = json.loads((folder / "results.json").read_text())
-    assert {row["num_images"] for row in results["rows"]} == {5}
+    assert {row["num_images"] for row in results["rows"]} == {6, 7}
     before = (folder / "images.jsonl").read_bytes()
     capsys.readouterr()
     robust.run(whole(trained), workdir)
@@ -937,9 +938,10 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(trained, workdir):
 
 def test_every_program_of_an_evaluation_is_compiled_once_for_each_shape(evaluated):
     # Every attacked function: identity's, blind; adp's, bpda, exact and with fixed keys.
-    # Every defence, and adp also with the one draw of fixed keys. Images of the headline defence.
+    # Every defence; adp also on fewer images, in smaller batches, and with the one draw of fixed
+    # keys. Images of the headline defence, in batches of both sizes.
     counts = {name: evaluated.compiled.count(name) for name in ("craft", "score", "_versions")}
-    assert counts == {"craft": 4, "score": 6, "_versions": 1}
+    assert counts == {"craft": 4, "score": 7, "_versions": 2}
 
 
 def test_every_network_has_one_training_program(trained, workdir):

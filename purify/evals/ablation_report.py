@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.table import Table
 
 from purify.evals import plots
+from purify.evals.figures import drawn
 from purify.evals.results import MAIN, protocol_name
 from purify.evals.stats import paired_difference
 from purify.evals.store import Store
@@ -111,11 +112,9 @@ def write(
     paths = [folder / name for name in ("ablation.csv", "results.json")]
     write_text(paths[0], _csv(lines))
     write_json(paths[1], results)
-    (folder / "figures").mkdir(exist_ok=True)
-    paths += draw_figures(folder / "figures", results)
     print_wide(results_table(results))
     print_reservations(results)
-    tell_written(paths)
+    tell_written([*paths, *draw_figures(folder / "figures", results)])
 
 
 def _csv(lines: list[dict]) -> str:
@@ -137,9 +136,8 @@ def _title(config, default: dict) -> str:
 
 def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[Path]:
     """Draw the main protocol's rows of results.json, as files of that suffix; their paths."""
-    path = folder / f"ablation{suffix}"
-    plots.ablation_panels(path, [line for line in results["rows"] if line["protocol"] in MAIN])
-    return [path]
+    shown = [line for line in results["rows"] if line["protocol"] in MAIN]
+    return drawn(folder / f"ablation{suffix}", lambda path: plots.ablation_panels(path, shown))
 
 
 def results_table(results: Mapping) -> Table:

@@ -11,6 +11,7 @@ from rich.table import Table
 from purify.evals import plots, smoothing
 from purify.evals.certification import Certification, SmoothedRow, smoothed
 from purify.evals.defenses import defense_settings, purifier_options
+from purify.evals.figures import drawn
 from purify.evals.inputs import Inputs, load_inputs, tell_seen
 from purify.evals.results import purifier_fields
 from purify.evals.stats import bootstrap_mean, paired_difference, proportion
@@ -62,13 +63,11 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         }
         paths = [store.folder / "results.json", store.folder / "images.jsonl"]
         write_json(paths[0], results)
-        (store.folder / "figures").mkdir(exist_ok=True)
-        paths += draw_figures(store.folder / "figures", results)
         print_wide(results_table(results))
         if differences := differences_table(results):
             print_wide(differences)
         print_reservations(results)
-        tell_written(paths)
+        tell_written([*paths, *draw_figures(store.folder / "figures", results)])
 
 
 def _plan(config, inputs: Inputs) -> list[SmoothedRow]:
@@ -212,9 +211,9 @@ def _title(config) -> str:
 
 def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[Path]:
     """Draw what the rows of results.json say, as files of that suffix; their paths."""
-    path = folder / f"certified{suffix}"
-    plots.certified_curves(path, results["rows"])
-    return [path]
+    return drawn(
+        folder / f"certified{suffix}", lambda path: plots.certified_curves(path, results["rows"])
+    )
 
 
 def results_table(results: Mapping) -> Table:

@@ -1,5 +1,6 @@
 """Rows with stages: of each image the strongest of several attacks, on draws that score nothing."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
@@ -38,7 +39,7 @@ def choose(evaluation: "Evaluation", row: Row, pending: Sequence[int]) -> None:
             left = standing
         if not left:
             continue
-        evaluation.attack(stage, left)
+        evaluation.attack(dataclasses.replace(stage, num_images=row.num_images), left)
         images = evaluation.attacked_images(stage)
         measured[stage.crafted] = _measure(evaluation, row, stage.crafted, images, left, program)
     _take_strongest(evaluation, row, pending, measured)
@@ -47,7 +48,8 @@ def choose(evaluation: "Evaluation", row: Row, pending: Sequence[int]) -> None:
 def _compile(evaluation: "Evaluation", row: Row, positions: Sequence[int]) -> Callable:
     """The program that measures a candidate on a batch."""
     evaluation.progress.set_description(f"{row.name}: compiling the choice")
-    batch = evaluation.batch(positions, evaluation.images, "selection")
+    size = evaluation.row_size(row)
+    batch = evaluation.batch(positions, evaluation.images, size, "selection")
     return compile_lowered(measure.lower(row.attack, parallel.replicate(row.attacked), *batch))
 
 
@@ -61,16 +63,15 @@ def _measure(
 ) -> dict[int, dict]:
     """dataset index -> record with loss and settled, of the images at these positions."""
     name = f"choice:{row.name}:{candidate}"
-    done = evaluation.store.records(name)
-    pending = [at for at in positions if evaluation.index(at) not in done]
+    pending = sorted(set(evaluation.pending(name, row)) & set(positions))
     if not pending:
-        return done
+        return evaluation.store.records(name)
     evaluation.check_there(images, pending, candidate)
     strongest, defense = cast(Strongest, row.attack), parallel.replicate(row.attacked)
     queries = strongest.queries_per_candidate
-    compiled = program()
-    for at in evaluation.batches(pending, f"{row.name}: choosing"):
-        batch = evaluation.batch(at, images, "selection")
+    compiled, size = program(), evaluation.row_size(row)
+    for at in evaluation.batches(pending, size, f"{row.name}: choosing"):
+        batch = evaluation.batch(at, images, size, "selection")
         (losses, settled), seconds = evaluation.timed(compiled, defense, *batch)
         margins = losses[: len(at)]
         check_finite(margins, evaluation.indices[at], f"{row.name}: margins of {candidate} images")

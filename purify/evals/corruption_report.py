@@ -13,6 +13,7 @@ from rich.table import Table
 from purify.checkpoint import read_settings
 from purify.corruptions import EXTRA
 from purify.evals import plots
+from purify.evals.figures import drawn
 from purify.evals.results import cost_fields, defense_fields, estimate
 from purify.evals.rows import Row
 from purify.evals.stats import paired_difference
@@ -66,12 +67,10 @@ def write(
         "config": config.to_dict(),
     }
     write_json(store.folder / "results.json", results)
-    (store.folder / "figures").mkdir(exist_ok=True)
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
-    paths += draw_figures(store.folder / "figures", results)
     print_wide(results_table(results))
     print_reservations(results)
-    tell_written(paths)
+    tell_written([*paths, *draw_figures(store.folder / "figures", results)])
 
 
 def result_rows(done: Mapping, cases: Sequence, *, seed: int) -> list[dict]:
@@ -157,9 +156,10 @@ def _over_several(entry: Mapping) -> bool:
 
 def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[Path]:
     """Draw what the means of results.json say, as files of that suffix; their paths."""
-    path = folder / f"corruptions{suffix}"
-    plots.corruption_accuracies(path, [e for e in results["means"] if not _over_several(e)])
-    return [path]
+    shown = [entry for entry in results["means"] if not _over_several(entry)]
+    return drawn(
+        folder / f"corruptions{suffix}", lambda path: plots.corruption_accuracies(path, shown)
+    )
 
 
 def results_table(results: Mapping) -> Table:

@@ -67,13 +67,16 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         by_itself, evaluation = (each.evaluation(config, store) for each in (calibration, inputs))
         natural = {"calibration": calibration.images}
         draws = _num_draws(cfg)
+        # Both sign once, and the first of them must speak for the larger batches.
+        if len(store.records("statistics:calibration")) < len(calibration.labels):
+            evaluation.sign(*map(evaluation.size, (len(calibration.labels), taken)))
         values = measure_images(
             *(by_itself, statistics, natural, len(calibration.labels), draws), stream="calibration"
         )
         calibrated = calibrate(statistics, values["calibration"])
         rows = _rows(config, inputs, calibrated, taken)
         evaluation.run(list(rows.values()))
-        sets = {"clean": inputs.images, **_natural(config, inputs)}
+        sets = {"clean": inputs.images, **_natural(config, inputs.first(taken))}
         sets |= {name: evaluation.attacked_images(row) for name, row in rows.items() if row.attack}
         values |= measure_images(evaluation, statistics, sets, taken, draws)
         detect_report.write(config, evaluation, rows, values, settings, seen)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from rich.table import Table
@@ -18,6 +19,7 @@ from purify.evals.detect_results import (
 )
 from purify.evals.detection import JOINT, RATE, UNKNOWING
 from purify.evals.evaluation import Evaluation
+from purify.evals.figures import attempted, drawn
 from purify.evals.results import attack_fields, cost_fields
 from purify.evals.roc import curve
 from purify.evals.rows import Row
@@ -70,25 +72,35 @@ def write(
         **store.computed_by(),
         "config": config.to_dict(),
     }
-    folder = store.folder / "figures"
-    folder.mkdir(exist_ok=True)
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
     write_json(paths[0], results)
+    print_wide(results_table(results))
+    if seen:
+        print(results["note"])
+    print_reservations(results)
+    tell_written([*paths, *_draw_figures(store.folder / "figures", results, values, right)])
+
+
+def _draw_figures(
+    folder: Path, results: Mapping, values: Values, right: Mapping[str, np.ndarray]
+) -> list[Path]:
+    """Draw the curves and the ranges of what was scored; their paths."""
+    num_draws = results["config"]["detect"]["num_draws"]
     values = {
         images: {name: scored_draws(drawn, num_draws) for name, drawn in of.items()}
         for images, of in values.items()
     }
     right = {name: scored_draws(drawn, num_draws) for name, drawn in right.items()}
-    if panels := _panels(values, right, results["rows"]):
-        paths.append(folder / "roc.png")
-        plots.roc_curves(paths[-1], panels, rate=RATE)
-    paths.append(folder / "statistics.png")
-    plots.statistic_ranges(paths[-1], _by_statistic(values, right), thresholds)
-    print_wide(results_table(results))
-    if seen:
-        print(results["note"])
-    print_reservations(results)
-    tell_written(paths)
+    paths = []
+    roc, ranges = folder / "roc.png", folder / "statistics.png"
+    if panels := attempted(roc, lambda: _panels(values, right, results["rows"])):
+        paths += drawn(roc, lambda path: plots.roc_curves(path, panels, rate=RATE))
+    return paths + drawn(
+        ranges,
+        lambda path: plots.statistic_ranges(
+            path, _by_statistic(values, right), results["statistics"]
+        ),
+    )
 
 
 def seen_note(seen: Sequence[str]) -> str:

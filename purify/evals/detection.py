@@ -83,7 +83,7 @@ def measure_images(
     num_draws: D of statistics that draw; 1 of others. stream: of their keys.
     """
     store, on_devices = evaluation.store, parallel.replicate(dict(statistics))
-    numbers = np.arange(num_draws)
+    numbers, size = np.arange(num_draws), evaluation.size(num_images)
     rows = {name: f"statistics:{name}" for name in sets}
     pending = {
         name: [at for at in range(num_images) if evaluation.index(at) not in store.records(row)]
@@ -91,12 +91,12 @@ def measure_images(
     }
     left = sum(map(len, pending.values()))
     if left:
-        evaluation.sign()
+        evaluation.sign(size)
     with tqdm(total=left, bar_format=BAR, disable=not left) as evaluation.progress:
         for name, missing in pending.items():
             evaluation.check_there(sets[name], missing, name)
-            for at in evaluation.batches(missing, f"statistics of {name}"):
-                keys, batch, _ = evaluation.batch(at, sets[name], stream)
+            for at in evaluation.batches(missing, size, f"statistics of {name}"):
+                keys, batch, _ = evaluation.batch(at, sets[name], size, stream)
                 found, _ = evaluation.timed(measure, on_devices, keys, batch, numbers)
                 for key in statistics:
                     what = f"values of the statistic {key!r} of {name} images"

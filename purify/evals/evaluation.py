@@ -14,7 +14,7 @@ from purify.evals.choosing import choose
 from purify.evals.programs import Scored, check_finite, check_in_ball, craft, score
 from purify.evals.rows import Row, crafting, with_stages
 from purify.evals.store import Store
-from purify.random import image_keys, keys_apart
+from purify.random import check_seed, image_keys, keys_apart
 from purify.types import Key
 
 # Of the attack's line of an image, what its line of the row shows too.
@@ -31,9 +31,13 @@ class Evaluation:
 
     images: float32 [n, H, W, C] in [0, 1]; labels: int [n]; indices: int [n], distinct: the dataset
         index of each, which its keys are folded from. Below, a position is one into these arrays.
-    batch_size: of every compiled batch; the last is padded with copies, so that an image's result
-        never depends on its neighbours. Where the defence itself makes it depend on them (see
-        Defense.couples_batch), the batches are always the same: of one block of positions each.
+    batch_size: the limit of compiled batches. Those of a row have one size, which follows from it
+        and from the row's number of images (see parallel.balanced); what is not full, as after an
+        interruption, is padded with copies, so that an image's result never depends on its
+        neighbours. A row of other length, as by another --max_images, may have another size: other
+        rounding, no more. Where the defence itself makes an image depend on its neighbours (see
+        Defense.couples_batch), the batches are always the same: of one block of batch_size
+        positions each.
     """
 
     def __init__(
@@ -48,9 +52,9 @@ class Evaluation:
     ):
         self.store = store
         self.images, self.labels, self.indices = images, labels, indices
-        self.seed = seed
+        self.seed = check_seed(seed)
         self._batch_size = batch_size
-        self._scorers: dict = {}  # compiled `score`, one for each defence and number of draws
+        self._scorers: dict = {}  # compiled `score`, by defence, number of draws and size
         self.progress: tqdm = None
         self._estimated: set[str] = set()  # the kinds of work whose speed was told
         self._asks_score = False
@@ -74,7 +78,7 @@ class Evaluation:
             for row in (*rows, *attacking)
         )
         if left:
-            self.sign()
+            self.sign(*map(self.row_size, rows))
         bar = dict(bar_format=BAR, smoothing=0, mininterval=1.0, disable=not left)
         with tqdm(total=left, **bar) as self.progress:
             for row in rows:
@@ -83,9 +87,19 @@ class Evaluation:
                 self._score(row, images_of)
             self.progress.set_description("all rows done")
 
-    def sign(self) -> None:
-        """Note in the store that this process computes records, and in which shape."""
-        self.store.sign(batch_size=self._batch_size, devices=jax.device_count())
+    def sign(self, *sizes: int) -> None:
+        """Note in the store that this process computes records, in batches of these sizes: the
+        largest of them, and over how many devices."""
+        self.store.sign(batch_size=max(sizes), devices=jax.device_count())
+
+    def size(self, num_images: int) -> int:
+        """The size of the batches in which so many images, that do not see each other, are
+        computed."""
+        return parallel.balanced(self._batch_size, num_images)
+
+    def row_size(self, row: Row) -> int:
+        """The size of the batches of a row."""
+        return parallel.balanced(self._batch_size, row.num_images, blocks=_couples(row))
 
     def attacked_images(self, row: Row) -> np.ndarray:
         """The attacked images of a row, float32 [n, H, W, C], NaN where not attacked yet."""
@@ -112,7 +126,7 @@ class Evaluation:
         lowered = craft.lower(*arguments, *self._attack_batch(row, pending), **static)
         program = compile_lowered(lowered)
         adversarial = self.attacked_images(row)
-        for at in self.batches(pending, f"{row.name}: attacking"):
+        for at in self.batches(pending, self.row_size(row), f"{row.name}: attacking"):
             batch = self._attack_batch(row, at)
             result, seconds = self.timed(program, attacked, beside, *batch)
             result = Attacked(*(array[: len(at)] for array in result))
@@ -159,16 +173,16 @@ class Evaluation:
         else:
             images = images_of(row, pending) if images_of else self.images
         self.check_there(images, pending, row.crafted if row.attack else "")
-        defense = parallel.replicate(row.defense)
-        key = (row.defense_name, row.num_draws)
+        defense, size = parallel.replicate(row.defense), self.row_size(row)
+        key = (row.defense_name, row.num_draws, size)
         if key not in self._scorers:
             self.progress.set_description(f"{row.name}: compiling the defence")
-            keys, batch, _ = self.batch(pending, images, "defense")
+            keys, batch, _ = self.batch(pending, images, size, "defense")
             lowered = score.lower(defense, keys, batch, num_draws=row.num_draws)
             self._scorers[key] = compile_lowered(lowered)
         logits_file = None
-        for at in self.batches(pending, f"{row.name}: scoring"):
-            keys, batch, _ = self.batch(at, images, "defense")
+        for at in self.batches(pending, size, f"{row.name}: scoring"):
+            keys, batch, _ = self.batch(at, images, size, "defense")
             scored, seconds = self.timed(self._scorers[key], defense, keys, batch)
             logits = scored.logits[: len(at)]
             check_finite(logits, self.indices[at], f"{row.name}: logits of the defence")
@@ -218,15 +232,16 @@ class Evaluation:
         """Positions of the images that are to be computed, for want of a record under that name."""
         done = self.store.records(name)
         missing = [at for at in range(row.num_images) if self.index(at) not in done]
-        if not row.defense.couples_batch:
+        if not _couples(row):
             return missing
         blocks = {at // self._batch_size for at in missing}  # whole, even where a part is done
         return [at for at in range(row.num_images) if at // self._batch_size in blocks]
 
-    def batches(self, pending: list[int], description: str) -> Iterator[np.ndarray]:
+    def batches(self, pending: list[int], size: int, description: str) -> Iterator[np.ndarray]:
+        """The pending positions, at most `size` at a time."""
         self.progress.set_description(description)
-        for start in range(0, len(pending), self._batch_size):
-            yield np.array(pending[start : start + self._batch_size])
+        for start in range(0, len(pending), size):
+            yield np.array(pending[start : start + size])
 
     def index(self, at: int) -> int:
         """The dataset index of the image at a position."""
@@ -234,22 +249,25 @@ class Evaluation:
 
     def _attack_batch(self, row: Row, positions: Sequence[int]) -> tuple:
         """What `craft` takes of one batch."""
-        at = np.resize(positions, self._batch_size)
+        size = self.row_size(row)
+        at = np.resize(positions, size)
         points = {name: self.store.array(name, self.images.shape) for name in row.starts}
         for name, images in points.items():
             self.check_there(images, at, name)
         given = [images[at] for images in points.values()]
         starts = parallel.shard(np.stack(given, axis=1)) if given else None
-        keys, *rest = self.batch(positions, self.images, "attack", "defense")
+        keys, *rest = self.batch(positions, self.images, size, "attack", "defense")
         if row.starts:
             # Draws of other attacks have chosen the images that this one climbs from: it draws
             # anew, or their luck would be taken for strength.
             keys = parallel.shard(keys_apart(self._keys(at, "attack"), row.crafted))
         return keys, *rest, starts
 
-    def batch(self, positions: Sequence[int], images: np.ndarray, *streams: str) -> tuple:
-        """(keys of each stream, images, labels) of one full batch, padded and sharded."""
-        at = np.resize(positions, self._batch_size)  # repeats positions to fill up, or cuts off
+    def batch(
+        self, positions: Sequence[int], images: np.ndarray, size: int, *streams: str
+    ) -> tuple:
+        """(keys of each stream, images, labels) of one batch of that size, padded and sharded."""
+        at = np.resize(positions, size)  # repeats positions to fill up, or cuts off
         keys = (self._keys(at, stream) for stream in streams)
         return parallel.shard((*keys, images[at], self.labels[at]))
 
@@ -262,3 +280,9 @@ class Evaluation:
         start = time.perf_counter()
         result = parallel.fetch(program(*args))
         return result, time.perf_counter() - start
+
+
+def _couples(row: Row) -> bool:
+    """Whether an image's result depends on the others of its batch: behind the defence, or behind
+    what is attacked in its place."""
+    return row.defense.couples_batch or (row.attacked is not None and row.attacked.couples_batch)

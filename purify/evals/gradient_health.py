@@ -92,7 +92,11 @@ def check(
         evaluation.run(list(rows.values()))
         measured = Measured(
             {name: _correct(store, row) for name, row in rows.items()},
-            _probe(evaluation, Probe(defense, attacked, budget.norm, budget.eps, budget.loss)),
+            _probe(
+                evaluation,
+                rows["exact"],
+                Probe(defense, attacked, budget.norm, budget.eps, budget.loss),
+            ),
             derivative_errors(defense, attacked_fn, seed=seed),
             num_classes=jax.eval_shape(defense.classifier, images[0]).size,
             stochastic=defense.purifier.stochastic,
@@ -124,13 +128,14 @@ def _correct(store: Store, row: Row) -> np.ndarray:
     return np.array([records[index]["correct"] for index in sorted(records)])
 
 
-def _probe(evaluation: Evaluation, probe: Probe) -> Local:
-    """The probe of every image, each field [n]; what is in the store already is not computed."""
+def _probe(evaluation: Evaluation, row: Row, probe: Probe) -> Local:
+    """The probe of every image of a row, each field [n], in batches as of that row; what is in the
+    store already is not computed."""
     store, probe = evaluation.store, parallel.replicate(probe)
-    pending = [at for at in range(len(evaluation.images)) if at not in store.records("probe")]
+    pending, size = evaluation.pending("probe", row), evaluation.row_size(row)
     with tqdm(total=len(pending), disable=not pending) as evaluation.progress:
-        for at in evaluation.batches(pending, "gradients at single points"):
-            batch = evaluation.batch(at, evaluation.images, "defense", "attack")
+        for at in evaluation.batches(pending, size, "gradients at single points"):
+            batch = evaluation.batch(at, evaluation.images, size, "defense", "attack")
             found, _ = evaluation.timed(probe_batch, probe, *batch)
             probed = np.stack(found, axis=1)[: len(at)]
             check_finite(probed, at, "gains by the gradient, or logits, of the defence")

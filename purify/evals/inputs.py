@@ -24,6 +24,7 @@ from purify.evals.evaluation import Evaluation
 from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
 from purify.networks import Score
+from purify.random import check_seed
 
 _IMAGES = ("images", "labels", "indices")
 
@@ -106,8 +107,10 @@ def load_inputs(
     """The networks of these defences and the images of the test split, or of `input`, an .npz.
 
     needed: the roles that the mode itself needs; see `network_runs`.
-    MissingCheckpoint where a network has no run, ValueError where images and networks do not fit.
+    MissingCheckpoint where a network has no run, ValueError where images and networks do not fit,
+    or the seed is none.
     """
+    check_seed(config.seed, "config.seed")
     runs = network_runs(config, workdir, defenses, needed=needed)
     networks, shape = load_networks(runs), shape_of(runs)
     num_classes = _agreed_classes(runs)

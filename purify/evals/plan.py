@@ -113,8 +113,6 @@ def plan(config, networks: Networks, available: int, *, given: bool = False) -> 
     purifier_options(config, config.defense.purifier, field="config.defense.purifier")
     if not clean:
         raise ValueError("config.eval.defenses is empty; name at least one purifier")
-    if config.seed < 0:
-        raise ValueError(f"config.seed={config.seed} must not be negative")
     rows = list(clean.values())
     if given:
         return rows

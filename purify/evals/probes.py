@@ -15,6 +15,7 @@ from attacks.losses import LOSSES
 from attacks.norms import NORMS
 from purify.compilation import jit
 from purify.defense import Defense
+from purify.random import root_key
 from purify.types import Array, Image, Key, PyTree, static
 
 NUM_DIRECTIONS = 100
@@ -158,7 +159,7 @@ def derivative_errors(
 
         purifier = jax.tree.map(shrink, defense.purifier, is_leaf=_is_score)
         copy = dataclasses.replace(defense, purifier=purifier)
-        keys = jax.random.split(jax.random.key(seed), NUM_SMALL)
+        keys = jax.random.split(root_key(seed), NUM_SMALL)
         return np.asarray(_errors(purifier, attacked_fn(copy).purifier, keys))
 
 

@@ -12,7 +12,7 @@ from purify.evals.defenses import build_purifier, purifier_options
 from purify.evals.inputs import load_networks, network_runs, shape_of
 from purify.evals.programs import check_finite
 from purify.image_io import open_images
-from purify.random import image_keys
+from purify.random import check_seed, image_keys
 
 
 def run(config, workdir: Path, input: str | None, output: str | None) -> None:
@@ -23,8 +23,8 @@ def run(config, workdir: Path, input: str | None, output: str | None) -> None:
     for name, value in (("input", input), ("output", output)):
         if not value:
             raise ValueError(f"--mode=purify needs --{name}=PATH")
-    batch_size = config.eval.batch_size
-    parallel.check_batch_size("config.eval.batch_size", batch_size)
+    check_seed(config.seed, "config.seed")
+    parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
     name = config.defense.purifier
     purifier_options(config, name, field="config.defense.purifier")
     runs = network_runs(config, workdir, [name], needed=())
@@ -36,6 +36,8 @@ def run(config, workdir: Path, input: str | None, output: str | None) -> None:
     def purify(purifier, keys, images):
         return jax.vmap(purifier, axis_name="batch")(keys, images)
 
+    couples_batch = getattr(purifier, "axis_name", None) is not None
+    batch_size = parallel.balanced(config.eval.batch_size, len(source.images), blocks=couples_batch)
     purified = np.empty_like(source.images)
     with tqdm(total=len(purified), desc=f"purify ({name})", unit="image") as progress:
         for start in range(0, len(purified), batch_size):

@@ -1,5 +1,6 @@
 """What an evaluation leaves: results.json, images, figures, the table on the terminal."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from rich.table import Table
 from purify.checkpoint import ROLES, read_settings
 from purify.evals import plots
 from purify.evals.evaluation import Evaluation
+from purify.evals.figures import attempted, drawn
 from purify.evals.inputs import Inputs
 from purify.evals.results import (
     MAIN,
@@ -28,7 +30,7 @@ from purify.evals.terminal import (
     variant_lines,
     with_interval,
 )
-from purify.evals.versions import Versions, read_versions, save_versions
+from purify.evals.versions import read_versions, save_versions, versions_path
 from purify.image_io import to_float
 from purify.jsonl import read_lines, write_json
 
@@ -137,16 +139,15 @@ def write(config, evaluation: Evaluation, rows: list[Row], settings: dict, input
     store, done = evaluation.store, done_rows(evaluation, rows)
     results = summary(config, evaluation, done, settings, inputs)
     write_json(store.folder / "results.json", results)
+    print_wide(results_table(results))
+    print("\n".join(comparison_lines(results)))
+    print_reservations(results)
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]
     # Records may outlive the images, which are a hundred times as large.
     kept = {row.crafted for row in crafting(rows) if _has_images(evaluation, row)}
     paths += [_save_attacked(evaluation, row) for row in crafting(rows) if row.crafted in kept]
-    (store.folder / "figures").mkdir(exist_ok=True)
     paths += draw_figures(store.folder / "figures", results)
     paths += _other_figures(config, evaluation, rows, inputs)
-    print_wide(results_table(results))
-    print("\n".join(comparison_lines(results)))
-    print_reservations(results)
     tell_written(paths)
     print(
         "checkpoints:\n"
@@ -220,34 +221,42 @@ def _save_attacked(evaluation, row: Row) -> Path:
 
 def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[Path]:
     """Draw what the rows of results.json say, as files of that suffix; their paths."""
-    paths = [folder / f"{name}{suffix}" for name in ("accuracy", "cost")]
     shown = [e for e in results["rows"] if protocol_name(e) in MAIN]
-    plots.accuracy_bars(paths[0], shown)
-    plots.accuracy_by_cost(paths[1], shown)
-    return paths
+    return [
+        *drawn(folder / f"accuracy{suffix}", lambda path: plots.accuracy_bars(path, shown)),
+        *drawn(folder / f"cost{suffix}", lambda path: plots.accuracy_by_cost(path, shown)),
+    ]
 
 
 def _other_figures(config, evaluation, rows: list[Row], inputs: Inputs) -> list[Path]:
     """How the networks learnt, and what purification does to images; the paths, of the images
     themselves too."""
     folder, paths = evaluation.store.folder / "figures", []
-    own = [role for role in ROLES if role in inputs.runs]
-    curves = {role: read_lines(inputs.runs[role] / "metrics.jsonl") for role in own}
-    if any(curves.values()):
-        paths.append(folder / "training.png")
-        plots.training_curves(paths[-1], {role: lines for role, lines in curves.items() if lines})
+    curves = attempted(folder / "training.png", lambda: _training_metrics(inputs.runs))
+    if curves:
+        draw = functools.partial(plots.training_curves, curves=curves)
+        paths += drawn(folder / "training.png", draw)
     for row in rows:
         headline = row.attack and row.defense_name == config.defense.purifier
-        if headline and _has_images(evaluation, row):
-            saved = save_versions(evaluation, row, batch_size=config.eval.batch_size)
-            paths += [saved, folder / f"{row.name}.png"]
-            _image_figure(paths[-1], read_versions(saved), inputs.class_names)
+        if not headline or not _has_images(evaluation, row):
+            continue
+        path = versions_path(evaluation, row)
+        save = functools.partial(save_versions, evaluation, row)
+        if saved := attempted(path, save):
+            draw = functools.partial(_image_figure, saved=saved, class_names=inputs.class_names)
+            paths += [saved, *drawn(folder / f"{row.name}.png", draw)]
     return paths
 
 
-def _image_figure(path: Path, versions: Versions, class_names: Sequence[str]) -> None:
+def _training_metrics(runs: Mapping[str, Path]) -> dict[str, list[dict]]:
+    """role -> what its training told, of the roles whose training is known."""
+    found = {role: read_lines(runs[role] / "metrics.jsonl") for role in ROLES if role in runs}
+    return {role: lines for role, lines in found.items() if lines}
+
+
+def _image_figure(path: Path, saved: Path, class_names: Sequence[str]) -> None:
     """Clean, attacked, noised and purified versions of the first images, with predictions."""
-    n = FIGURE_IMAGES
+    versions, n = read_versions(saved), FIGURE_IMAGES
     labels = versions.labels[:n]
     captions = {
         name: [(class_names[a], bool(a == y)) for a, y in zip(answers[:n], labels, strict=True)]

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from purify.evals.stats import Estimate, clopper_pearson
+from purify.random import generator
 
 
 def threshold(calibration: ArrayLike, rate: float) -> float:
@@ -82,7 +83,7 @@ def auroc(
     pairs = min(n, m)
     if value in (0.0, 1.0):
         return Estimate(value, *clopper_pearson(round(value * pairs), pairs, tail), m)
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     samples = rng.multinomial(n, np.full(n, 1 / n), size=num_resamples)
     low, high = np.nanquantile([area(weights) for weights in samples], [tail, 1 - tail])
     least, most = clopper_pearson(pairs, pairs, tail)[0], clopper_pearson(0, pairs, tail)[1]

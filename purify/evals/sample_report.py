@@ -1,5 +1,6 @@
 """What --mode=sample leaves: samples.npz, results.json and figures."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 
 from purify.evals import plots
+from purify.evals.figures import drawn
 from purify.evals.inputs import Inputs
 from purify.evals.results import purifier_fields
 from purify.evals.sampling import SAMPLES, ShownPath, path_shape
@@ -31,14 +33,10 @@ def write(
 ) -> None:
     """Write all of it, and say where."""
     results, figures = store.folder / "results.json", store.folder / "figures"
-    figures.mkdir(exist_ok=True)
     written = [results, store.folder / "images.jsonl"]
     if sampler:
-        written += _write_samples(config, store, sampler, centres, figures)
+        written.append(_write_samples(config, store, centres))
     shown = paths if len(followed.labels) else []
-    for path in shown:
-        written.append(figures / f"{path.row}.png")
-        _path_figure(written[-1], store, path, followed)
     told = {
         "samples": sampler and _samples_entry(store, sampler, settings["sampler"]),
         "paths": [entry for path in shown for entry in _path_entries(store, path, followed)],
@@ -49,30 +47,39 @@ def write(
     }
     write_json(results, told)
     print_reservations(told)
+    if sampler:
+        samples = np.array(store.array(SAMPLES, centres.images.shape))
+        written += drawn(figures / "samples.png", lambda path: plots.image_grid(path, samples))
+        if config.sample.start == "noised":
+            draw = functools.partial(
+                _starts_figure, sampler=sampler, centres=centres, samples=samples, seed=config.seed
+            )
+            written += drawn(figures / "starts.png", draw)
+    for path in shown:
+        draw = functools.partial(_path_figure, store=store, path=path, followed=followed)
+        written += drawn(figures / f"{path.row}.png", draw)
     tell_written(written)
 
 
-def _write_samples(
-    config, store: Store, sampler: AnnealedLangevin, centres: Inputs, figures: Path
-) -> list[Path]:
+def _write_samples(config, store: Store, centres: Inputs) -> Path:
     samples = np.array(store.array(SAMPLES, centres.images.shape))
     given = {"labels": centres.labels} if config.sample.start == "noised" else {}
     path = store.folder / "samples.npz"
     partial = path.with_name("partial.npz")
     np.savez(partial, images=samples, index=centres.indices, **given)
     partial.replace(path)
-    written = [path, figures / "samples.png"]
-    plots.image_grid(written[-1], samples)
-    if config.sample.start == "noised":
-        n = min(FIGURE_IMAGES, len(samples))
-        images, keys = (
-            centres.images[:n],
-            image_keys(config.seed, centres.indices[:n], stream="sample"),
-        )
-        noised = np.clip(jax.vmap(sampler.start)(keys, images), 0.0, 1.0)
-        written.append(figures / "starts.png")
-        plots.image_rows(written[-1], {"image": images, "noised": noised, "sample": samples[:n]})
-    return written
+    return path
+
+
+def _starts_figure(
+    file: Path, sampler: AnnealedLangevin, centres: Inputs, samples: np.ndarray, *, seed: int
+) -> None:
+    """The first samples below what they started from."""
+    n = min(FIGURE_IMAGES, len(samples))
+    images = centres.images[:n]
+    keys = image_keys(seed, centres.indices[:n], stream="sample")
+    noised = np.clip(jax.vmap(sampler.start)(keys, images), 0.0, 1.0)
+    plots.image_rows(file, {"image": images, "noised": noised, "sample": samples[:n]})
 
 
 def _samples_entry(store: Store, sampler: AnnealedLangevin, settings: dict) -> dict:

@@ -88,7 +88,7 @@ def follow(
 class Sampling:
     """Samples and paths of one score model, image by image, into a Store.
 
-    batch_size: of every compiled batch, at most; it changes rounding only.
+    batch_size: of every compiled batch, at most (see parallel.balanced); it changes rounding only.
     """
 
     def __init__(self, store: Store, score: Score, *, seed: int, batch_size: int):
@@ -111,7 +111,9 @@ class Sampling:
         pending = [self._missing(path.row, images, path_shape(path, images)) for path in paths]
         work += sum(len(at) * cost for at, cost in zip(pending, costs, strict=True))
         if work:
-            self._store.sign(batch_size=self._batch_size, devices=jax.device_count())
+            asked = ([centres] if sampler else []) + ([images] if paths else [])
+            largest = max(self._size(inputs) for inputs in asked)
+            self._store.sign(batch_size=largest, devices=jax.device_count())
         with tqdm(total=work, bar_format=BAR, smoothing=0, mininterval=1.0) as self._progress:
             if missing:
                 self._sample(sampler, centres, missing)
@@ -173,6 +175,9 @@ class Sampling:
             self._store.check_there(array, np.flatnonzero(there), row, row)
         return np.flatnonzero(~there).tolist()
 
+    def _size(self, inputs: Inputs) -> int:
+        return parallel.balanced(self._batch_size, len(inputs.indices))
+
     def _batches(
         self,
         row: str,
@@ -188,8 +193,7 @@ class Sampling:
 
         function: jitted, of (*fixed, keys, images), arrays [B, ...].
         """
-        devices = jax.device_count()
-        size = -(-min(self._batch_size, len(inputs.indices)) // devices) * devices
+        size = self._size(inputs)
         fixed = parallel.replicate(fixed)
 
         def batch(at) -> tuple:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import beta, binom, norm
 
+from purify.random import generator
+
 
 class Estimate(NamedTuple):
     """A value and the ends of its confidence interval, from n images."""
@@ -88,7 +90,7 @@ def bootstrap_mean(
         return Estimate(mean, mean - unseen * (mean - floor), mean + unseen * (ceiling - mean), n)
 
     deviations = levels - counts @ levels / n
-    resampled = _resample(deviations, counts, num_resamples, np.random.default_rng(seed))
+    resampled = _resample(deviations, counts, num_resamples, generator(seed))
     # z0: median bias, ties counted half. a: acceleration, which for a mean is skewness / 6 sqrt(n).
     rounding = 1e-9 * np.ptp(levels) / n
     below = np.mean(resampled < -rounding) + np.mean(np.abs(resampled) <= rounding) / 2
@@ -178,7 +180,7 @@ def paired_share(
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     tail, n = _tail(confidence), len(a)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), num_resamples)
+    counts = generator(seed).multinomial(n, np.full(n, 1 / n), num_resamples)
     below, above = counts @ a, counts @ b
     shares = above[below > 0] / below[below > 0]
     low, high = np.quantile(shares, [tail, 1 - tail])

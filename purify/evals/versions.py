@@ -29,18 +29,23 @@ class Versions(NamedTuple):
     index: np.ndarray
 
 
-def save_versions(evaluation: Evaluation, row: Row, *, batch_size: int) -> Path:
+def versions_path(evaluation: Evaluation, row: Row) -> Path:
+    """Where save_versions writes."""
+    return evaluation.store.folder / "purified" / f"{row.name}.npz"
+
+
+def save_versions(evaluation: Evaluation, row: Row) -> Path:
     """Write purified/<row>.npz in the evaluation's folder, of all images of the row; its path.
 
-    Noise and purification are those of the first run of the first draw that was scored, computed in
-    batches of that size. A file that has these images already stays as it is.
+    Noise and purification are those of the first run of the first draw that was scored. A file
+    that has these images already stays as it is.
     """
-    path = evaluation.store.folder / "purified" / f"{row.name}.npz"
+    path = versions_path(evaluation, row)
     index = evaluation.indices[: row.num_images]
     if path.exists() and np.array_equal(read_versions(path).index, index):
         return path
     attacked, keys = evaluation.attacked_images(row), image_keys(evaluation.seed, index)
-    parts = []
+    parts, batch_size = [], evaluation.row_size(row)
     starts = range(0, row.num_images, batch_size)
     for start in tqdm(starts, desc=f"{row.name}: images", bar_format=BAR, leave=False):
         # The batches of the scoring: behind some purifiers neighbours count.

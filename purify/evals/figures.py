@@ -1,0 +1,32 @@
+"""Pictures of results: one that fails, for whatever reason, is left out, and costs nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def attempted(path: Path, make: Callable[[], T]) -> T | None:
+    """What `make` gives; where it fails None, after saying that the file at `path` is left out."""
+    try:
+        return make()
+    except Exception as error:  # whatever it is: the numbers are there already
+        reason = str(error).strip().partition("\n")[0]
+        print(f"left out: {path} ({type(error).__name__}: {reason})")
+        return None
+
+
+def drawn(path: Path, draw: Callable[[Path], object]) -> list[Path]:
+    """The figure at `path` that `draw` makes there, in a list; an empty list where it fails, and no
+    figure then, not even of earlier results."""
+
+    def make() -> list[Path]:
+        path.parent.mkdir(exist_ok=True)
+        draw(path)
+        return [path]
+
+    if (paths := attempted(path, make)) is None:
+        attempted(path, lambda: path.unlink(missing_ok=True))
+        return []
+    return paths
