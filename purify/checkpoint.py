@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from purify.defense import Defense
 from purify.jsonl import write_json
 from purify.locking import Lock
 from purify.networks import Classifier, Score
+from purify.paths import is_of_system, plain_spelling
 from purify.types import PyTree
 
 # role -> the mode of main.py that makes its checkpoint
@@ -50,9 +52,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, training: bool = False):
         self._lock = Lock(folder) if training else None
-        self._root = (folder / "checkpoints").absolute()
+        self._folder = folder.absolute()
+        self._root = self._folder / "checkpoints"
         self._checkpointer = ocp.training.Checkpointer(
-            self._root,
+            plain_spelling(self._folder) / "checkpoints",
             preservation_policy=ocp.training.preservation_policies.LatestN(2),
             cleanup_tmp_directories=training,
         )
@@ -75,28 +78,66 @@ class Checkpoints:
         return None if self.latest_step is None else self._root / str(self.latest_step)
 
     def save(self, step: int, state: PyTree) -> None:
+        """Save the state and read it back once, into the host's memory; ValueError unless what is
+        read is what was given, bit for bit."""
         self._checkpointer.save(step, state)
+        path = self._root / str(step)
+        try:
+            same = _same_bits(self._checkpointer.load(step, _on_host(state)), state)
+        except Exception as error:
+            self._refuse(path, error, "it was just written: choose another --workdir")
+        if not same:
+            raise ValueError(
+                f"checkpoint {path} reads otherwise than it was written: the disk or file system "
+                "there is not to be relied on; choose another --workdir"
+            )
         if parallel.is_first_process():
-            write_json(self._root / str(step) / HASHES, _file_hashes(self._root / str(step)))
+            write_json(path / HASHES, _file_hashes(path))
 
     def restore(self, abstract_state: PyTree | None = None) -> PyTree:
         """The newest state, placed as abstract_state says, by default NumPy arrays on the host
         (whatever devices saved it); ValueError if its files are damaged."""
+        path = self.latest_path
+        advice = self._how_to_go_on()
         try:
-            _check_files(self.latest_path)
+            if _check_files(path):
+                advice = "its files are those that were saved: keep them"
             if abstract_state is None:
-                saved = self._checkpointer.metadata(self.latest_step).metadata
-                abstract_state = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
+                abstract_state = _on_host(self._checkpointer.metadata(self.latest_step).metadata)
             return self._checkpointer.load(self.latest_step, abstract_state)
-        except Exception as error:  # Orbax raises many kinds, all of which mean: unreadable
-            cause: BaseException = error
-            while cause.__cause__:  # the first in a chain is the one that says what is wrong
-                cause = cause.__cause__
-            reason = str(cause).strip().splitlines()[0] if str(cause).strip() else repr(cause)
-            raise ValueError(
-                f"checkpoint {self.latest_path} cannot be read ({reason[:200]}); delete that "
-                "folder to go on from the one before it"
-            ) from error
+        except Exception as error:
+            self._refuse(path, error, advice)
+
+    def _how_to_go_on(self) -> str:
+        """After damage to the newest checkpoint."""
+        if len(self._checkpointer.checkpoints) > 1:
+            return "bring it back, or move it elsewhere to go on from the one before it"
+        return f"bring it back, or move {self._folder} elsewhere and make it anew"
+
+    def _refuse(self, path: Path, error: Exception, advice: str) -> NoReturn:
+        """Orbax raises many kinds for what it cannot read, all of which become one line; but what
+        memory and system lack is no fault of the files, and stays as it is."""
+        cause: BaseException = error
+        while cause.__cause__:  # the first in a chain is the one that says what is wrong
+            cause = cause.__cause__
+        if is_of_system(cause):
+            raise cause
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else repr(cause)
+        reason = reason.replace(str(self._checkpointer.directory), str(self._root))
+        raise ValueError(f"checkpoint {path} cannot be read ({reason[:200]}); {advice}") from error
+
+
+def _on_host(state: PyTree) -> PyTree:
+    """What makes Orbax load such a state as NumPy arrays; nothing is filled in."""
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)
+
+
+def _same_bits(a: PyTree, b: PyTree) -> bool:
+    """Leaf by leaf, so that one leaf at a time is copied from its device."""
+    return all(
+        np.array_equal(*(np.asarray(leaf).reshape(-1).view(np.uint8) for leaf in pair))
+        for pair in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def _file_hashes(folder: Path) -> dict[str, str]:
@@ -109,17 +150,23 @@ def _file_hashes(folder: Path) -> dict[str, str]:
     return hashes
 
 
-def _check_files(folder: Path) -> None:
-    """ValueError unless the files of a checkpoint are those that were saved.
+def _check_files(folder: Path) -> bool:
+    """Whether the files of a checkpoint are known to be those that were saved; ValueError where
+    they are known not to be.
 
     Orbax reads a changed weight without complaint, and trips over a missing one in many lines. A
     run killed right after a save has no hashes of it: then Orbax's own checks must do.
     """
-    if (folder / HASHES).exists():
-        found = _file_hashes(folder)
+    if not (folder / HASHES).exists():
+        return False
+    try:
         recorded = json.loads((folder / HASHES).read_text())
-        if damaged := [name for name, value in recorded.items() if found.get(name) != value]:
-            raise ValueError(f"damaged: {', '.join(damaged)}")
+    except ValueError:
+        raise ValueError(f"damaged: {HASHES}") from None
+    found = _file_hashes(folder)
+    if damaged := [name for name, value in recorded.items() if found.get(name) != value]:
+        raise ValueError(f"damaged: {', '.join(damaged)}")
+    return True
 
 
 def claim(folder: Path, settings: Mapping) -> None:
@@ -134,7 +181,7 @@ def claim(folder: Path, settings: Mapping) -> None:
         if differing := differing_settings(read_settings(folder), settings):
             raise ValueError(
                 f"{folder} was made with other settings: {'; '.join(differing)}; choose another "
-                "--workdir, or delete that folder"
+                "--workdir, or move that folder elsewhere"
             )
         return
     if parallel.is_first_process():
@@ -147,7 +194,9 @@ def read_settings(folder: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except ValueError:
-        raise ValueError(f"{path} is damaged; delete {folder} and train again") from None
+        raise ValueError(
+            f"{path} is damaged; bring it back, or move {folder} elsewhere and make it anew"
+        ) from None
 
 
 def differing_settings(old: Mapping, new: Mapping) -> list[str]:

@@ -15,7 +15,7 @@ def run(config, workdir: Path | None, input: str | None, output: str | None) -> 
     for name, value in (("input", input), ("output", output)):
         if not value:
             raise ValueError(f"--mode=export_weights needs --{name}=PATH")
-    if Path(output).suffix != ".safetensors":
+    if Path(output).suffix.lower() != ".safetensors":
         raise ValueError(f"--output={output} must end in .safetensors")
     folder = Path(input)
     variables, settings = load_variables(folder.parent, folder.name)

@@ -49,7 +49,9 @@ def run(
             raise ValueError(f"'{input}' has values in {where} that are not finite")
     folder = Path(output) if output else workdir / role
     if folder.exists():
-        raise ValueError(f"'{folder}' exists already; choose another --workdir, or delete it")
+        raise ValueError(
+            f"'{folder}' exists already; choose another --workdir, or move it elsewhere"
+        )
     origin = {"arch": arch, "file": Path(input).name, "weights": weight_hash(variables)}
     # Under its name only when it is whole, so that a command that was killed can be given again.
     partial = folder.with_name(f"{folder.name}.partial")
@@ -60,3 +62,7 @@ def run(
     partial.rename(folder)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
     print(f"{role}: {count:,} parameters of {arch or Path(input).name}, in {folder}")
+    if arch and role == "classifier":
+        mean, std = ([round(v, 4) for v in settings["network"].get(k, ())] for k in ("mean", "std"))
+        how = f"mean {mean} and std {std}" if mean else "nothing: it takes values in [0, 1]"
+        print(f"it normalises images by {how}")

@@ -20,7 +20,7 @@ from purify.types import PyTree
 def save(path: Path, settings: Mapping, variables: PyTree) -> None:
     """Write the file whole or not at all; ValueError if it exists."""
     if path.exists():
-        raise ValueError(f"'{path}' exists already; choose another --output, or delete it")
+        raise ValueError(f"'{path}' exists already; choose another --output, or move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     # safetensors' own save_file would let nobody but the user read it.
@@ -33,7 +33,7 @@ def is_own(path: Path) -> bool:
     try:
         with safe_open(path, "numpy") as file:
             return "settings" in (file.metadata() or {})
-    except (SafetensorError, OSError):
+    except SafetensorError:
         return False
 
 

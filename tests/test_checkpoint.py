@@ -1,8 +1,11 @@
 """Checkpoints come back bit for bit or not at all, and say what to do where they cannot."""
 
+import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +30,7 @@ from purify.checkpoint import (
 from purify.jsonl import write_json
 from purify.train import init_state
 from purify.train_options import TrainOptions
+from tests.command import ROOT
 
 SCORE_SETTINGS = {
     "network": {"arch": "unet", "widths": [4], "blocks": 0},
@@ -172,10 +176,12 @@ def test_damage_to_any_file_of_a_checkpoint_is_one_clear_line(saved, tmp_path, c
             restore(folder)
         message = str(caught.value)
         assert message.startswith(f"checkpoint {folder}/checkpoints/20 cannot be read (")
-        assert message.endswith("delete that folder to go on from the one before it")
+        assert message.endswith(
+            "bring it back, or move it elsewhere to go on from the one before it"
+        )
         assert "\n" not in message and len(message) < 500
         assert file.name == HASHES or str(file.relative_to("checkpoints/20")) in message
-        shutil.rmtree(folder / "checkpoints/20")
+        (folder / "checkpoints/20").rename(folder / "20")
         with Checkpoints(folder) as checkpoints:
             assert checkpoints.latest_step == 10
             assert weight_hash(checkpoints.restore()) == weight_hash(STATE)
@@ -188,6 +194,135 @@ def test_unreadable_files_whose_hashes_a_killed_run_did_not_write_are_one_line_t
     (tmp_path / "checkpoints/20/state/_METADATA").write_text("{")
     with pytest.raises(ValueError, match="^checkpoint .*/20 cannot be read .* the one before it$"):
         restore(tmp_path)
+
+
+def test_the_only_checkpoint_is_never_said_to_have_one_before_it(tmp_path):
+    save(tmp_path, STATE, 1)
+    (tmp_path / "checkpoints/1/state/_METADATA").write_text("{")
+    with pytest.raises(ValueError, match=f"bring it back, or move {tmp_path} elsewhere and make"):
+        restore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "Too many open files", "x"), MemoryError("no room")], ids=type
+)
+def test_what_the_system_lacks_is_not_taken_for_damage(saved, monkeypatch, error):
+    def load(*_):
+        raise KeyError("as Orbax wraps it") from error
+
+    with Checkpoints(saved) as checkpoints:
+        monkeypatch.setattr(checkpoints._checkpointer, "load", load)
+        with pytest.raises(type(error)) as caught:
+            checkpoints.restore()
+    assert caught.value is error
+
+
+def test_whole_files_that_cannot_be_loaded_are_to_be_kept(saved, monkeypatch):
+    def load(*_):
+        raise ValueError("RESOURCE_EXHAUSTED: Out of memory")
+
+    with Checkpoints(saved) as checkpoints:
+        monkeypatch.setattr(checkpoints._checkpointer, "load", load)
+        with pytest.raises(ValueError, match="Out of memory.; its files are those that were saved"):
+            checkpoints.restore()
+
+
+def test_a_save_is_read_back_before_it_counts_as_whole(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, training=True) as checkpoints:
+        load = checkpoints._checkpointer.load
+        changed = lambda *a: jax.tree.map(lambda leaf: leaf + 1, load(*a))  # noqa: E731
+        monkeypatch.setattr(checkpoints._checkpointer, "load", changed)
+        with pytest.raises(ValueError, match="/1 reads otherwise than it was written"):
+            checkpoints.save(1, STATE)
+        assert not (tmp_path / "checkpoints/1" / HASHES).exists()
+
+
+# Folders of any name
+
+
+NAMES = ["a b", "a#b", "[", "x[1]", "x[!1]", "{a}", "a*", "**", "a?", "100%", "a&b", "é", "e\u0301"]
+NAMES += [
+    "a,b",
+    "a'b",
+    'a"b',
+    "~",
+    "a\\b",
+    "gs:",
+    "a:b",
+    "$HOME",
+    "-a",
+    "a\nb",
+    os.fsdecode(b"\xe9"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_folder_may_have_any_name(tmp_path, name):
+    for other in ("ab", "x1", "a"):  # what the name matches as a pattern, or leads to as an address
+        save(tmp_path / other, {"a": np.zeros(3)}, 1)
+    folder, state = tmp_path / name / "score", {"a": np.arange(5000.0), "b": np.ones(3, np.int32)}
+    save(folder, state, 1)
+    jax.tree.map(np.testing.assert_array_equal, restore(folder), state)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "lock"]
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"ab", "x1", "a", name}  # and nowhere else
+    (folder / "checkpoints/1/state/_METADATA").unlink()
+    with pytest.raises(ValueError) as caught:
+        restore(folder)
+    assert str(caught.value).startswith(f"checkpoint {folder}/checkpoints/1 cannot be read (")
+
+
+def test_links_to_folders_end_with_the_process_and_need_a_plain_place(tmp_path):
+    (tmp_path / "x[1]").mkdir()
+    script = """
+import pathlib, runpy, sys
+folder, plain = pathlib.Path(sys.argv[1]), pathlib.Path("runs/digits")
+spelling = runpy.run_path("purify/paths.py")["plain_spelling"]
+print(spelling(folder))
+assert spelling(folder).samefile(folder) and spelling(folder) == spelling(folder) != folder
+assert spelling(plain) is plain
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "x[1]")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout and not os.path.lexists(result.stdout.strip())
+    environment = os.environ | {"TMPDIR": str(tmp_path / "x[1]")}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert "set TMPDIR to another one" in result.stderr
+
+
+# Locks
+
+
+def fails_with(number: int):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_work_goes_on(
+    tmp_path, monkeypatch, capsys, number
+):
+    monkeypatch.setattr("fcntl.flock", fails_with(number))
+    save(tmp_path, STATE, 1)
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: the file system of {tmp_path} has no locks (")
+    assert os.strerror(number) in said
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 1
+
+
+def test_only_a_lock_that_is_taken_means_busy(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fcntl.flock", fails_with(errno.EIO))
+    with pytest.raises(OSError, match=f"{tmp_path}/lock") as caught:
+        Checkpoints(tmp_path, training=True)
+    assert caught.value.errno == errno.EIO
+    monkeypatch.setattr("fcntl.flock", fails_with(errno.EWOULDBLOCK))
+    with pytest.raises(ValueError, match="is being written by another process"):
+        Checkpoints(tmp_path, training=True)
+    assert not capsys.readouterr().err
 
 
 # What is missing
@@ -241,7 +376,7 @@ def test_damaged_settings_are_named(score_workdir, tmp_path, content):
         lambda: image_shape(tmp_path),
         lambda: claim(tmp_path / "score", SCORE_SETTINGS),
     ):
-        with pytest.raises(ValueError, match="settings.json is damaged; delete .*/score and train"):
+        with pytest.raises(ValueError, match="settings.json is damaged; bring it back, or move "):
             fails()
 
 

@@ -1,12 +1,26 @@
 """--mode=import_weights as a user runs it, and the weights it brings in on real images."""
 
+import errno
+import itertools
+import os
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from purify import data, models, weight_files
-from purify.checkpoint import load_classifier, load_defense, load_score, read_settings
+from purify.checkpoint import (
+    Checkpoints,
+    load_classifier,
+    load_defense,
+    load_score,
+    read_settings,
+)
 from purify.image_io import to_float
+from purify.import_weights import run
+from purify.models.importing import ARCHITECTURES, import_weights, read_weights
 from purify.networks import Classifier
 from tests.command import ROOT, main
 
@@ -118,6 +132,164 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     result = main(*command, f"--workdir={tmp_path}/run")
     assert result.returncode == 2 and not (tmp_path / "run").exists()
     assert "batch_stats/layer1_0/bn1/var that are not finite" in result.stderr
+
+
+# The forms in which weights are published
+
+NAMES = ("conv1.weight", "layer1.0.bn1.running_mean", "layer1.0.conv1.weight", "linear.bias")
+WRAPPERS = ("module.", "_orig_mod.", "1.", "0.", "model.", "ema.", "_fsdp_wrapped_module.")
+NESTED = ["".join(order) for count in range(4) for order in itertools.permutations(WRAPPERS, count)]
+
+
+def save_as(path, names):
+    """A file with an array of its own shape under each of the names."""
+    arrays = {name: np.ones((i + 1, 2), np.float32) for i, name in enumerate(names)}
+    if path.suffix.lower() == ".safetensors":
+        save_file(arrays, path)
+    else:
+        with open(path, "wb") as file:  # given a name, np.savez would append .npz to it
+            np.savez(file, **arrays)
+    return path
+
+
+@pytest.mark.parametrize("wrappers", NESTED)
+def test_wrappers_are_taken_off_whatever_holds_what(tmp_path, wrappers):
+    read = read_weights(save_as(tmp_path / "w.npz", [wrappers + name for name in NAMES]))
+    assert {name: len(weight) for name, weight in read.items()} == {
+        name: i + 1 for i, name in enumerate(NAMES)
+    }
+
+
+@pytest.mark.parametrize("wrappers", [names for names in NESTED if names.count(".") < 3])
+def test_a_normaliser_beside_the_network_keeps_its_constants(tmp_path, wrappers):
+    names = [f"{wrappers}0.mean", f"{wrappers}0.std", *(f"{wrappers}1.{name}" for name in NAMES)]
+    read = read_weights(save_as(tmp_path / "w.npz", names))
+    assert set(read) - set(NAMES) == {"0.mean", "0.std"} and set(NAMES) < set(read)
+
+
+def test_wrappers_of_single_layers_are_taken_off_too(tmp_path):
+    names = ["conv1._orig_mod.weight", "layer1.0._checkpoint_wrapped_module._orig_mod.conv1.weight"]
+    read = read_weights(save_as(tmp_path / "w.npz", names))
+    assert set(read) == {"conv1.weight", "layer1.0.conv1.weight"}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".NPZ", ".Npz", ".safetensors", ".SAFETENSORS"])
+def test_a_suffix_may_have_any_case(tmp_path, suffix):
+    assert set(read_weights(save_as(tmp_path / f"w{suffix}", NAMES))) == set(NAMES)
+
+
+@pytest.mark.parametrize("form", ["{}", "_orig_mod.{}", "module._orig_mod.{}", "1.{}"])
+def test_wrapped_weights_are_imported_as_they_are(tmp_path, capsys, form):
+    classifier = random_resnet20()
+    weights = {form.format(name): w for name, w in published_names(classifier.variables).items()}
+    np.savez(tmp_path / "w.npz", **weights)
+    run(None, tmp_path / "run", str(tmp_path / "w.npz"), None, "resnet20")
+    loaded = load_classifier(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, classifier.variables)
+    said = "it normalises images by mean [0.485, 0.456, 0.406] and std [0.229, 0.224, 0.225]"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3, 1, 1), ()])
+@pytest.mark.parametrize("mean, std", [("0.mean", "0.std"), ("mu", "sigma"), ("n.new_mean", "std")])
+def test_a_network_normalises_as_its_wrapper_did(tmp_path, mean, std, shape):
+    weights = {f"1.{name}": w for name, w in published_names(random_resnet20().variables).items()}
+    weights |= {mean: np.full(shape, 0.25), std: np.full(shape, 0.5)}
+    np.savez(tmp_path / "w.npz", **weights)
+    settings, _ = import_weights("resnet20", read_weights(tmp_path / "w.npz"))
+    assert set(settings["mean"]) == {0.25} and set(settings["std"]) == {0.5}
+    models.build(**settings)
+
+
+@pytest.mark.parametrize(
+    "constants, said",
+    [
+        ({"0.mean": [0.5] * 3}, "have the mean of a normaliser alone"),
+        ({"0.mean": [0.5] * 2, "0.std": [0.5] * 2}, "0.mean must be the one mean .* 3 values, but"),
+        ({"0.mean": [127.5] * 3, "0.std": [60.0] * 3}, "0.mean must be .* images in .0, 1."),
+        ({"0.mean": [0.5] * 3, "0.std": [0.5, np.nan, 1]}, "0.std must be"),
+        ({"0.mean": [0.5] * 3, "2.mu": [0.5] * 3}, "2.mu must be the one mean"),
+    ],
+)
+def test_a_normaliser_that_is_not_understood_is_refused(constants, said):
+    weights = published_names(random_resnet20().variables)
+    weights |= {name: np.array(value) for name, value in constants.items()}
+    with pytest.raises(ValueError, match=said):
+        import_weights("resnet20", weights)
+
+
+@pytest.mark.parametrize("classes", [10, 7, 100])
+@pytest.mark.parametrize("arch", [a for a, b in ARCHITECTURES.items() if b.role == "classifier"])
+def test_the_number_of_classes_is_that_of_the_last_layers_bias(monkeypatch, arch, classes):
+    small = {"wide_resnet": dict(depth=10, widen=1), "cifar_resnet": dict(depth=8)}
+    options = {**ARCHITECTURES[arch].network}
+    options |= small[options["arch"]]
+    architecture = ARCHITECTURES[arch].__class__("classifier", options)
+    monkeypatch.setitem(ARCHITECTURES, arch, architecture)
+    network = models.build(**options, num_classes=classes)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    weights = published_names(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes))
+    assert import_weights(arch, weights)[0]["num_classes"] == classes
+    head = "fc" if "fc.weight" in weights else "linear"
+    weights[f"{head}.weight"] = weights[f"{head}.weight"].T
+    features = len(weights[f"{head}.weight"])
+    with pytest.raises(ValueError) as error:
+        import_weights(arch, weights)
+    assert str(error.value).splitlines()[1:] == [
+        f"  {head}.weight has shape ({features}, {classes}), expected ({classes}, {features})"
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "bool", "complex64", "float8_e4m3fn"])
+def test_quantised_weights_are_refused_by_name(dtype):
+    weights = published_names(random_resnet20().variables)
+    for name in ("conv1.weight", "layer1.0.bn1.running_var"):
+        weights[name] = weights[name].astype(jnp.dtype(dtype))
+    with pytest.raises(ValueError, match="2 weights are no floating-point numbers") as error:
+        import_weights("resnet20", weights)
+    assert f"conv1.weight has dtype {dtype}" in str(error.value)
+    assert f"layer1.0.bn1.running_var has dtype {dtype}" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_weights_of_any_floating_type_become_float32(tmp_path, dtype):
+    weights = {
+        name: w.astype(jnp.dtype(dtype))
+        for name, w in published_names(random_resnet20().variables).items()
+    }
+    save_file({name: w.copy() for name, w in weights.items()}, tmp_path / "w.safetensors")
+    _, variables = import_weights("resnet20", read_weights(tmp_path / "w.safetensors"))
+    kernel = variables["params"]["linear"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel.T, weights["linear.weight"].astype(np.float32))
+
+
+def test_an_import_that_cannot_be_read_back_gets_no_name(tmp_path, monkeypatch):
+    weight_files.save(tmp_path / "w.safetensors", *own_weights())
+
+    def save(self, step, state):
+        raise ValueError("checkpoint reads otherwise than it was written")
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(ValueError, match="reads otherwise"):
+        run(None, tmp_path / "run", str(tmp_path / "w.safetensors"), None, None)
+    assert not (tmp_path / "run/classifier").exists()
+
+
+def own_weights():
+    settings = {"network": {"arch": "cifar_resnet", "num_classes": 10}, "image_shape": (32, 32, 3)}
+    return settings, random_resnet20().variables
+
+
+def test_a_file_that_the_system_does_not_let_us_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = save_as(tmp_path / "w.npz", NAMES)
+
+    def fails(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr(np, "load", fails)
+    with pytest.raises(OSError, match="Too many open files"):
+        read_weights(path)
 
 
 @needs_shared

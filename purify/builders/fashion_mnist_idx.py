@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from purify.image_io import encode_image
+from purify.paths import is_of_system
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 FILES = {  # split: images, labels
@@ -42,6 +43,8 @@ def read_idx(file: Path, ndim: int) -> np.ndarray:
         shape = np.frombuffer(data, ">u4", count=ndim, offset=4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
     except Exception as error:  # gzip raises EOFError, OSError, zlib.error; numpy ValueError
+        if is_of_system(error):
+            raise
         raise ValueError(
             f"config.data.path: '{file}' is no IDX file of {ndim} axes, or is damaged: replace it"
         ) from error

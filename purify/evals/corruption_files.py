@@ -9,6 +9,7 @@ from purify import data
 from purify.checkpoint import weight_hash
 from purify.corruptions import SEVERITIES
 from purify.image_io import Shape, check_shape, to_float
+from purify.paths import is_of_system
 
 # What TFDS calls otherwise.
 TFDS_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
@@ -107,6 +108,8 @@ class _ArrayFiles:
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
+            if is_of_system(error):
+                raise
             raise ValueError(f"'{path}' is damaged, or no array of numbers: {error}") from None
 
 

@@ -4,22 +4,26 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from purify import models
+from purify.paths import is_of_system
 from purify.tables import choose
 from purify.types import PyTree
 
-# What a parallel or averaging wrapper puts before every name; weights whose name has one of
+# What wrappers put before every name, one inside the other: those that spread or average, and a
+# Sequential that holds the network as its first, second, ... part. Weights whose name has one of
 # AVERAGED are the moving average of those without.
-PREFIXES = ("module.", "model.", "state_dict.", "net.")
-AVERAGED = ("ema.", "ema_model.", "shadow.")
+PREFIX = re.compile(r"(module|model|model_state_dict|state_dict|net|network|\d+)\.")
+AVERAGED = ("ema.", "ema_model.", "model_ema.", "ema_state_dict.", "state_dict_ema.", "shadow.")
+# What wrappers of single modules put anywhere: torch.compile, FSDP and activation checkpointing.
+INSIDE = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# A part of such a Sequential, or of a wrapper, that normalises images before the network.
+NORMALISER = re.compile(r"(^|\.)(?P<mean>mean|mu|new_mean)$|(^|\.)(?P<std>std|sigma|new_std)$")
 # No weights: counters, and the noise levels by which the published NCSNv2 divides its output.
 IGNORED = re.compile(r"(^|\.)(num_batches_tracked|sigmas)$")
 # PyTorch's name of a leaf -> (collection, Flax's name), by the number of axes of the weight
@@ -71,51 +75,64 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
     Raises ValueError for another kind of file (pickles are never loaded) and for damaged ones.
     """
     path = Path(path)
-    if path.suffix not in (".safetensors", ".npz"):
+    suffix = path.suffix.lower()
+    if suffix not in (".safetensors", ".npz"):
         raise ValueError(
             f"'{path}' must be .safetensors or .npz: other files of weights can run code when they "
             "are read; the README shows the two lines that turn a .pt or .th file into one"
         )
     try:
-        if path.suffix == ".npz":
+        if suffix == ".npz":
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 weights = {name: arrays[name] for name in arrays.files}
         else:
             weights = load_file(path)
     except FileNotFoundError:
         raise ValueError(f"'{path}' does not exist") from None
-    except (SafetensorError, BadZipFile, ValueError, OSError, KeyError) as error:
-        raise ValueError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # zip, zlib, tokenize and NumPy raise their own kinds for damage
+        if is_of_system(error):
+            raise
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise ValueError(f"'{path}' cannot be read: {reason}") from None
     # A wrapper's counters have no prefix, which would hide that all weights have one.
-    weights = {name: w for name, w in weights.items() if w.ndim}
-    weights = _unwrap(weights, PREFIXES)
-    averaged = {name: w for name, w in weights.items() if name.startswith(AVERAGED)}
-    return _unwrap(_unwrap(averaged, AVERAGED), PREFIXES) if averaged else weights
+    weights = {
+        INSIDE.sub("", name): weight
+        for name, weight in weights.items()
+        if weight.ndim or NORMALISER.search(name)
+    }
+    weights = _unwrap(weights)
+    averaged = {
+        name.removeprefix(prefix): w
+        for name, w in weights.items()
+        for prefix in AVERAGED
+        if name.startswith(prefix)
+    }
+    return _unwrap(averaged) if averaged else weights
 
 
-def _unwrap(weights: dict, prefixes: tuple[str, ...]) -> dict:
-    """Without the prefixes that all names share, one inside the other."""
-    for prefix in prefixes:
-        if weights and all(name.startswith(prefix) for name in weights):
-            return _unwrap({name[len(prefix) :]: w for name, w in weights.items()}, prefixes)
-    return weights
+def _unwrap(weights: dict) -> dict:
+    """Without the prefixes that all names share, but for those of a normaliser beside them."""
+    names = [name for name in weights if not NORMALISER.search(name)]
+    shared = PREFIX.match(names[0]) if names else None
+    if not shared or not all(name.startswith(shared[0]) for name in names):
+        return weights
+    return _unwrap({name.removeprefix(shared[0]): w for name, w in weights.items()})
 
 
 def import_weights(arch: str, weights: Mapping[str, np.ndarray]) -> tuple[dict, PyTree]:
     """(network settings, variables) of a published architecture with these weights.
 
-    The number of classes is that of the weights. Raises ValueError that lists, by PyTorch's names
-    and shapes, every shape that differs and every name that is unknown or missing.
+    The number of classes is that of the weights, and a classifier normalises as its wrapper did
+    where that is among them. Raises ValueError that lists, by PyTorch's names and shapes, every
+    shape that differs, all that are not floating-point, and every name that is unknown or missing.
     """
     architecture = choose("arch", ARCHITECTURES, arch)
-    height, width, channels = architecture.image_shape
+    _check_floating(weights)
     settings = dict(architecture.network)
     if architecture.role == "classifier":
-        heads = [w.shape[0] for name, w in weights.items() if w.ndim == 2 and "weight" in name]
-        settings["num_classes"] = heads[-1] if heads else 10
-    network = models.build(**settings)
-    image = jnp.zeros((1, height, width, channels))
-    expected = jax.eval_shape(network.init, jax.random.key(0), image)
+        weights, constants = _take_normaliser(weights, architecture.image_shape[-1])
+        settings |= constants | {"num_classes": _num_classes(architecture, weights)}
+    expected = _expected(architecture, settings)
     paths = jax.tree.leaves_with_path(expected)
     given, shapes, unknown, missing = {}, [], [], []
     for name, weight in weights.items():
@@ -146,6 +163,65 @@ def import_weights(arch: str, weights: Mapping[str, np.ndarray]) -> tuple[dict, 
         raise ValueError(f"these are not the weights of {arch}: {counts}\n  {listed}")
     leaves = [np.asarray(weight, np.float32) for weight in leaves]
     return settings, jax.tree.unflatten(jax.tree.structure(expected), leaves)
+
+
+def _expected(architecture: Architecture, settings: Mapping) -> PyTree:
+    """Shapes and types of the network's variables."""
+    image = jnp.zeros((1, *architecture.image_shape))
+    return jax.eval_shape(models.build(**settings).init, jax.random.key(0), image)
+
+
+def _num_classes(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> int:
+    """Of the last layer's bias, whose shape no transposition changes, else of its weight; 10 where
+    neither is there, which is an error of its own."""
+    expected = _expected(architecture, {**architecture.network, "num_classes": 10})
+    (layer,) = (name for name, leaves in expected["params"].items() if _is_dense(leaves))
+    for name, ndim in ((f"{layer}.bias", 1), (f"{layer}.weight", 2)):
+        if name in weights and weights[name].ndim == ndim and len(weights[name]):
+            return len(weights[name])
+    return 10
+
+
+def _is_dense(leaves: Mapping) -> bool:
+    return "kernel" in leaves and getattr(leaves["kernel"], "ndim", 0) == 2
+
+
+def _take_normaliser(weights: Mapping[str, np.ndarray], channels: int) -> tuple[dict, dict]:
+    """(the weights without the mean and the std of a normalising wrapper, these two by name).
+
+    ValueError unless both are there, or neither, each one value for all channels or one a channel
+    of images in [0, 1].
+    """
+    rest, found = dict(weights), {}
+    for name, value in weights.items():
+        if kind := NORMALISER.search(name):
+            del rest[name]
+            key = "mean" if kind["mean"] else "std"
+            low = value >= 0 if key == "mean" else value > 0
+            if key in found or value.size not in (1, channels) or not (low & (value <= 1)).all():
+                raise ValueError(
+                    f"{name} must be the one {key} of a normaliser of images in [0, 1], 1 or "
+                    f"{channels} values, but is {value.tolist()}"
+                )
+            found[key] = tuple(float(part) for part in value.ravel())
+    if len(found) == 1:
+        raise ValueError(f"the weights have the {[*found][0]} of a normaliser alone")
+    return rest, found
+
+
+def _check_floating(weights: Mapping[str, np.ndarray]) -> None:
+    """ValueError where weights stand for others, as quantised ones do."""
+    listed = [
+        f"{name} has dtype {weight.dtype}"
+        for name, weight in weights.items()
+        if name.rpartition(".")[2] in {leaf for leaf, _ in LEAVES}
+        and not (jnp.issubdtype(weight.dtype, jnp.floating) and weight.dtype.itemsize > 1)
+    ]
+    if listed:
+        raise ValueError(
+            f"{len(listed)} weights are no floating-point numbers of 16, 32 or 64 bits; save them "
+            "as float32, from before they were quantised\n  " + "\n  ".join(listed)
+        )
 
 
 def _published_name(module: str, collection: str, kind: str) -> str:
