@@ -54,6 +54,7 @@ on where it stopped when the same command is given again.
 
 import importlib
 import inspect
+import io
 import os
 import re
 import runpy
@@ -203,7 +204,7 @@ def join_processes(mode: str) -> None:
         )
     if jax.process_index() > 0:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 def fail(message: str) -> NoReturn:
@@ -255,4 +256,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the terminal's encoding lacks is escaped, as in stderr, and ends no finished run.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app.run(main, flags_parser=parse_flags)

@@ -55,7 +55,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="an evaluation's, with results.json")
     folder = parser.parse_args().folder.resolve()
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     headline = results["config"]["defense"]["purifier"]
     gradients = {row["attack"]: row["gradient"] for row in results["rows"] if row["gradient"]}
     nfe = {

@@ -15,7 +15,7 @@ from purify.defense import Defense
 from purify.jsonl import write_json
 from purify.locking import Lock
 from purify.networks import Classifier, Score
-from purify.paths import is_of_system, plain_spelling
+from purify.paths import is_of_system, plain_spelling, same_path
 from purify.types import PyTree
 
 # role -> the mode of main.py that makes its checkpoint
@@ -160,7 +160,7 @@ def _check_files(folder: Path) -> bool:
     if not (folder / HASHES).exists():
         return False
     try:
-        recorded = json.loads((folder / HASHES).read_text())
+        recorded = json.loads((folder / HASHES).read_text(encoding="utf-8"))
     except ValueError:
         raise ValueError(f"damaged: {HASHES}") from None
     found = _file_hashes(folder)
@@ -192,7 +192,7 @@ def claim(folder: Path, settings: Mapping) -> None:
 def read_settings(folder: Path) -> dict:
     path = folder / "settings.json"
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise ValueError(
             f"{path} is damaged; bring it back, or move {folder} elsewhere and make it anew"
@@ -214,13 +214,6 @@ def same_images(a: Mapping, b: Mapping) -> bool:
     if "images" in a and "images" in b:
         return a["images"] == b["images"]
     return same_path(a["data"]["path"], b["data"]["path"])
-
-
-def same_path(a: str, b: str) -> bool:
-    """Whether two spellings lead to the same file or folder; '' leads to none but itself."""
-    if not (a and b):
-        return a == b
-    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
 
 
 def differing_fields(old, new, prefix: str = "") -> list[str]:

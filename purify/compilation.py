@@ -74,7 +74,7 @@ def is_traced(*values: PyTree) -> bool:
 def _share_of_maps() -> float:
     """Memory maps of this process over those that it may have; 0 where that is not Linux's."""
     try:
-        limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text(encoding="utf-8"))
         return Path("/proc/self/maps").read_bytes().count(b"\n") / limit
     except OSError:
         return 0.0

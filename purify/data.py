@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +22,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from purify.builders import Digits8x8, FashionMnistIdx
+from purify.class_folders import find_classes
 from purify.image_io import (
-    ENCODINGS,
-    MAX_INTEGER,
+    MAX_CLASSES,
     check_shape,
-    image_files,
-    is_colour,
     load_npz,
-    read_image,
     take_images,
     take_integers,
     to_uint8,
 )
+from purify.messages import few, shown
+from purify.png_jpeg import ENCODINGS, is_colour, read_image
 from purify.random import check_seed
 
 CORRUPTED = "cifar10_corrupted"  # TFDS's name of CIFAR-10-C
@@ -69,14 +69,15 @@ def load(
         there on first use; the data sets of TFDS itself must have been.
       path: source of the data sets that have one (config.data.path): of `folder`, a folder
         <path>/<split>/<class>/*.png|jpg|jpeg; of `npz`, an archive of <split>_images (uint8, or
-        float in [0, 1], kept to 8 bits) and <split>_labels; of `fashion_mnist_idx`, a folder of IDX
-        files, by default where Debian's package puts them.
+        float in [0, 1], kept to 8 bits), <split>_labels from 0 and, where a class has no image in
+        any split, class_names; of `fashion_mnist_idx`, a folder of IDX files, by default where
+        Debian's package puts them.
 
     Raises FileNotFoundError for missing data and ValueError for an unknown name or split, an empty
-    slice, an unused path, and damaged data or images of different sizes.
+    slice, an unused path, classes that no image has, and damaged data or images of different sizes.
     """
     source = _source(name, data_dir, path)
-    parts = _positions(name, split, source.splits)
+    parts = _positions(name, split, source)
     records = itertools.chain.from_iterable(source.read(*part) for part in parts)
     return Dataset(*_stacked(records), source.class_names, name, split)
 
@@ -113,7 +114,7 @@ def places_by_key(split: str, size: int) -> np.ndarray:
 def members(name: str, split: str, **where) -> list[tuple[str, int]]:
     """(split without slice, position in it) of each image of `split`, in the order of load, whose
     other arguments are given by `where`: who an image is in all slices."""
-    parts = _positions(name, split, _source(name, **where).splits)
+    parts = _positions(name, split, _source(name, **where))
     return [(part, position) for part, range_ in parts for position in range_]
 
 
@@ -125,7 +126,7 @@ def published_positions(name: str, split: str, **where) -> list[int]:
     others it is taken to be the position in the split without slice.
     """
     source = _source(name, **where)
-    parts = _positions(name, split, source.splits)
+    parts = _positions(name, split, source)
     if source.ids is None:
         return [position for _, range_ in parts for position in range_]
     ids = [id_ for part, range_ in parts for id_ in source.ids(part, range_)]
@@ -159,6 +160,7 @@ class _Source:
     read: Callable[[str, Sequence[int]], Iterator[tuple[np.ndarray, int, str]]]
     # (split, positions) -> the images' ids, where the data set has them
     ids: Callable[[str, Sequence[int]], Iterator[str]] | None = None
+    left_out: str = ""  # what errors say of what is there, but in no split
 
 
 def _stacked(records: Iterable[tuple[np.ndarray, int, str]]) -> tuple[np.ndarray, np.ndarray]:
@@ -184,11 +186,11 @@ def _source(name: str, data_dir: str | Path | None, path: str | Path | None) -> 
     return DATASETS[name](name, os.path.expanduser(data_dir), path)
 
 
-def _positions(
-    name: str, split: str, splits: Mapping[str, tfds.core.SplitInfo]
-) -> list[tuple[str, range]]:
+def _positions(name: str, split: str, source: _Source) -> list[tuple[str, range]]:
     """TFDS's own reading of a split with slices: (split, positions) of at least one image."""
+    splits = source.splits
     sizes = ", ".join(f"{key} ({info.num_examples})" for key, info in splits.items())
+    sizes += source.left_out
     try:
         slices = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
     except Exception as error:  # TFDS raises ValueError, NotImplementedError, AssertionError
@@ -255,7 +257,7 @@ def _from_builder(builder: Any) -> _Source:
             ) from error
         except Exception as error:  # whatever the record reader makes of missing or damaged files
             raise ValueError(
-                f"{where} is damaged: delete that folder and prepare it anew"
+                f"{where} is damaged: move that folder away and prepare it anew"
             ) from error
 
     def read(split, positions):
@@ -319,78 +321,90 @@ def _existing(name: str, path: str | Path | None, form: str) -> Path:
         raise ValueError(f"config.data.path is not set: {name} needs {form}")
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"config.data.path '{path}' does not exist: {name} needs {form}")
+        raise FileNotFoundError(
+            f"config.data.path '{shown(path)}' does not exist: {name} needs {form}"
+        )
     return path
 
 
 def _folder(name: str, data_dir: str, path: str | Path | None) -> _Source:
-    """Labelled folders. Classes are those of all splits, sorted by name.
+    """Labelled folders, see `find_classes`.
 
-    Greyscale files among colour ones, as in Tiny ImageNet, get three equal channels. Files are
-    ordered by a hash of class and file name: fixed, but mixing the classes, so that a
-    slice of a split is a sample of it.
+    Greyscale files among colour ones, as in Tiny ImageNet, get three equal channels.
     """
     form = f"a folder <split>/<class>/*, files {', '.join(ENCODINGS)}"
     root = _existing(name, path, form)
-    splits = _subfolders(root)
-    classes = sorted({folder.name for split in splits for folder in _subfolders(split)})
-    files = {
-        split.name: sorted(
-            (
-                (file, label)
-                for label, folder in enumerate(classes)
-                if (split / folder).is_dir()
-                for file in image_files(split / folder)
-            ),
-            key=lambda item: hashlib.sha256(
-                f"{item[0].parent.name}/{item[0].name}".encode()
-            ).digest(),
-        )
-        for split in splits
-    }
-    if not any(files.values()):
-        raise ValueError(f"config.data.path '{root}' holds no such files: {name} needs {form}")
-
-    colour = any(is_colour(file) for listed in files.values() for file, _ in listed)
+    where = f"config.data.path '{shown(root)}'"
+    if not root.is_dir():
+        raise ValueError(f"{where} is no folder: {name} needs {form}")
+    found = find_classes(root, where)
+    left_out = found.left_out and f"; left out: {found.left_out}"
+    if not found.files:
+        raise ValueError(f"{where} holds no such files: {name} needs {form}{left_out}")
+    colour = any(is_colour(file) for listed in found.files.values() for file, _ in listed)
 
     def read(split, positions):
-        for file, label in (files[split][position] for position in positions):
-            where = f"config.data.path: '{file}'"
+        for file, label in (found.files[split][position] for position in positions):
+            where = f"config.data.path: '{shown(file)}'"
             image = read_image(file, where)
             yield np.repeat(image, 3 if colour and image.shape[-1] == 1 else 1, -1), label, where
 
-    return _Source(tuple(classes), _split_infos({s: len(f) for s, f in files.items()}), read)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(item for item in folder.iterdir() if item.is_dir() and item.name[0] != ".")
+    sizes = {split: len(files) for split, files in found.files.items()}
+    return _Source(found.names, _split_infos(sizes), read, left_out=left_out)
 
 
 def _npz(name: str, data_dir: str, path: str | Path | None) -> _Source:
-    """An .npz archive; there are as many classes as the highest label of any split asks for."""
+    """An .npz archive; its classes are those of all splits, see `_npz_classes`."""
     form = "an .npz archive of arrays <split>_images and <split>_labels"
     path = _existing(name, path, form)
-    where = f"config.data.path '{path}'"
+    where = f"config.data.path '{shown(path)}'"
     arrays = load_npz(path, where)
     splits = [key.removesuffix("_images") for key in arrays if key.endswith("_images")]
     if not splits:
         raise ValueError(f"{where} holds arrays [{', '.join(arrays)}]: {name} needs {form}")
     images = {split: take_images(arrays, f"{split}_images", where) for split in splits}
+    sizes = {split: len(array) for split, array in images.items()}
     labels = {
-        split: take_integers(arrays, f"{split}_labels", where, len(images[split]), MAX_INTEGER)
-        for split in splits
+        split: take_integers(arrays, f"{split}_labels", where, size, MAX_CLASSES - 1)
+        for split, size in sizes.items()
     }
-    num_classes = 1 + max(int(array.max()) for array in labels.values())
+    names = _npz_classes(arrays, np.unique(np.concatenate([*labels.values()])).tolist(), where)
 
     def read(split, positions):
         for position in positions:
             image = to_uint8(images[split][position])
             yield image, int(labels[split][position]), f"{where}: {split}_images"
 
-    sizes = {split: len(array) for split, array in images.items()}
-    return _Source(tuple(str(label) for label in range(num_classes)), _split_infos(sizes), read)
+    return _Source(names, _split_infos(sizes), read)
+
+
+def _npz_classes(
+    arrays: Mapping[str, np.ndarray], labels: list[int], where: str
+) -> tuple[str, ...]:
+    """The array class_names, or else the labels that some image has: int [n], sorted.
+
+    ValueError where numbers are left out between these, as labels such as 1 to 3 or 255 number no
+    classes.
+    """
+    count = labels[-1] + 1
+    if (names := arrays.get("class_names")) is not None:
+        texts = names.ravel().tolist() if names.dtype.kind == "U" else []
+        composed = [unicodedata.normalize("NFC", text) for text in texts]
+        if names.ndim != 1 or not count <= len(set(composed)) == len(names):
+            raise ValueError(
+                f"{where}: class_names is {names.dtype} {list(names.shape)}: give {count} or more "
+                "different texts, one for each label from 0"
+            )
+        return tuple(composed)
+    known = set(labels)
+    missing = [*itertools.islice((label for label in range(count) if label not in known), 4)]
+    if missing:
+        raise ValueError(
+            f"{where} has labels up to {labels[-1]}, but no image of label {few(missing)} in any "
+            "split: number the classes from 0 without gaps, or name all of them in an array "
+            "class_names"
+        )
+    return tuple(map(str, labels))
 
 
 DATASETS: dict[str, Callable[[str, str, str | Path | None], _Source]] = {

@@ -1,10 +1,8 @@
 """Images in and out: a folder of PNG and JPEG files, an .npy array or an .npz archive.
 
 Everything that can be wrong with the files is found on opening, before any computing starts.
-Reading gives pixels alone: metadata (EXIF, colour profiles) is neither applied nor kept.
 """
 
-import io
 import os
 import shutil
 import uuid
@@ -14,23 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from purify.messages import shown
+from purify.png_jpeg import ENCODINGS, encode_image, image_files, other_contents, read_image
 
 Shape = tuple[int, ...]  # (H, W, C)
 Writer = Callable[[Path, np.ndarray], None]  # (path, images): one of the _write_ functions
 
-# JPEG loses least at quality 100 with full-resolution colour; even so it loses something.
-_JPEG: dict[str, Any] = {"format": "JPEG", "quality": 100, "subsampling": 0}
-ENCODINGS: dict[str, dict[str, Any]] = {
-    ".png": {"format": "PNG"},
-    ".jpg": _JPEG,
-    ".jpeg": _JPEG,
-}  # by file suffix
-
 MAX_INTEGER = 2**31 - 1  # labels and dataset indices are int32
+MAX_CLASSES = 100_000  # a label beyond is a mistake, and a name for each up to it fills the memory
+CHANNELS = (1, 3)  # greyscale and RGB, as figures and files can show them
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +64,23 @@ def open_images(path: str | Path, output: str | Path, image_shape: Shape | None)
     """
     path, output = Path(path).expanduser(), Path(output).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"input '{path}' does not exist: give a folder, .npy or .npz file")
+        raise FileNotFoundError(
+            f"input '{shown(path)}' does not exist: give a folder, .npy or .npz file"
+        )
     kind = "folder" if path.is_dir() else path.suffix.lower()
     if kind not in READERS:
-        raise ValueError(f"input '{path}' is of no known kind: give one of {', '.join(READERS)}")
+        raise ValueError(
+            f"input '{shown(path)}' is of no known kind: give one of {', '.join(READERS)}"
+        )
     if kind != "folder" and output.suffix.lower() != kind:
-        raise ValueError(f"output '{output}' must end in {kind}, as the input '{path}' does")
+        raise ValueError(
+            f"output '{shown(output)}' must end in {kind}, as the input '{shown(path)}' does"
+        )
     _check_absent(output)
     if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
-        raise ValueError(f"output '{output}' needs a writable folder '{output.parent}': make it")
+        raise ValueError(
+            f"output '{shown(output)}' needs a writable folder '{shown(output.parent)}': make it"
+        )
     images, writer = READERS[kind](path, image_shape)
     return ImageSource(to_float(images), output, writer)
 
@@ -90,16 +91,16 @@ def load_labelled_npz(
     """Reads labelled, for example attacked, images from an .npz archive.
 
     The archive holds `images` uint8 or float [n, H, W, C] in [0, 1], integer `labels` [n] from 0
-    (below num_classes where given) and, optionally, integer `index` [n]: each image's own position
-    in its data set (default 0, 1, ...).
+    (below num_classes, by default MAX_CLASSES) and, optionally, integer `index` [n]: each image's
+    own position in its data set (default 0, 1, ...).
 
     Returns images float32 [n, H, W, C] in [0, 1], labels int32 [n], index int32 [n].
     Raises FileNotFoundError for a missing file, ValueError for anything else that does not fit.
     """
-    name = f"input '{path}'"
+    name = f"input '{shown(path)}'"
     arrays = load_npz(path, name)
     images = take_images(arrays, "images", name, image_shape)
-    highest = MAX_INTEGER if num_classes is None else num_classes - 1
+    highest = (num_classes or MAX_CLASSES) - 1
     labels = take_integers(arrays, "labels", name, len(images), highest)
     arrays.setdefault("index", np.arange(len(images)))
     index = take_integers(arrays, "index", name, len(images), MAX_INTEGER)
@@ -121,70 +122,25 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
 
 
-def read_image(file: Path | bytes, name: str) -> np.ndarray:
-    """Decodes a PNG or JPEG file, given by path or content, to uint8 [H, W, C], C in {1, 3}.
-
-    Raises ValueError, calling the file `name`, for a damaged file and for pixels that are not
-    8-bit greyscale or RGB (no palette, alpha or 16 bits: nothing is converted silently).
-    """
-    try:
-        source = io.BytesIO(file) if isinstance(file, bytes) else file
-        with Image.open(source, formats=("PNG", "JPEG")) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, zlib.error, ... for damage
-        raise ValueError(
-            f"{name} is no readable PNG or JPEG, or is cut short: replace it"
-        ) from error
-    if mode not in ("L", "RGB"):
-        raise ValueError(f"{name} has pixels of mode {mode}: convert it to 8-bit greyscale or RGB")
-    return pixels.reshape(*pixels.shape[:2], -1)
-
-
-def is_colour(file: Path) -> bool:
-    """Whether its header says colour; False for a file that cannot be read."""
-    try:
-        with Image.open(file, formats=("PNG", "JPEG")) as image:
-            return image.mode != "L"
-    except Exception:  # as in read_image, which says so
-        return False
-
-
-def encode_image(image: np.ndarray, suffix: str) -> bytes:
-    """Encodes uint8 [H, W, C], C in {1, 3}, as the file format of a suffix of ENCODINGS."""
-    buffer = io.BytesIO()
-    pixels = image[..., 0] if image.shape[-1] == 1 else image
-    Image.fromarray(pixels).save(buffer, **ENCODINGS[suffix])
-    return buffer.getvalue()
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder, sorted by name; hidden and other files are left out."""
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in ENCODINGS and not file.name.startswith(".") and file.is_file()
-    )
-
-
 def load_npz(path: str | Path, name: str) -> dict[str, np.ndarray]:
     """All arrays of an .npz archive; `name` is what errors call it.
 
-    Raises FileNotFoundError where there is none, ValueError where it is damaged or holds anything
-    but plain arrays (Python objects would be unpickled, which runs code).
+    Raises OSError where it is not there or cannot be read, ValueError where it is damaged or holds
+    anything but plain arrays (Python objects would be unpickled, which runs code).
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{name} does not exist: give an .npz file")
-    try:
-        # Opened here, as np.load leaves the file of a damaged archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise TypeError("a member that is no array")
-    except Exception as error:  # zip, zlib and numpy each raise their own kinds for damage
-        raise ValueError(
-            f"{name} is no .npz archive of plain arrays, or is damaged: save it anew"
-        ) from error
+    with path.open("rb") as file:  # np.load would leave the file of a damaged archive open
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise TypeError("a member that is no array")
+        except Exception as error:  # zip, zlib and numpy each raise their own kinds for damage
+            raise ValueError(
+                f"{name} is no .npz archive of plain arrays, or is damaged: save it anew"
+            ) from error
     return arrays
 
 
@@ -222,7 +178,8 @@ def _require(arrays: Mapping[str, np.ndarray], key: str, name: str) -> None:
 
 
 def check_images(images: np.ndarray, name: str, image_shape: Shape | None = None) -> None:
-    """Raises ValueError unless images is [n > 0, *image_shape], uint8 or float in [0, 1]."""
+    """Raises ValueError unless images is [n > 0, *image_shape], uint8 or float in [0, 1], of 1 or 3
+    channels."""
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise ValueError(f"{name} has dtype {images.dtype}: give uint8, or float in [0, 1]")
     if images.ndim != 4 or 0 in images.shape:
@@ -238,7 +195,14 @@ def check_images(images: np.ndarray, name: str, image_shape: Shape | None = None
 
 
 def check_shape(shape: Shape, name: str, expected: Shape | None) -> None:
-    """Raises ValueError where the shape (H, W, C) of an image is not the expected one."""
+    """Raises ValueError where an image's shape (H, W, C) is not the expected one, or its C none of
+    CHANNELS."""
+    if shape[-1] not in CHANNELS:
+        hint = "move its first axis last" if shape[0] in CHANNELS else "convert it"
+        raise ValueError(
+            f"{name} is {_size(shape)} (height x width x channels): allowed are 1 channel, "
+            f"greyscale, and 3, RGB; {hint}"
+        )
     if expected is not None and tuple(shape) != tuple(expected):
         raise ValueError(
             f"{name} is {_size(shape)}, expected {_size(expected)}: resize or convert it"
@@ -253,10 +217,13 @@ def _size(shape: Shape) -> str:
 def _read_folder(path: Path, image_shape: Shape | None) -> tuple[np.ndarray, Writer]:
     files = image_files(path)
     if not files:
-        raise ValueError(f"input '{path}' holds no {', '.join(ENCODINGS)} files: put images there")
+        raise ValueError(
+            f"input '{shown(path)}' holds no {', '.join(ENCODINGS)} files: it "
+            f"{other_contents(path)}"
+        )
     images = []
     for file in files:
-        name = f"input '{file}'"
+        name = f"input '{shown(file)}'"
         images.append(read_image(file, name))
         check_shape(images[-1].shape, name, image_shape or images[0].shape)
     return np.stack(images), partial(_write_folder, [file.name for file in files])
@@ -269,12 +236,14 @@ def _write_folder(names: list[str], path: Path, images: np.ndarray) -> None:
 
 
 def _read_npy(path: Path, image_shape: Shape | None) -> tuple[np.ndarray, Writer]:
-    name = f"input '{path}'"
-    try:
-        with path.open("rb") as file:
+    name = f"input '{shown(path)}'"
+    with path.open("rb") as file:
+        try:
             array = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # numpy raises ValueError, EOFError, OSError, ... for damage
-        raise ValueError(f"{name} is no plain .npy array, or is damaged: save it anew") from error
+        except Exception as error:  # numpy raises ValueError, EOFError, OSError, ... for damage
+            raise ValueError(
+                f"{name} is no plain .npy array, or is damaged: save it anew"
+            ) from error
     check_images(array, name, image_shape)
     return array, partial(_write_npy, array.dtype)
 
@@ -285,7 +254,7 @@ def _write_npy(dtype: np.dtype, path: Path, images: np.ndarray) -> None:
 
 
 def _read_npz(path: Path, image_shape: Shape | None) -> tuple[np.ndarray, Writer]:
-    name = f"input '{path}'"
+    name = f"input '{shown(path)}'"
     arrays = load_npz(path, name)
     return take_images(arrays, "images", name, image_shape), partial(_write_npz, arrays)
 
@@ -307,7 +276,9 @@ READERS = {"folder": _read_folder, ".npy": _read_npy, ".npz": _read_npz}
 
 def _check_absent(output: Path) -> None:
     if os.path.lexists(output):
-        raise ValueError(f"output '{output}' exists already: name a new path or remove it")
+        raise ValueError(
+            f"output '{shown(output)}' exists already: name a new path or move it away"
+        )
 
 
 @contextmanager

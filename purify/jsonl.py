@@ -32,7 +32,7 @@ def read_lines(path: Path, *, repair: bool = False) -> list[dict]:
 
 def append_lines(path: Path, records: Iterable[dict]) -> None:
     """Append the records in one write and force them to disk."""
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(_lines(records))
         file.flush()
         os.fsync(file.fileno())
@@ -53,7 +53,8 @@ def _lines(records: Iterable[dict]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write the file whole or not at all."""
+    """Write the file whole or not at all, in UTF-8 whatever the locale; what it cannot encode, as
+    in file names that are no text, is escaped."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)

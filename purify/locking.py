@@ -29,7 +29,7 @@ class Lock:
         if not parallel.is_first_process():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / NAME, "a+")
+        file = open(folder / NAME, "a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # the only way in which flock says that another has it

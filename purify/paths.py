@@ -39,6 +39,13 @@ def _links() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="purify-")
 
 
+def same_path(a: str, b: str) -> bool:
+    """Whether two spellings lead to the same file or folder; '' leads to none but itself."""
+    if not (a and b):
+        return a == b
+    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
+
+
 def is_of_system(error: BaseException) -> bool:
     """Whether an error while reading a file says that the system did not let us (no rights, too
     many open files, no memory, a disk that fails), and so nothing about what is in the file.

@@ -269,7 +269,8 @@ def run_training(
 
 
 def _training_data(role: str, cfg, options: TrainOptions) -> data.Dataset:
-    """The training split; ValueError where batches cannot be made of it or split over devices."""
+    """The training split; ValueError where batches cannot be made of it or split over devices, or
+    a classifier has nothing to tell apart."""
     field = f"config.{role}.train.batch_size"
     parallel.check_batch_size(field, options.batch_size)
     if options.accumulate > 1:
@@ -279,5 +280,10 @@ def _training_data(role: str, cfg, options: TrainOptions) -> data.Dataset:
         raise ValueError(
             f"{field}={options.batch_size} exceeds the {len(dataset.labels)} images of {cfg.name} "
             f"{cfg.train_split!r}"
+        )
+    if role == "classifier" and len(seen := np.unique(dataset.labels)) < 2:
+        raise ValueError(
+            f"{cfg.name} {cfg.train_split!r} has images of the class "
+            f"{dataset.class_names[seen[0]]!r} alone: a classifier needs two classes or more"
         )
     return dataset

@@ -1,11 +1,13 @@
 """Data sets: names, splits and slices, own TFDS builders, folders, archives, batches."""
 
 import gzip
+import hashlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from purify.builders.fashion_mnist_idx import (
     idx_file,
     read_idx,
 )
-from purify.image_io import encode_image
+from purify.png_jpeg import encode_image
 
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR10 = ROOT.parent / "shared/data/tfds"
@@ -209,7 +211,7 @@ def test_a_damaged_prepared_copy_is_named(tmp_path):
     (shard,) = folder.glob("*test*array_record*")
     shard.write_bytes(shard.read_bytes()[:1000])
     message = error_of("digits8x8", "test", data_dir=tmp_path)
-    assert f"digits8x8 in '{folder}' is damaged: delete" in message
+    assert f"digits8x8 in '{folder}' is damaged: move that folder away" in message
 
 
 # Names and splits
@@ -532,6 +534,197 @@ def test_folder_images_of_another_size_or_damaged_are_named(tmp_path):
     assert f"'{odd}'" in error_of("folder", "train", path=tmp_path)
 
 
+def load_folder(root: Path, split: str = "train") -> list[tuple[int, str]]:
+    """(grey value, class) of each image, sorted."""
+    loaded = data.load("folder", split, path=root)
+    values = loaded.images[:, 0, 0, 0].tolist()
+    return sorted(zip(values, (loaded.class_names[i] for i in loaded.labels), strict=True))
+
+
+def test_classes_that_are_numbers_are_in_order_of_number(tmp_path):
+    counts = {f"{split}/{number}": 1 for split in ("train", "test") for number in range(12)}
+    del counts["test/7"]
+    write_folder(tmp_path, counts)
+    loaded = data.load("folder", "train", path=tmp_path)
+    assert loaded.class_names == tuple(map(str, range(12)))
+    np.testing.assert_array_equal(loaded.images[:, 0, 0, 0] // 10, loaded.labels)
+    # A name that is no number: all are texts, as ever.
+    write_folder(tmp_path, {"train/x": 1})
+    names = data.load("folder", "train", path=tmp_path).class_names
+    assert names == ("0", "1", "10", "11", *"23456789", "x")
+
+
+def test_two_spellings_of_a_number_are_refused(tmp_path):
+    write_folder(tmp_path, {"train/01": 1, "train/10": 1, "test/1": 1, "test/10": 1})
+    message = error_of("folder", "train", path=tmp_path)
+    assert "'01' and '1', the same number" in message or "'1' and '01', the same number" in message
+
+
+FOREIGN = {
+    "folders of an archiver": ["__MACOSX/train/._cat", "train/__MACOSX/x", "__MACOSX/images"],
+    "hidden folders": [".git/objects", "train/.ipynb_checkpoints"],
+    "an empty folder": ["aardvark"],
+    "an empty split": ["aardvark/cat", "aardvark/bee"],
+    "the results of runs": ["runs/digits/score/events", "runs/digits/figures"],
+    "images one level too deep": ["raw/bee/images"],
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_folders_are_no_classes_and_no_splits(tmp_path, kind):
+    write_folder(tmp_path, {"train/cat": 2, "train/dog": 1, "test/dog": 1})
+    for folder in FOREIGN[kind]:
+        (tmp_path / folder).mkdir(parents=True)
+        if folder.count("/") > 1 or "." in folder or "MACOSX" in folder:
+            Image.new("RGB", (4, 4)).save(tmp_path / folder / "figure.png")
+    (tmp_path / "README.md").write_text("about the cats")
+    for name in (".DS_Store", "Thumbs.db"):
+        (tmp_path / "train" / name).write_bytes(b"?")
+    loaded = data.load("folder", "train", path=tmp_path)
+    assert loaded.class_names == ("cat", "dog")
+    assert load_folder(tmp_path) == [(0, "cat"), (1, "cat"), (10, "dog")]
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("raw/cat/images", "'raw/cat' holds folders (images), but images must lie in it directly"),
+        ("raw/cat/a.bmp", "'raw/cat' holds .bmp files only: convert images to PNG"),
+        ("raw/cat.png", "'raw' has no folders of classes"),
+    ],
+)
+def test_a_folder_that_is_left_out_is_named_when_asked_for(tmp_path, given, said):
+    write_folder(tmp_path, {"train/cat": 1, "train/dog": 1})
+    path = tmp_path / given
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"?") if path.suffix else path.mkdir()
+    message = error_of("folder", "raw", path=tmp_path)
+    assert "it has train (2)" in message and said in message
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("train/bird", "'train/bird' holds no images"),
+        ("train/bird/Thumbs.db", "'train/bird' holds .db files only"),
+        ("test/bird/a.bmp", "'test/bird' holds .bmp files only: convert"),
+        ("train/bird/images/a.png", "'train/bird' holds folders (images)"),
+    ],
+)
+def test_a_class_without_images_in_any_split_is_refused_with_what_it_holds(tmp_path, given, said):
+    write_folder(tmp_path, {"train/cat": 1, "train/dog": 1, "test/dog": 1})
+    path = tmp_path / given
+    (path.parent if path.suffix else path).mkdir(parents=True)
+    if path.suffix:
+        path.write_bytes(b"?")
+    message = error_of("folder", "train", path=tmp_path)
+    assert f"'{tmp_path}' has classes without images in any split: {said}" in message
+
+
+def test_a_class_may_lack_images_in_one_split(tmp_path):
+    write_folder(tmp_path, {"train/cat": 1, "train/dog": 1, "test/dog": 1, "test/emu": 1})
+    (tmp_path / "test/cat").mkdir()
+    assert data.load("folder", "test", path=tmp_path).class_names == ("cat", "dog", "emu")
+    assert load_folder(tmp_path, "test") == [(20, "dog"), (30, "emu")]
+
+
+def test_images_that_are_not_sorted_into_classes_do_not_shift_labels(tmp_path):
+    """Tiny ImageNet's val/images, and pictures of other things beside the splits."""
+    write_folder(tmp_path, {"train/cat": 1, "train/n2": 1, "test/n2": 1, "val/images": 1})
+    message = error_of("folder", "train", path=tmp_path)
+    assert "'val' (images)" in message and "'train' (cat, n2)" in message
+    assert "move away what is no split" in message
+
+
+def test_folders_of_classes_may_be_links_but_not_to_nothing(tmp_path):
+    write_folder(tmp_path, {"elsewhere/a": 1, "data/train/cat": 1})
+    (tmp_path / "data/train/ant").symlink_to(tmp_path / "elsewhere/a")
+    assert load_folder(tmp_path / "data") == [(0, "ant"), (10, "cat")]
+    (tmp_path / "data/train/ape").symlink_to("unmounted")
+    message = error_of("folder", "train", path=tmp_path / "data")
+    assert f"'{tmp_path}/data/train/ape' is a link to nothing" in message
+
+
+def test_names_that_are_no_utf_8_are_read_and_named(tmp_path):
+    write_folder(tmp_path, {"train/a": 2, "train/b": 1})
+    odd = os.fsencode(tmp_path) + b"/train/caf\xe9"
+    os.rename(tmp_path / "train/a", odd)
+    os.rename(odd + b"/1.png", odd + b"/\xfc.png")
+    assert load_folder(tmp_path) == [(0, "caf\\xe9"), (1, "caf\\xe9"), (10, "b")]
+    with open(odd + b"/\xfc.png", "wb") as file:
+        file.write(b"no image")
+    message = error_of("folder", "train", path=tmp_path)
+    assert f"'{tmp_path}/train/caf\\xe9/\\xfc.png' is no readable" in message
+
+
+def spelled(name: str, form: str, root: Path, count: int, value: int) -> None:
+    """`count` images of that value in a new class folder, its name in a normal form of Unicode."""
+    folder = root / unicodedata.normalize(form, name)
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(np.full((4, 4), value + i, np.uint8)).save(folder / f"{i}.png")
+
+
+def test_composed_and_decomposed_accents_are_one_class(tmp_path):
+    spelled("été", "NFC", tmp_path / "train", 1, 0)
+    spelled("été", "NFD", tmp_path / "train", 1, 5)
+    spelled("été", "NFD", tmp_path / "test", 1, 7)
+    spelled("hiver", "NFC", tmp_path / "train", 1, 10)
+    names = data.load("folder", "train", path=tmp_path).class_names
+    assert sorted(names) == ["hiver", unicodedata.normalize("NFC", "été")]
+    assert [name[0] for _, name in load_folder(tmp_path)] == [*"éé", "h"]
+    assert [name[0] for _, name in load_folder(tmp_path, "test")] == ["é"]
+
+
+@pytest.mark.parametrize("form, first", [("NFC", "hiver"), ("NFD", "été")])
+def test_labels_and_order_of_accented_names_stay_those_of_their_spelling(tmp_path, form, first):
+    spelled("été", form, tmp_path / "train", 9, 0)
+    spelled("hiver", form, tmp_path / "train", 9, 10)
+    loaded = data.load("folder", "train", path=tmp_path)
+    assert loaded.class_names[0] == unicodedata.normalize("NFC", first)
+    names = [
+        f"{unicodedata.normalize(form, c)}/{i}.png" for c in ("été", "hiver") for i in range(9)
+    ]
+    order = sorted(range(18), key=lambda i: hashlib.sha256(names[i].encode("utf-8")).digest())
+    assert loaded.images[:, 0, 0, 0].tolist() == [i if i < 9 else i + 1 for i in order]
+
+
+def test_folders_are_the_same_data_set_in_every_locale(tmp_path):
+    for value, name in enumerate(("été", "hiver", "łódź", "雪")):
+        spelled(name, "NFC", tmp_path / "train", 3, 10 * value)
+    code = (
+        "import sys; from purify import data; d = data.load('folder', 'train', path=sys.argv[1]);"
+        "print(ascii((d.class_names, d.labels.tolist(), d.images[:, 0, 0, 0].tolist())))"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=ROOT,
+        env={**os.environ, **ascii_only},
+        capture_output=True,
+        text=True,
+    )
+    here = data.load("folder", "train", path=tmp_path)
+    expected = here.class_names, here.labels.tolist(), here.images[:, 0, 0, 0].tolist()
+    assert result.stdout == ascii(expected) + "\n", result.stderr
+
+
+def test_kinds_of_files_that_are_refused_are_named_in_folders_too(tmp_path):
+    write_folder(tmp_path, {"train/a": 1}, shape=(8, 8))
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.new("L", (8, 8)).save(tmp_path / "train/a/b.jpg", exif=turned)
+    message = error_of("folder", "train", path=tmp_path)
+    assert "b.jpg' is to be turned for viewing (EXIF orientation 6)" in message
+
+
+def test_grey_files_of_other_depths_do_not_make_a_data_set_coloured(tmp_path):
+    write_folder(tmp_path, {"train/a": 1, "test/a": 1}, shape=(4, 4))
+    Image.new("I;16", (4, 4)).save(tmp_path / "test/a/deep.png")
+    Image.new("1", (4, 4)).save(tmp_path / "train/a/bits.png")
+    assert data.load("folder", "train", path=tmp_path).images.shape == (2, 4, 4, 1)
+
+
 def test_folder_without_images_shows_the_layout(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "flat.png")
     message = error_of("folder", "train", path=tmp_path)
@@ -573,6 +766,25 @@ LABELS = np.arange(4)
         ({"train_images": IMAGES[..., 0], "train_labels": LABELS}, "[n, H, W, C]"),
         ({"train_images": IMAGES + 2.0, "train_labels": LABELS}, "from 2.0 to 2.0"),
         ({"train_images": IMAGES.astype(int), "train_labels": LABELS}, "int64"),
+        ({"train_images": IMAGES[..., :2], "train_labels": LABELS}, "8x8x2"),
+        ({"train_images": IMAGES.repeat(2, -1), "train_labels": LABELS}, "8x8x6"),
+        ({"train_images": IMAGES.transpose(0, 3, 1, 2), "train_labels": LABELS}, "first axis last"),
+        ({"train_images": IMAGES, "train_labels": LABELS + 1}, "no image of label 0 in any split"),
+        ({"train_images": IMAGES, "train_labels": [0, 1, 9, 7]}, "no image of label 2, 3, 4, ..."),
+        ({"train_images": IMAGES, "train_labels": [0, 1, 2, 255]}, "labels up to 255"),
+        ({"train_images": IMAGES, "train_labels": [0, 1, 2, 2_000_000_000]}, "allowed are 0 to"),
+        (
+            {"train_images": IMAGES, "train_labels": LABELS, "class_names": [*"abc"]},
+            "give 4 or more different texts",
+        ),
+        (
+            {"train_images": IMAGES, "train_labels": LABELS, "class_names": [*"abca"]},
+            "give 4 or more different texts",
+        ),
+        (
+            {"train_images": IMAGES, "train_labels": LABELS, "class_names": [*range(4)]},
+            "give 4 or more different texts",
+        ),
         ({"train_images": IMAGES, "train_labels": np.array([{}] * 4)}, "plain arrays"),
     ],
 )
@@ -580,6 +792,17 @@ def test_wrong_npz_arrays_are_explained(tmp_path, arrays, words):
     np.savez(tmp_path / "a.npz", **arrays)
     message = error_of("npz", "train", path=tmp_path / "a.npz")
     assert f"config.data.path '{tmp_path / 'a.npz'}'" in message and words in message
+
+
+def test_npz_classes_may_lack_images_in_one_split_or_be_named(tmp_path):
+    arrays = {"train_images": IMAGES, "train_labels": LABELS}
+    np.savez(tmp_path / "a.npz", **arrays, test_images=IMAGES[:2], test_labels=[3, 1])
+    loaded = data.load("npz", "test", path=tmp_path / "a.npz")
+    assert loaded.class_names == tuple("0123") and loaded.labels.tolist() == [3, 1]
+    named = {"test_images": IMAGES[:2], "test_labels": [3, 1], "class_names": ["a", "b", "c", "d"]}
+    np.savez(tmp_path / "b.npz", **named)
+    loaded = data.load("npz", "test", path=tmp_path / "b.npz")
+    assert loaded.class_names == tuple("abcd") and loaded.labels.tolist() == [3, 1]
 
 
 def test_splits_of_one_data_set_have_one_image_size(tmp_path):

@@ -3,7 +3,9 @@
 import io
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -150,12 +152,139 @@ def test_greyscale_and_rgb_are_not_confused(tmp_path):
     assert "6x5x3 RGB, expected 6x5x1 greyscale" in error_opening(colour, shape=GREY)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "1"])
+def test_a_folder_of_other_files_says_what_it_holds(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.bmp").write_bytes(b"BM")
+    assert ".bmp files only: convert images to PNG" in error_opening(tmp_path / "in")
+    (tmp_path / "in/deeper").mkdir()
+    assert "folders (deeper), but images must lie in it" in error_opening(tmp_path / "in")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK"])
 def test_other_kinds_of_pixels_are_refused(tmp_path, mode):
     (tmp_path / "in").mkdir()
-    Image.new(mode, (5, 6)).save(tmp_path / "in/a.png")
+    Image.new(mode, (5, 6)).save(tmp_path / f"in/a.{'jpg' if mode == 'CMYK' else 'png'}")
     message = error_opening(tmp_path / "in")
     assert f"mode {mode}" in message and "8-bit greyscale or RGB" in message
+
+
+def png(bits: int, colour: int, rows: list[bytes], *, before=(), after=()) -> bytes:
+    """A PNG file of 4 pixels a row; before, after: more chunks (type, content), by their place."""
+    header = struct.pack(">IIBBBBB", 4, len(rows), bits, colour, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = [(b"IHDR", header), *before, (b"IDAT", pixels), *after, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+def write_one(tmp_path: Path, content: bytes, suffix: str = "png") -> Path:
+    """A folder with one file a.<suffix> of that content."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / f"in/a.{suffix}").write_bytes(content)
+    return tmp_path / "in"
+
+
+def encoded(form: str, **options) -> bytes:
+    """Colour of 4 x 4 pixels in a form of file, with these options of Pillow's."""
+    file = io.BytesIO()
+    Image.fromarray(random_uint8(1, (4, 4, 3))[0]).save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("colour, channels", [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_a_channel_are_refused(tmp_path, colour, channels):
+    """Of which Pillow would keep the high bytes of RGB without a word."""
+    path = write_one(tmp_path, png(16, colour, [bytes(range(8 * channels))] * 4))
+    message = error_opening(path, shape=(4, 4, 3 if colour == 2 else 1))
+    assert "a.png' has 16 bits a channel: convert it to 8" in message
+
+
+@pytest.mark.parametrize(
+    "bits, row, expected",
+    [(1, b"\xb0", [255, 0, 255, 255]), (2, b"\x1b", [0, 85, 170, 255]), (4, b"\x1f\xa0", None)],
+)
+def test_greyscale_of_fewer_bits_fills_the_range(tmp_path, bits, row, expected):
+    images = open_images(
+        write_one(tmp_path, png(bits, 0, [row])), tmp_path / "out", (1, 4, 1)
+    ).images
+    np.testing.assert_array_equal(to_uint8(images).ravel(), expected or [17, 255, 170, 0])
+
+
+@pytest.mark.parametrize("form", ["PNG", "PNG with another first picture", "MPO"])
+def test_a_file_of_several_frames_is_refused(tmp_path, form):
+    frames = [Image.new("RGB", (4, 4), (value, 0, 0)) for value in (50, 150)]
+    kind, hidden = form.split()[0], {"default_image": True} if "first" in form else {}
+    content = encoded(kind, save_all=True, append_images=frames[: 1 + bool(hidden)], **hidden)
+    path = write_one(tmp_path, content, "jpg" if kind == "MPO" else "png")
+    message = error_opening(path, shape=(4, 4, 3))
+    assert "frames: save the one that is meant" in message and f"'{path}/a." in message
+
+
+@pytest.mark.parametrize("colour, colours", [(0, b"\0\7"), (2, b"\0\7\0\7\0\7")])
+def test_a_transparent_colour_is_refused(tmp_path, colour, colours):
+    rows = [b"\7" * 4 * (3 if colour else 1)] * 4
+    path = write_one(tmp_path, png(8, colour, rows, before=[(b"tRNS", colours)]))
+    message = error_opening(path, shape=(4, 4, 3 if colour else 1))
+    assert "has a transparent colour: save it without" in message
+
+
+def exif(orientation: int) -> bytes:
+    """EXIF, of that tag alone, without the marker that JPEG files have before it."""
+    return b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHIHHI", 0x112, 3, 1, orientation, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("where", ["JPEG", "PNG", "PNG, after its pixels"])
+def test_a_picture_that_viewers_turn_is_refused(tmp_path, where, orientation):
+    place = "after" if "after" in where else "before"
+    content = png(8, 2, [bytes(range(12))] * 4, **{place: [(b"eXIf", exif(orientation))]})
+    if where == "JPEG":
+        content = encoded("JPEG", exif=b"Exif\0\0" + exif(orientation))
+    path = write_one(tmp_path, content, where[:3].lower().replace("jpe", "jpg"))
+    message = error_opening(path, shape=(4, 4, 3))
+    assert f"EXIF orientation {orientation}" in message and "save it upright" in message
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"eXIf", exif(1)),
+        (b"eXIf", exif(0)),
+        (b"eXIf", exif(9)),
+        (b"eXIf", b"damaged"),
+        (b"gAMA", struct.pack(">I", 100_000)),
+        (b"iCCP", b"profile\0\0" + zlib.compress(b"a profile")),
+    ],
+)
+def test_metadata_that_leave_the_picture_as_it_is_are_passed_over(tmp_path, chunk):
+    rows = [bytes(range(12 * i, 12 * i + 12)) for i in range(4)]
+    path = write_one(tmp_path, png(8, 2, rows, before=[chunk]))
+    images = open_images(path, tmp_path / "out", (4, 4, 3)).images
+    np.testing.assert_array_equal(to_uint8(images).ravel(), np.arange(48))
+
+
+def test_an_image_that_is_a_link_to_nothing_is_named(tmp_path):
+    path = write_folder(tmp_path / "in", a_png=random_uint8(1)[0])
+    (path / "b.png").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=f"{path}/b.png"):
+        open_images(path, tmp_path / "out", RGB)
+
+
+def test_names_that_are_no_utf_8_are_kept_and_named_in_errors(tmp_path):
+    path = write_folder(tmp_path / "in", a_png=random_uint8(1)[0])
+    odd = os.fsencode(path) + b"/caf\xe9.png"
+    os.rename(path / "a.png", odd)
+    source = open_images(path, tmp_path / "out", RGB)
+    source.write(source.images)
+    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"caf\xe9.png"]
+    with open(odd, "wb") as file:
+        file.write(b"no image")
+    assert f"'{path}/caf\\xe9.png' is no readable" in error_opening(path)
 
 
 # Arrays
@@ -190,6 +319,24 @@ def test_arrays_keep_their_form_and_dtype(tmp_path, suffix, dtype):
     assert written.dtype == np.dtype(dtype)
     expected = np.rint(purified * 255) if dtype == "uint8" else purified.astype(dtype)
     np.testing.assert_array_equal(written, expected)
+
+
+def test_channels_other_than_grey_and_rgb_are_refused_whatever_the_networks(tmp_path):
+    for channels in (2, 4):
+        np.save(tmp_path / "a.npy", random_float(2, (6, 5, channels)))
+        message = error_opening(tmp_path / "a.npy", shape=(6, 5, channels))
+        assert f"is 6x5x{channels}" in message and "1 channel, greyscale, and 3, RGB" in message
+        np.savez(tmp_path / "a.npz", images=np.load(tmp_path / "a.npy"), labels=[0, 1])
+        assert message.split("images ")[-1].split(" is ")[-1] in error_of(
+            load_labelled_npz, tmp_path / "a.npz", (6, 5, channels)
+        )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_in_the_first_place_get_a_hint(tmp_path, channels):
+    np.save(tmp_path / "a.npy", random_float(2, (channels, 6, 5)))
+    message = error_opening(tmp_path / "a.npy", shape=(6, 5, channels))
+    assert f"is {channels}x6x5 " in message and "move its first axis last" in message
 
 
 FLOATS = random_float(2)
@@ -228,6 +375,11 @@ def test_an_archive_without_images_lists_what_it_holds(tmp_path):
 class Bomb:
     def __reduce__(self):
         return (os.mkdir, ("unpickled",))
+
+
+def test_a_folder_given_as_an_archive_is_not_called_damaged(tmp_path):
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        load_labelled_npz(tmp_path, RGB)
 
 
 def write_damaged(path: Path, damage: str) -> None:
@@ -415,6 +567,12 @@ def test_labelled_images_with_and_without_index(tmp_path):
     loaded, labels, index = load_labelled_npz(tmp_path / "b.npz", RGB)
     np.testing.assert_array_equal(loaded, FLOATS)
     assert labels.tolist() == [0, 9] and index.tolist() == [70, 7]
+
+
+def test_labels_that_would_be_names_of_billions_of_classes_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=FLOATS, labels=[0, 2_000_000_000])
+    message = error_of(load_labelled_npz, tmp_path / "a.npz", RGB)
+    assert "labels has values from 0 to 2000000000" in message
 
 
 @pytest.mark.parametrize(

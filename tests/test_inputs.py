@@ -16,14 +16,14 @@ from purify.checkpoint import (
     claim,
     differing_settings,
     read_settings,
-    same_path,
 )
 from purify.evals import certify, gradient_health, purify_files, robust, sample
 from purify.evals.classes import check_same, meaning
 from purify.evals.compare import compare, read_run
 from purify.evals.inputs import load_inputs, network_runs
 from purify.evals.store import folder_of
-from purify.image_io import encode_image
+from purify.paths import same_path
+from purify.png_jpeg import encode_image
 
 ANIMALS = ("cat", "dog", "frog")
 SHADES = dict(zip(ANIMALS, (40, 120, 210), strict=True))

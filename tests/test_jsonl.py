@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +81,23 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, write):
     text = path.read_text()
     assert [json.loads(text)] == [new] if write is write_json else read_lines(path) == new
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_texts_are_utf_8_in_every_locale_and_names_that_are_no_text_are_escaped(tmp_path):
+    code = r"""
+import pathlib, runpy, sys
+jsonl, folder = runpy.run_path("purify/jsonl.py"), pathlib.Path(sys.argv[1])
+jsonl["write_text"](folder / "text", "caf\xe9 \u2264 \udce9")
+jsonl["append_lines"](folder / "lines", [{"a": "\u2264"}, {"a": "\udce9"}])
+"""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, **ascii_only},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "text").read_bytes() == b"caf\xc3\xa9 \xe2\x89\xa4 \\udce9"
+    assert read_lines(tmp_path / "lines") == [{"a": "≤"}, {"a": "\udce9"}]

@@ -65,6 +65,31 @@ def test_library_code_takes_no_config_and_no_flags():
             assert not top(imports(file)) & {"ml_collections", "absl", "configs"}, file
 
 
+def encoding_is_left_to_the_locale(call: ast.Call) -> bool:
+    """Whether a call reads or writes text and does not say in which encoding."""
+    is_method = isinstance(call.func, ast.Attribute)
+    name = call.func.attr if is_method else getattr(call.func, "id", "")
+    words = {word.arg: word.value for word in call.keywords}
+    modes = [*call.args[0 if is_method else 1 :], words.get("mode"), ast.Constant("r")]
+    mode = next(mode for mode in modes if mode)
+    of_text = {  # the one argument of Image.open is no mode
+        "open": isinstance(mode, ast.Constant) and "b" not in str(mode.value),
+        "read_text": is_method,
+        "write_text": is_method,
+    }
+    return (of_text.get(name, False) or "text" in words) and "encoding" not in words
+
+
+@pytest.mark.parametrize("folder", ["purify", "attacks", "configs", "main.py"])
+def test_texts_have_an_encoding_that_no_locale_decides(folder):
+    for file in files(folder) if (ROOT / folder).is_dir() else [ROOT / folder]:
+        calls = (
+            node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
+        )
+        lines = [call.lineno for call in calls if encoding_is_left_to_the_locale(call)]
+        assert not lines, f"{file}: give encoding= in line {lines}"
+
+
 def test_networks_live_behind_their_wrappers():
     """Flax Linen is confined to the networks, the two wrappers and training."""
     allowed = {"networks.py", "train.py", "train_classifier.py", "train_score.py"}

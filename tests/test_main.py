@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -151,6 +152,15 @@ def test_purify_writes_the_same_form_back(trained, tmp_path):
     assert [file.name for file in files] == [f"{i}.png" for i in range(6)]
     from_folder = np.stack([np.asarray(Image.open(file)) for file in files])[..., None]
     np.testing.assert_array_equal(from_folder, purified)
+
+
+def test_an_output_whose_name_is_no_utf_8_is_written_and_told(trained, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+    np.save(tmp_path / "in.npy", images)
+    output = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.npy")
+    result = trained.main("--mode=purify", f"--input={tmp_path}/in.npy", f"--output={output}")
+    assert (result.returncode, os.path.exists(output)) == (0, True), result.stderr
+    assert "wrote 2 purified images" in result.stdout and "caf" in result.stdout
 
 
 def test_the_readme_library_lines_run(trained):

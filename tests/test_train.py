@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from purify import data, models, train_score
+from purify import data, models, train_classifier, train_score
 from purify.checkpoint import Checkpoints, load_score, weight_hash
 from purify.jsonl import read_lines
 from purify.networks import Classifier, Score
@@ -590,6 +590,18 @@ def test_a_wrong_config_is_refused_before_anything_is_written(tmp_path, tfds_dir
     with pytest.raises(ValueError, match=message):
         train_score.run(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_classifier_is_refused_images_of_one_class(tmp_path, tfds_dir):
+    config = small_config(tfds_dir)
+    images, labels = np.zeros((8, 8, 8, 1), np.uint8), np.zeros(8, int)
+    others = {"test_images": images[:2], "test_labels": [1, 0]}
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels, **others)
+    config.data.update(name="npz", path=str(tmp_path / "a.npz"))
+    config.classifier.train.batch_size = 8
+    with pytest.raises(ValueError, match="npz 'train' has images of the class '0' alone"):
+        train_classifier.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_option_that_does_not_exist_lists_those_there_are(tmp_path, tfds_dir):

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
-from purify.image_io import encode_image
+from purify.png_jpeg import encode_image
 
 SPLIT_SEED = 0
 

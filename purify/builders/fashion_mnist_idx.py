@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from purify.image_io import encode_image
 from purify.paths import is_of_system
+from purify.png_jpeg import encode_image
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 FILES = {  # split: images, labels

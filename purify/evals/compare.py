@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from purify.checkpoint import differing_settings, read_settings, same_path
+from purify.checkpoint import differing_settings, read_settings
 from purify.evals.results import pair
 from purify.evals.store import read_records
 from purify.evals.terminal import empty_table, print_wide
 from purify.jsonl import write_json
+from purify.paths import same_path
 
 
 class Run(NamedTuple):

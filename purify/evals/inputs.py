@@ -14,7 +14,6 @@ from purify.checkpoint import (
     load_classifier,
     load_score,
     read_settings,
-    same_path,
     weight_hash,
 )
 from purify.defense import Defense
@@ -24,6 +23,7 @@ from purify.evals.evaluation import Evaluation
 from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
 from purify.networks import Score
+from purify.paths import same_path
 from purify.random import check_seed
 
 _IMAGES = ("images", "labels", "indices")

@@ -190,7 +190,7 @@ def provenance() -> dict:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         return result.stdout.strip() if result.returncode == 0 else ""
 
     try:
@@ -215,7 +215,7 @@ def _processor() -> str:
     if device.platform != "cpu":
         return f"{jax.device_count()} x {device.device_kind}"
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

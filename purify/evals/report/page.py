@@ -65,7 +65,7 @@ def render(runs: Sequence[Run], points: Sequence[Run] = ()) -> str:
 
     points: more evaluations under attack, of which only curves are shown.
     """
-    style, script = ((HERE / name).read_text() for name in ("page.css", "page.js"))
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = hashlib.sha256(script.encode()).digest()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),

@@ -127,7 +127,7 @@ def _unfinished(folder: Path) -> NeedsMode:
 def _read(folder: Path) -> Run:
     path = folder / "results.json"
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         results = None
     if not isinstance(results, dict) or "config" not in results:
