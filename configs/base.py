@@ -62,11 +62,12 @@ def _classifier() -> ConfigDict:
             method="",  # or 'pgd_at', 'trades': learn from attacked images
             norm="linf",
             eps=8 / 255,
-            step_size=2 / 255,
+            step_size=0.0,
             num_steps=10,
             beta=6.0,  # of 'trades'
         )
     )
+    _step_by_eps(classifier.adversarial)
     classifier.train = _train()
     classifier.train.update(schedule="cosine", weight_decay=1e-4)
     return classifier
@@ -218,7 +219,7 @@ def _ablate() -> ConfigDict:
     # Of the factors.
     ablate.names = ("sigma", "lam", "T", "S", "curvature", "eps", "eot", "purifier")
     # By name: fields of this config that change together, and the values at which they are tried
-    # beside the default.
+    # beside the default; where `at` names none, `times` are multiples of whatever the default is.
     ablate.factors = ConfigDict(
         dict(
             sigma=dict(fields=("adp.sigma",), at=(0.05, 0.1, 0.15, 0.2, 0.3, 0.35, 0.4)),
@@ -226,7 +227,7 @@ def _ablate() -> ConfigDict:
             T=dict(fields=("adp.num_steps",), at=(2, 5, 20)),
             S=dict(fields=("defense.num_runs",), at=(1, 5, 20)),
             curvature=dict(fields=("adp.curvature",), at=("finite_difference", "secant")),
-            eps=dict(fields=eps, at=()),  # see add_attacks
+            eps=dict(fields=eps, at=(), times=(0.25, 0.5, 2.0)),
             eot=dict(fields=eot, at=(1, 5, 50)),
             purifier=dict(fields=("defense.purifier",), at=purifiers),
         )
@@ -323,7 +324,6 @@ def add_attacks(
     exact = dict(**ball, defenses=purifiers)
     own = dict(**ball, defenses=stepwise)
     several = {k: v for k, v in ball.items() if k != "num_steps"}
-    config.ablate.factors.eps.at = (eps / 4, eps / 2, 2 * eps)
 
     def add(**attacks):  # not an update: a field that follows another cannot be updated
         for name, options in attacks.items():
@@ -403,7 +403,7 @@ def add_corruptions(config, *more: str, **changes) -> None:
 
 
 def set_eps(config, eps: float) -> None:
-    """Another radius for all attacks, and all adversarial training, under Linf."""
+    """Another radius for all attacks and adversarial training under Linf; the steps follow."""
     for options in (*config.attacks.values(), config.classifier.adversarial):
         if options.get("norm") == "linf":
             options.eps = eps
@@ -414,6 +414,12 @@ def set_eps(config, eps: float) -> None:
 def _step_by_eps(options) -> None:
     """Steps of a quarter of the radius, also where that is changed later."""
     options.step_size = options.get_oneway_ref("eps") / 4
+
+
+def following(options: ConfigDict) -> ConfigDict:
+    """The same options, which keep the values of these, also where those are changed later, until
+    they are changed themselves."""
+    return ConfigDict({name: options.get_oneway_ref(name) for name in options})
 
 
 def transfer(source: str, *, defenses: tuple, num_images: int = 0) -> ConfigDict:

@@ -11,7 +11,7 @@ Expected: 97 to 99 % clean accuracy undefended. eps was chosen so that PGD-40 le
 classifier under 25 %; the purifiers' constants are the paper's.
 """
 
-from configs.base import add_attacks, add_corruptions, attack, base, transfer
+from configs.base import add_attacks, add_corruptions, attack, base, following, transfer
 
 EPS = 0.15
 VARIANTS = ("", "full", "detect", "perturbations", "pgd_at", "trades", "samples")
@@ -33,7 +33,7 @@ def get_config(variant: str = ""):
     config.classifier.train.update(
         num_steps=600, learning_rate=2e-3, warmup_steps=50, ema_decay=0.99, augment="crop"
     )
-    config.classifier.adversarial.update(eps=EPS, step_size=EPS / 4, num_steps=7)
+    config.classifier.adversarial.update(eps=EPS, num_steps=7)
     config.score.network.update(widths=(16, 32))
     config.score.train.update(num_steps=4000, learning_rate=2e-3, schedule="cosine")
 
@@ -73,7 +73,7 @@ def get_config(variant: str = ""):
     for name in ("noise_only", "one_step"):  # with as few samples as ADP, to compare it with
         config.variants[f"{name}_1k"] = dict(purifier=name)
         config.certify.defenses += (f"{name}_1k",)
-        config.certify.budgets[f"{name}_1k"] = dict(num_images=20, num_samples=1000)
+        config.certify.budgets[f"{name}_1k"] = following(config.certify.budgets.adp)
     add_corruptions(config, "detect_then_purify", names=DIGITS, num_draws=2)
     if variant == "detect":
         _detect(config)
@@ -99,7 +99,7 @@ def _detect(config) -> None:
     or give up on it, with the switch held at suspected ones."""
     defended = ("detect_then_purify",)
     config.eval.defenses += defended
-    config.variants.lightly = config.detect_then_purify.natural.to_dict()
+    config.variants.lightly = following(config.detect_then_purify.natural)
     config.attacks.exact.defenses = (*config.attacks.exact.defenses, *defended)
     knowing = dict(
         # Steps that can settle where the penalty begins, as those of one length cannot, also from

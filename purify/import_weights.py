@@ -10,6 +10,7 @@ from purify import weight_files
 from purify.checkpoint import Checkpoints, claim, weight_hash
 from purify.models.importing import ARCHITECTURES, import_weights, read_weights
 from purify.tables import choose
+from purify.wording import counted
 
 
 def run(
@@ -61,7 +62,7 @@ def run(
         checkpoints.save(0, {"ema": variables})
     partial.rename(folder)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
-    print(f"{role}: {count:,} parameters of {arch or Path(input).name}, in {folder}")
+    print(f"{role}: {counted(count, 'parameter')} of {arch or Path(input).name}, in {folder}")
     if arch and role == "classifier":
         mean, std = ([round(v, 4) for v in settings["network"].get(k, ())] for k in ("mean", "std"))
         how = f"mean {mean} and std {std}" if mean else "nothing: it takes values in [0, 1]"

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from purify.types import PyTree
+from purify.wording import counted
 
 
 def _sharding(*axes: str) -> NamedSharding:
@@ -26,7 +27,8 @@ def check_batch_size(field: str, batch_size: int) -> None:
     """ValueError unless batches of that size can be split over the devices."""
     if batch_size < 1 or batch_size % jax.device_count():
         raise ValueError(
-            f"{field}={batch_size} must be a positive multiple of the {jax.device_count()} devices"
+            f"{field}={batch_size} must be a positive multiple of the "
+            f"{counted(jax.device_count(), 'device')}"
         )
 
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from purify import data, models, parallel
 from purify.augment import AUGMENTATIONS
@@ -18,10 +17,12 @@ from purify.checkpoint import Checkpoints, claim, image_hash
 from purify.compilation import compiler_options
 from purify.losses import Metrics
 from purify.metrics import MetricWriter
+from purify.progress import progress
 from purify.random import check_seed, index_keys, stream_key
 from purify.tables import check_options, choose
 from purify.train_options import TrainOptions
 from purify.types import Array, Image, Key, PyTree
+from purify.wording import counted
 
 # Options that change what is reported and kept, not what is learnt: a resumed run may change them.
 REPORTING = ("log_every", "checkpoint_every")
@@ -148,15 +149,14 @@ def fit(
         first = int(state.step)
         writer = MetricWriter(folder, first_step=first)
         pending = []  # metrics still on the device, one entry a step
-        progress = tqdm(
+        steps = progress(
             range(first, options.num_steps),
             initial=first,
             total=options.num_steps,
             desc=f"train {folder.name}",
             unit="step",
-            mininterval=1.0,
         )
-        for step in progress:
+        for step in steps:
             indices = data.batch_indices(seed, step, options.batch_size, len(dataset.labels))
             batch = (indices, dataset.images[indices], dataset.labels[indices])
             state, metrics = train_step(state, key, *parallel.shard(batch))
@@ -166,7 +166,7 @@ def fit(
             if save or done % options.log_every == 0:
                 report = _collect(pending, done, options, checkpoints)
                 writer.write(done, {k: float(v) for k, v in name_metrics(report).items()})
-                progress.set_postfix(loss=f"{report['loss']:.4g}")
+                steps.set_postfix(loss=f"{report['loss']:.4g}")
                 pending = []
             if save:
                 checkpoints.save(done, state)
@@ -264,7 +264,7 @@ def run_training(
         name_metrics=name_metrics,
     )
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    print(f"{role}: {count:,} parameters, {int(state.step)} steps, in {folder}")
+    print(f"{role}: {counted(count, 'parameter')}, {counted(int(state.step), 'step')}, in {folder}")
     return state
 
 

@@ -248,6 +248,12 @@ def test_overrides_on_the_command_line(ablated, trained):
         ({"num_images": 0}, "config.ablate.num_images=0 must be from 1 to"),
         ({"factors.sigma.at": ()}, "config.ablate.factors.sigma.at must be a tuple that"),
         ({"factors.sigma.at": ((1, 2),)}, "factors.sigma.at must be numbers or names"),
+        ({"factors.eps.times": ("a",)}, "config.ablate.factors.eps.times must be numbers"),
+        ({"factors.eps.times": ()}, "config.ablate.factors.eps.at must be a tuple that"),
+        (
+            {"factors.eps.fields": ("adp.curvature",)},
+            "factors.eps: the default 'jvp' is no number, so it has no multiples (times)",
+        ),
         ({"factors.sigma.at": (0.1, "a")}, "factors.sigma: config.adp.sigma='a' does not fit"),
         ({"factors.sigma.at": (0.1, -0.1)}, "sigma -0.1: sigma=-0.1 must be at least 0 and finite"),
         ({"factors.T.at": (2, 1.5)}, "factors.T: config.adp.num_steps=1.5 does not fit"),
@@ -315,11 +321,9 @@ def test_every_config_has_the_fields_of_its_factors(name):
     config = importlib.import_module(f"configs.{module}").get_config(*filter(None, [variant]))
     assert len(config.ablate.names) >= 6
     assert set(config.ablate.attacks) <= set(config.attacks)
-    for factor in config.ablate.names:
-        options = config.ablate.factors[factor]
-        (default,) = {ablate.field_of(config, field) for field in options.fields}
-        assert set(options.at) - {default}
-        for value in options.at:
-            point = ablate.changed(config, dict.fromkeys(options.fields, value))
-            for field in options.fields:
+    for factor in ablate.factors_of(config):
+        assert set(factor.values) - {factor.default}
+        for value in factor.values:
+            point = ablate.changed(config, dict.fromkeys(factor.fields, value))
+            for field in factor.fields:
                 assert ablate.field_of(point, field) == value

@@ -296,8 +296,46 @@ def test_evaluations_of_one_mode_are_told_apart(workdir, tmp_path):
     )
     assert len(set(ids)) == len(ids) and set(targets) == set(ids)
     for name in ("00000001", "00000002"):
-        assert f"<h2>Accuracy under attack, {name}</h2>" in document
+        assert f"<h2>Accuracy under attack: {name}</h2>" in document
     assert "not measured" in document and "Not kept: the images of blind, wide." in document
+
+
+def test_what_tells_evaluations_apart_is_said(workdir, tmp_path):
+    """Their workdirs, data and settings, and what else there is when these are the same."""
+    results = results_of(workdir, "eval_robust")
+    settings = {
+        "seed": 0,
+        "weights": {"score": "12ab"},
+        "data": {"name": "digits8x8"},
+        "adp": {"sigma": 0.25},
+        "one_step": {"sigma": 0.25},
+        "attacks": {"blind": {"eps": 8 / 255}, "wide": {"eps": 0.3}},
+        "eval": {"attacks": ["blind", "wide"]},
+    }
+    changes = {"one_step": {"sigma": 0.1}, "adp": {"sigma": 0.1}, "weights": {"score": "34cd"}}
+    changes["attacks"] = {"blind": {"eps": 0.1}}
+    for workdir, name, changed in (
+        ("digits", "00000001", {}),
+        ("digits", "00000002", changes),
+        ("cifar", "00000003", {"data": {"name": "cifar10"}, "eval": {"attacks": ["blind"]}}),
+    ):
+        folder = add(tmp_path / workdir, "eval_robust", results, name)
+        write_json(folder / "settings.json", settings | changed)
+
+    def headings(*workdirs: str) -> list[str]:
+        document = page.render(find_runs([tmp_path / workdir for workdir in workdirs]).runs)
+        return re.findall("<h2>Accuracy under attack(.*)</h2>", document)
+
+    assert headings("cifar") == [""]
+    assert headings("digits") == [
+        ": sigma 0.25, eps 0.03137 (00000001)",
+        ": sigma 0.1, eps 0.1 (00000002)",
+    ]
+    assert headings("digits", "cifar") == [
+        ": digits, digits8x8, sigma 0.25, eps 0.03137, ... (00000001)",
+        ": digits, digits8x8, sigma 0.1, eps 0.1, ... (00000002)",
+        ": cifar, cifar10, sigma 0.25, eps 0.03137, ... (00000003)",
+    ]
 
 
 def test_an_evaluation_that_was_stopped_early_says_so(trained, evaluated, tmp_path, capsys):
@@ -614,6 +652,52 @@ def test_the_page_fits_its_window(opened, width):
     )
     assert any(scrolls for scrolls, _ in boxes) == (width == 360)
     assert all(tab == 0 for scrolls, tab in boxes if scrolls)  # keys reach it
+
+
+NAMES = """pullover|T-shirt/top|Ankle boot|automobile|airplane|Sneaker|horse
+Donaudampfschifffahrtsgesellschaftskapit|Rhabarberbarbara Straßenbahnhaltestelle
+American alligator, Alligator mississipp""".replace("\n", "|").split("|")
+# Of every answer below an image: by how much it leaves its place, and over how many lines each of
+# its words goes.
+ANSWERS = """selector => [...document.querySelectorAll(selector)].map(place => {
+  const {left, right, bottom} = place.getBoundingClientRect();
+  const text = place.querySelector('span.right, span.wrong').lastChild;
+  const range = document.createRange();
+  const words = [...text.textContent.matchAll(/[^ \\n\u202f]+/g)].map(word => {
+    range.setStart(text, word.index);
+    range.setEnd(text, word.index + word[0].length);
+    const tops = [...range.getClientRects()].map(box => Math.round(box.top));
+    return [word[0], new Set(tops).size];
+  });
+  range.selectNodeContents(text);
+  const box = range.getBoundingClientRect();
+  return [Math.max(left - box.left, box.right - right, box.bottom - bottom), words];
+})"""
+
+
+@pytest.mark.parametrize("width", [1280, 800, 400])
+def test_names_of_classes_do_not_overlap(browser, workdir, tmp_path, width):
+    """Short words are not broken either; in cards and in the strip of first images."""
+    folder = tmp_path / "eval_robust" / "01234567"
+    shutil.copytree(only(workdir, "eval_robust"), folder)
+    write_json(folder / "results.json", results_of(workdir, "eval_robust") | {"class_names": NAMES})
+    page.run(None, tmp_path, None, None)
+    view = browser.new_page(viewport={"width": width, "height": 900})
+    view.set_default_timeout(PATIENCE)
+    view.goto((tmp_path / "report.html").as_uri())
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    for selector in (".card:not([hidden]) .versions figure", "table.images tbody td:has(img)"):
+        found = view.evaluate(f"({ANSWERS})({selector!r})")
+        assert len(found) >= 40
+        assert max(beyond for beyond, _ in found) < 1
+        words = {word: lines for _, words in found for word, lines in words}
+        assert {word for word, lines in words.items() if lines > 1 and len(word) <= 10} == set()
+        assert any(len(word) > 20 for word in words)
+    for box in view.eval_on_selector_all(
+        ".card", "all => all.map(c => [c.scrollWidth, c.clientWidth])"
+    ):
+        assert box[0] <= box[1]
+    view.close()
 
 
 def test_scripts_of_others_would_not_run(browser, written):

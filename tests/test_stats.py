@@ -250,7 +250,7 @@ def test_a_share_is_of_sums_and_its_interval_covers_the_truth():
         (lambda: proportion([[True]]), r"shape \(1, 1\)"),
         (lambda: proportion([0.5, 1.0]), "0/1"),
         (lambda: proportion([True], confidence=95), "confidence"),
-        (lambda: bootstrap_mean([0.1, np.nan]), "1 values are NaN"),
+        (lambda: bootstrap_mean([0.1, np.nan]), "NaN or infinite in 1 value"),
         (lambda: bootstrap_mean([0.1, 1.1]), "bounds"),
         (lambda: bootstrap_mean([0.1, 0.2], num_resamples=0), "num_resamples"),
         (lambda: paired_difference([0.5, 1], [0.5]), "lengths 2 and 1"),

@@ -14,10 +14,11 @@ from purify.evals.results import per_image
 from purify.evals.robust import Planned
 from purify.evals.robust_report import done_rows, summary
 from purify.evals.rows import Row
-from purify.evals.store import Store, folder_of
-from purify.evals.terminal import stopped_early
+from purify.evals.store import Store, folder_of, read_records
+from purify.evals.terminal import stopped_early, tell_work
 from purify.jsonl import write_json
 from purify.tables import choose
+from purify.wording import counted
 
 # The networks and images are the same at all points: these fields of the config decide them.
 FIXED = ("data", "classifier", "score")
@@ -53,15 +54,21 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     needed = max(p.num_images for p in points.values())
     stopped = stopped_early(taken, needed, max_images)
     with Store(workdir, "ablate", settings, stopped=stopped) as store:
-        cost = robust.Cost(*map(sum, zip(*(p.cost for p in planned.values()), strict=True)))
-        print(
-            f"{len(planned)} evaluations on {taken} images, the default and one for each other "
-            f"value of {len(factors)} factors: at most {cost}; into {store.folder}"
+        costs = {folder: point.cost for folder, point in planned.items()}
+        lacking = {folder: _cost_left(point, folder) for folder, point in planned.items()}
+        cost, left = (
+            robust.Cost(*map(sum, zip(*each.values(), strict=True))) for each in (costs, lacking)
         )
+        asked = (
+            f"{counted(len(planned), 'evaluation')} on {counted(taken, 'image')}, the default and "
+            f"one for each other value of {counted(len(factors), 'factor')}"
+        )
+        tell_work(asked, str(cost), str(left) if left.runs else "", store.folder)
         tell_seen(config.data, default.inputs, range(taken))
         measured: dict[Path, Measured] = {}
         for number, (folder, point) in enumerate(planned.items(), start=1):
-            print(f"{number} of {len(planned)}: {titles[folder]}, into {folder}")
+            where = f"into {folder}" if lacking[folder].runs else f"done before, in {folder}"
+            print(f"{number} of {len(planned)}: {titles[folder]}, {where}")
             measured[folder] = _measure(point, workdir)
         ablation_report.write(
             config,
@@ -94,7 +101,7 @@ def plan_points(config, workdir: Path) -> tuple[list[Factor], dict]:
         except ValueError as error:
             raise ValueError(f"{_title(key)}: {error}") from None
 
-    factors = _factors(config)
+    factors = factors_of(config)
     default = prepared(None, {})
     points: dict = {None: default}
     for factor in factors:
@@ -139,7 +146,7 @@ def field_of(config, field: str) -> Any:
     return value
 
 
-def _factors(config) -> list[Factor]:
+def factors_of(config) -> list[Factor]:
     """Those of config.ablate.factors that config.ablate.names names."""
     if not config.ablate.names:
         raise ValueError("config.ablate.names is empty; name at least one of config.ablate.factors")
@@ -150,11 +157,13 @@ def _factors(config) -> list[Factor]:
 def _factor(config, name: str, known: Mapping) -> Factor:
     options = choose("config.ablate.names entry", known, name)
     where = f"config.ablate.factors.{name}"
-    for option in ("fields", "at"):
+    tried = "times" if options.get("times") and not options.get("at") else "at"
+    for option in ("fields", tried):
         if not isinstance(options.get(option), tuple | list) or not options[option]:
             raise ValueError(f"{where}.{option} must be a tuple that names at least one")
-    if not all(isinstance(value, int | float | str) for value in options["at"]):
-        raise ValueError(f"{where}.at must be numbers or names")
+    kinds = int | float if tried == "times" else int | float | str
+    if not all(isinstance(value, kinds) for value in options[tried]):
+        raise ValueError(f"{where}.{tried} must be numbers{' or names' if tried == 'at' else ''}")
     fields, values = tuple(options["fields"]), []
     for field in fields:
         if field.partition(".")[0] in FIXED:
@@ -163,7 +172,7 @@ def _factor(config, name: str, known: Mapping) -> Factor:
             )
     try:
         defaults = [field_of(config, field) for field in fields]
-        for value in options["at"]:
+        for value in _tried(options, defaults[0]):
             # Read back: a 1 for a field with floats is the default 1.0.
             point = changed(config, dict.fromkeys(fields, value))
             values += [field_of(point, field) for field in fields[:1]]
@@ -175,6 +184,18 @@ def _factor(config, name: str, known: Mapping) -> Factor:
             f"{', '.join(f'{f} {v!r}' for f, v in zip(fields, defaults, strict=True))}"
         )
     return Factor(name, fields, _ordered(values, defaults[0]), defaults[0])
+
+
+def _tried(options: Mapping, default: Any) -> list:
+    """The values that a factor names, or the multiples of the default.
+
+    ValueError where the default has no multiples.
+    """
+    if options.get("at"):
+        return list(options["at"])
+    if not isinstance(default, int | float):
+        raise ValueError(f"the default {default!r} is no number, so it has no multiples (times)")
+    return [multiple * default for multiple in options["times"]]
 
 
 def _ordered(values: list, default: Any) -> tuple:
@@ -223,6 +244,21 @@ def _settings(factors: list[Factor], default: Planned) -> dict:
 
 def _title(key: tuple[str, Any] | None) -> str:
     return "the default" if key is None else f"{key[0]} {key[1]}"
+
+
+class _Records(NamedTuple):
+    """What a Store has done, to be looked at without a claim on its folder."""
+
+    by_row: Mapping[str, dict]
+
+    def records(self, row: str) -> dict:
+        return self.by_row.get(row, {})
+
+
+def _cost_left(planned: Planned, folder: Path) -> robust.Cost:
+    """Of what an evaluation lacks in its folder, which need not be there."""
+    store: Any = _Records(read_records(folder / "images.jsonl"))
+    return planned.cost_left(planned.inputs.evaluation(planned.config, store))
 
 
 def _measure(planned: Planned, workdir: Path) -> Measured:

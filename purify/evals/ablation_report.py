@@ -17,6 +17,7 @@ from purify.evals.terminal import (
     empty_table,
     print_reservations,
     print_wide,
+    shared_options,
     tell_written,
     variant_lines,
     with_interval,
@@ -127,10 +128,21 @@ def _csv(lines: list[dict]) -> str:
 
 
 def _title(config, default: dict) -> str:
-    """What is ablated, and the default with its attacks as its own table has them."""
-    compared = config.ablate.factors.to_dict().values()
-    named = [value for factor in compared for value in factor["at"] if isinstance(value, str)]
-    lines = [f"one factor at a time around {config.defense.purifier}", default["title"]]
+    """What is ablated, and the default with its attacks as its own table has them; the first line
+    of that as the purifiers of all points have it."""
+    compared = config.ablate.factors.to_dict()
+    named = [
+        value
+        for name in config.ablate.names
+        if "defense.purifier" in compared[name]["fields"]
+        for value in compared[name]["at"]
+    ]
+    options = shared_options(config, [config.defense.purifier, *named], config.eval.num_draws)
+    lines = [
+        f"one factor at a time around {config.defense.purifier}",
+        f"{config.data.name} {config.data.test_split}{options}",
+        *default["title"].splitlines()[1:],
+    ]
     return "\n".join([*lines, *variant_lines(config, dict.fromkeys(named))])
 
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from attacks.gradients import numbered_draws
 from purify import parallel
@@ -19,12 +18,14 @@ from purify.adp import ADP
 from purify.compilation import jit
 from purify.defense import Defense
 from purify.evals import smoothing
-from purify.evals.evaluation import BAR
 from purify.evals.programs import check_finite
 from purify.evals.store import Store
+from purify.evals.terminal import tell_work
+from purify.progress import progress
 from purify.purifiers import NoiseOnly, OneStep, Schedule
 from purify.random import image_keys
 from purify.types import Array, Key
+from purify.wording import counted
 
 # Functions of clip(x + sigma n, 0, 1), which draw nothing else; ADP as long as it has one sigma.
 NOISE_FIRST = (NoiseOnly, OneStep, Schedule, ADP)
@@ -160,34 +161,38 @@ class Certification:
         """Do whatever is not done yet, with a progress bar in units of work."""
         pending = [self._pending(row) for row in rows]
         samples = [row.num_samples + self._num_selection for row in rows]
-        total, nfe, work = (
-            sum(len(at) * n * cost for at, n, cost in zip(pending, samples, costs, strict=True))
-            for costs in ([1] * len(rows), [r.nfe for r in rows], [1 + r.nfe for r in rows])
+        work = sum(
+            len(at) * n * (1 + row.nfe) for at, n, row in zip(pending, samples, rows, strict=True)
         )
-        print(
-            f"{len(rows)} rows: at most {total:,} samples and {nfe:,} network evaluations; into "
-            f"{self.store.folder}"
+        cost, left = (
+            f"{counted(sum(n * m for n, m in zip(each, samples, strict=True)), 'sample')} and "
+            + counted(
+                sum(n * m * row.nfe for n, m, row in zip(each, samples, rows, strict=True)),
+                "network evaluation",
+            )
+            for each in ([row.num_images for row in rows], [len(at) for at in pending])
         )
-        if total:
+        tell_work(counted(len(rows), "row"), cost, left if work else "", self.store.folder)
+        if work:
             self.store.sign(chunk=self._chunk, devices=jax.device_count())
-        bar = tqdm(total=work, bar_format=BAR, smoothing=0, mininterval=1.0)
-        with bar as progress, ThreadPoolExecutor(AT_ONCE) as pool:
+        with progress(total=work, disable=not work) as bar, ThreadPoolExecutor(AT_ONCE) as pool:
             for row, positions, number in zip(rows, pending, samples, strict=True):
                 if positions:
-                    progress.set_description(f"{row.name}: compiling")
+                    bar.set_description(f"{row.name}: compiling")
                     row = dataclasses.replace(row, defense=parallel.replicate(row.defense))
                     self._compile(row, positions[0], pool)
-                    progress.set_description(row.name)
+                    bar.set_description(row.name)
                 for count, at in enumerate(positions):
                     record = self._certify(row, at, pool)
                     self.store.append(row.name, [record])
-                    progress.update(number * (1 + row.nfe))
+                    bar.update(number * (1 + row.nfe))
                     if not count:
-                        progress.write(
-                            f"first image of {row.name}: {record['samples']:,} samples, at most "
-                            f"{record['nfe']:,} network evaluations, {record['seconds']:.2f} s"
+                        bar.write(
+                            f"first image of {row.name}: {counted(record['samples'], 'sample')}, "
+                            f"at most {counted(record['nfe'], 'network evaluation')}, "
+                            f"{record['seconds']:.2f} s"
                         )
-            progress.set_description("all rows done")
+            bar.set_description("all rows done")
 
     def _pending(self, row: SmoothedRow) -> list[int]:
         done = self.store.records(row.name)

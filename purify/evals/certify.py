@@ -24,6 +24,7 @@ from purify.evals.terminal import (
     tell_written,
 )
 from purify.jsonl import write_json
+from purify.wording import counted
 
 
 def run(config, workdir: Path, max_images: int | None = None) -> None:
@@ -205,7 +206,7 @@ def _title(config) -> str:
     cfg = config.certify
     return (
         f"{config.data.name} {config.data.test_split}: certified L2 radii, alpha {cfg.alpha:g}, "
-        f"{cfg.num_selection} samples to select the class"
+        f"{counted(cfg.num_selection, 'sample')} to select the class"
     )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from purify.checkpoint import differing_settings, read_settings
+from purify.evals.labels import labels
 from purify.evals.results import pair
 from purify.evals.store import read_records
 from purify.evals.terminal import empty_table, print_wide
@@ -81,6 +82,7 @@ def compare(a: Run, b: Run) -> dict:
     return {
         "a": str(a.folder),
         "b": str(b.folder),
+        "labels": dict(zip("ab", labels([a.settings, b.settings]), strict=True)),
         "differing_settings": differing_settings(a.settings, b.settings),
         "rows": entries,
     }
@@ -110,7 +112,9 @@ def _check_same_images(a: Run, b: Run) -> None:
 
 
 def print_comparison(comparison: dict) -> None:
-    table = empty_table(f"A: {comparison['a']}\nB: {comparison['b']}", CAPTION)
+    sides = [(side, comparison[side.lower()], comparison["labels"][side.lower()]) for side in "AB"]
+    said = [f"{side}: {folder}{f', {label}' if label else ''}" for side, folder, label in sides]
+    table = empty_table("\n".join(said), CAPTION)
     for column in ("row", "n", "A", "B", "A - B [95 %]", "p"):
         table.add_column(column, justify="left" if column == "row" else "right", no_wrap=True)
     for entry in comparison["rows"]:

@@ -22,6 +22,7 @@ from purify.evals.terminal import (
     perturbation_lines,
     print_reservations,
     print_wide,
+    shared_options,
     tell_written,
     variant_lines,
     with_interval,
@@ -211,9 +212,8 @@ def _title(config, num_images: int, source: str | None, settings: Mapping) -> st
     cfg = config.corruptions
     severities = ", ".join(map(str, sorted(set(cfg.severities))))
     shared = (
-        f"{config.data.name} {config.data.test_split}, n {num_images}, severities {severities}, "
-        f"sigma {config.adp.sigma}, S {config.defense.num_runs}, N {cfg.num_draws}, "
-        f"ADP T {config.adp.num_steps}, {config.adp.curvature}"
+        f"{config.data.name} {config.data.test_split}, n {num_images}, severities {severities}"
+        f"{shared_options(config, cfg.defenses, cfg.num_draws)}"
     )
     given = [f"corrupted images: {source}"] if source else []
     variants = variant_lines(config, cfg.defenses)

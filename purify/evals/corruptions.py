@@ -13,12 +13,14 @@ from purify.defense import Defense
 from purify.evals import corruption_report
 from purify.evals.corruption_files import CorruptionFiles
 from purify.evals.defenses import defense_settings
+from purify.evals.evaluation import Evaluation
 from purify.evals.inputs import load_inputs, tell_seen
 from purify.evals.rows import Row, limited
 from purify.evals.store import Store
-from purify.evals.terminal import stopped_early
+from purify.evals.terminal import stopped_early, tell_work
 from purify.random import image_keys
 from purify.tables import choose
+from purify.wording import counted
 
 
 class Case(NamedTuple):
@@ -113,13 +115,9 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     taken = rows[0].num_images
     stopped = stopped_early(taken, cfg.num_images, max_images)
     with Store(workdir, "eval_corruptions", settings, stopped=stopped) as store:
-        nfe = sum(row.num_images * row.score_nfe for row in rows)
-        print(
-            f"{len(defenses)} defences, clean and on {len(cases)} corruptions with their "
-            f"severities, {taken} images: at most {nfe:,} network evaluations; into {store.folder}"
-        )
-        tell_seen(config.data, inputs, range(taken))
         evaluation = inputs.evaluation(config, store)
+        _tell_work(evaluation, rows, len(defenses), len(cases))
+        tell_seen(config.data, inputs, range(taken))
         evaluation.run(rows, CaseImages(images, cases, make))
         corruption_report.write(
             config, evaluation, rows, cases, settings, inputs.runs, source=input
@@ -152,6 +150,19 @@ def plan_rows(
         for case in (corruption_report.CLEAN, *(case.name for case in cases))
         for name, defense in defenses.items()
     ]
+
+
+def _tell_work(evaluation: Evaluation, rows: list[Row], num_defenses: int, num_cases: int) -> None:
+    asked = (
+        f"{counted(num_defenses, 'defence')}, clean and on {counted(num_cases, 'corruption')} with "
+        f"severity, {counted(rows[0].num_images, 'image')}"
+    )
+    pending = [(len(evaluation.pending(row.name, row)), row.score_nfe) for row in rows]
+    cost, left = (
+        counted(sum(n * nfe for n, nfe in each), "network evaluation")
+        for each in ([(row.num_images, row.score_nfe) for row in rows], pending)
+    )
+    tell_work(asked, cost, left if any(n for n, _ in pending) else "", evaluation.store.folder)
 
 
 def _cases(cfg) -> list[Case]:

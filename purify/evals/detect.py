@@ -21,8 +21,9 @@ from purify.evals.inputs import Inputs, load_inputs, tell_seen, without
 from purify.evals.roc import threshold
 from purify.evals.rows import Row
 from purify.evals.store import Store
-from purify.evals.terminal import stopped_early
+from purify.evals.terminal import stopped_early, telling_done_before
 from purify.tables import choose
+from purify.wording import counted
 
 # What an attack on a detector cannot have of its own.
 _TAKEN = ("surrogate", "direction", "penalty", "starts", "estimate", "fixed_key")
@@ -58,27 +59,30 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     stopped = stopped_early(taken, cfg.num_images, max_images)
     with Store(workdir, "detect", settings, stopped=stopped) as store:
         print(
-            f"{len(statistics)} statistics, set on {len(calibration.labels)} natural images, on "
-            f"{taken} others and on what attacks make of them; into {store.folder}"
+            f"{counted(len(statistics), 'statistic')}, set on "
+            f"{counted(len(calibration.labels), 'natural image')}, on {counted(taken, 'other')} "
+            f"and on what attacks make of them; into {store.folder}"
         )
         tell_seen(config.data, inputs, range(taken))
         split = cfg.calibration_split
         seen = tell_seen(config.data, inputs, range(len(calibration.labels)), split)
         by_itself, evaluation = (each.evaluation(config, store) for each in (calibration, inputs))
-        natural = {"calibration": calibration.images}
-        draws = _num_draws(cfg)
+        natural, draws = {"calibration": calibration.images}, _num_draws(cfg)
+        count = len(calibration.labels)
         # Both sign once, and the first of them must speak for the larger batches.
-        if len(store.records("statistics:calibration")) < len(calibration.labels):
-            evaluation.sign(*map(evaluation.size, (len(calibration.labels), taken)))
-        values = measure_images(
-            *(by_itself, statistics, natural, len(calibration.labels), draws), stream="calibration"
-        )
-        calibrated = calibrate(statistics, values["calibration"])
-        rows = _rows(config, inputs, calibrated, taken)
-        evaluation.run(list(rows.values()))
-        sets = {"clean": inputs.images, **_natural(config, inputs.first(taken))}
-        sets |= {name: evaluation.attacked_images(row) for name, row in rows.items() if row.attack}
-        values |= measure_images(evaluation, statistics, sets, taken, draws)
+        if len(store.records("statistics:calibration")) < count:
+            evaluation.sign(*map(evaluation.size, (count, taken)))
+        with telling_done_before(store):
+            values = measure_images(
+                *(by_itself, statistics, natural, count, draws), stream="calibration"
+            )
+            calibrated = calibrate(statistics, values["calibration"])
+            rows = _rows(config, inputs, calibrated, taken)
+            evaluation.run(list(rows.values()))
+            sets = {"clean": inputs.images, **_natural(config, inputs.first(taken))}
+            attacks = [(name, row) for name, row in rows.items() if row.attack]
+            sets |= {name: evaluation.attacked_images(row) for name, row in attacks}
+            values |= measure_images(evaluation, statistics, sets, taken, draws)
         detect_report.write(config, evaluation, rows, values, settings, seen)
 
 
@@ -117,8 +121,9 @@ def _check_apart(config) -> None:
     judged = data.members(cfg.name, cfg.test_split, **where)[:count]
     if shared := set(judged) & set(data.members(cfg.name, split, **where)):
         raise ValueError(
-            f"config.detect.calibration_split={split!r} shares {len(shared)} images with the first "
-            f"{count} of {cfg.test_split!r}; take another split, or a smaller num_images"
+            f"config.detect.calibration_split={split!r} shares {counted(len(shared), 'image')} "
+            f"with the first {count} of {cfg.test_split!r}; take another split, or a smaller "
+            "num_images"
         )
 
 

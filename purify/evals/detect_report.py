@@ -32,6 +32,7 @@ from purify.evals.terminal import (
     with_interval,
 )
 from purify.jsonl import write_json
+from purify.wording import counted
 
 
 def write(
@@ -153,7 +154,7 @@ def _title(config, rows: Mapping[str, Row], values: Values) -> str:
     natural = len(next(iter(values["calibration"].values())))
     first = (
         f"{config.data.name} {config.data.test_split}: detecting attacks on {cfg.defense}, "
-        f"thresholds from {natural} images of {cfg.calibration_split}"
+        f"thresholds from {counted(natural, 'image')} of {cfg.calibration_split}"
     )
     ball = f"{row.attack.norm} {row.attack.eps:.3g}"
     told = f"{row.options['attack']}, {row.options['gradient']}, {ball}, "

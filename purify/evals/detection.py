@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from attacks.gradients import attacked_purifier
 from attacks.norms import NORMS
@@ -16,12 +15,13 @@ from purify.compilation import jit
 from purify.corruptions import CORRUPTIONS
 from purify.defense import Defense
 from purify.detectors import Passes, Penalty, Statistic
-from purify.evals.evaluation import BAR, Evaluation
+from purify.evals.evaluation import Evaluation
 from purify.evals.plan import build_attacks
 from purify.evals.programs import check_finite
 from purify.evals.roc import threshold
 from purify.evals.rows import Row
 from purify.evals.strongest import MIN_SELECTION_DRAWS
+from purify.progress import progress
 from purify.random import image_keys
 from purify.types import Array, Key
 
@@ -92,7 +92,7 @@ def measure_images(
     left = sum(map(len, pending.values()))
     if left:
         evaluation.sign(size)
-    with tqdm(total=left, bar_format=BAR, disable=not left) as evaluation.progress:
+    with progress(total=left, disable=not left) as evaluation.progress:
         for name, missing in pending.items():
             evaluation.check_there(sets[name], missing, name)
             for at in evaluation.batches(missing, size, f"statistics of {name}"):

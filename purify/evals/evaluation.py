@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from attacks.types import Attacked
 from purify import parallel
@@ -14,12 +13,12 @@ from purify.evals.choosing import choose
 from purify.evals.programs import Scored, check_finite, check_in_ball, craft, score
 from purify.evals.rows import Row, crafting, with_stages
 from purify.evals.store import Store
+from purify.progress import Progress, progress
 from purify.random import check_seed, image_keys, keys_apart
 from purify.types import Key
 
 # Of the attack's line of an image, what its line of the row shows too.
 ATTACK_RESULTS = ("loss", "start_loss", "interim_success", "distance")
-BAR = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed} gone, {remaining} left"
 
 
 # (row, positions) -> images [n, H, W, C], of which those at these positions count.
@@ -55,7 +54,7 @@ class Evaluation:
         self.seed = check_seed(seed)
         self._batch_size = batch_size
         self._scorers: dict = {}  # compiled `score`, by defence, number of draws and size
-        self.progress: tqdm = None
+        self.progress: Progress = None
         self._estimated: set[str] = set()  # the kinds of work whose speed was told
         self._asks_score = False
 
@@ -64,9 +63,7 @@ class Evaluation:
 
         images_of: the images of a row without an attack, where they are not the clean ones.
         """
-        # Where the choice is made the stages of it, some of them spared, are not there.
-        choosing = [r for r in rows if r.stages and self.pending(f"attack:{r.crafted}", r)]
-        attacking = [*(row for row in rows if not row.stages), *with_stages(choosing)]
+        attacking = self.attacking(rows)
         left = sum(
             len(self.pending(f"attack:{row.crafted}", row)) * row.attack_work
             for row in crafting(attacking)
@@ -79,13 +76,18 @@ class Evaluation:
         )
         if left:
             self.sign(*map(self.row_size, rows))
-        bar = dict(bar_format=BAR, smoothing=0, mininterval=1.0, disable=not left)
-        with tqdm(total=left, **bar) as self.progress:
+        with progress(total=left, disable=not left) as self.progress:
             for row in rows:
                 if row.attack:
                     self.attack(row)
                 self._score(row, images_of)
             self.progress.set_description("all rows done")
+
+    def attacking(self, rows: list[Row]) -> list[Row]:
+        """The rows, and stages of rows, whose attacks may be missing."""
+        # Where the choice is made the stages of it, some of them spared, are not there.
+        choosing = [r for r in rows if r.stages and self.pending(f"attack:{r.crafted}", r)]
+        return [*(row for row in rows if not row.stages), *with_stages(choosing)]
 
     def sign(self, *sizes: int) -> None:
         """Note in the store that this process computes records, in batches of these sizes: the

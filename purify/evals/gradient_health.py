@@ -10,7 +10,6 @@ from typing import Literal
 import jax
 import numpy as np
 from rich.table import Table
-from tqdm import tqdm
 
 from attacks.gradients import attacked_purifier
 from purify import parallel
@@ -35,10 +34,18 @@ from purify.evals.probes import Local, Probe, derivative_errors, probe_batch
 from purify.evals.programs import check_finite
 from purify.evals.rows import Row
 from purify.evals.store import Store
-from purify.evals.terminal import empty_table, print_reservations, print_wide, tell_written
+from purify.evals.terminal import (
+    empty_table,
+    print_reservations,
+    print_wide,
+    tell_written,
+    telling_done_before,
+)
 from purify.jsonl import write_json
+from purify.progress import progress
 from purify.tables import choose
 from purify.types import Purifier
+from purify.wording import counted
 
 STILL_FAIL = f"{FAIL}: masked or under-optimised"
 CURED = f"{PASS} at twice the budget"
@@ -133,7 +140,7 @@ def _probe(evaluation: Evaluation, row: Row, probe: Probe) -> Local:
     store already is not computed."""
     store, probe = evaluation.store, parallel.replicate(probe)
     pending, size = evaluation.pending("probe", row), evaluation.row_size(row)
-    with tqdm(total=len(pending), disable=not pending) as evaluation.progress:
+    with progress(total=len(pending), unit="image", disable=not pending) as evaluation.progress:
         for at in evaluation.batches(pending, size, "gradients at single points"):
             batch = evaluation.batch(at, evaluation.images, size, "defense", "attack")
             found, _ = evaluation.timed(probe_batch, probe, *batch)
@@ -171,18 +178,12 @@ def run(config, workdir: Path) -> None:
     images, labels = inputs.images, inputs.labels
     settings = _settings(config, surrogate, budget, defense) | inputs.settings(config)
     with Store(workdir, "check_gradients", settings) as store:
-        print(f"checking {name} on {len(labels)} images, into {store.folder}")
+        print(f"checking {name} on {counted(len(labels), 'image')}, into {store.folder}")
         tell_seen(config.data, inputs, range(len(labels)))
-        verdicts = check(
-            defense,
-            images,
-            labels,
-            budget,
-            surrogate=build_purifier(config, surrogate, inputs.networks) if surrogate else None,
-            seed=config.seed,
-            batch_size=config.eval.batch_size,
-            store=store,
-        )
+        other = build_purifier(config, surrogate, inputs.networks) if surrogate else None
+        given = dict(surrogate=other, seed=config.seed, batch_size=config.eval.batch_size)
+        with telling_done_before(store):
+            verdicts = check(defense, images, labels, budget, store=store, **given)
         title = (
             f"gradients of {name} on {config.data.name} {config.data.test_split}, n {len(labels)}, "
             f"S {defense.num_runs}: {budget.norm} {budget.eps:.3g}, {budget.loss}, "

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from purify import parallel
 from purify.compilation import jit
@@ -12,7 +11,9 @@ from purify.evals.defenses import build_purifier, purifier_options
 from purify.evals.inputs import load_networks, network_runs, shape_of
 from purify.evals.programs import check_finite
 from purify.image_io import open_images
+from purify.progress import progress
 from purify.random import check_seed, image_keys
+from purify.wording import counted
 
 
 def run(config, workdir: Path, input: str | None, output: str | None) -> None:
@@ -39,7 +40,7 @@ def run(config, workdir: Path, input: str | None, output: str | None) -> None:
     couples_batch = getattr(purifier, "axis_name", None) is not None
     batch_size = parallel.balanced(config.eval.batch_size, len(source.images), blocks=couples_batch)
     purified = np.empty_like(source.images)
-    with tqdm(total=len(purified), desc=f"purify ({name})", unit="image") as progress:
+    with progress(total=len(purified), desc=f"purify ({name})", unit="image") as bar:
         for start in range(0, len(purified), batch_size):
             at = np.arange(start, min(start + batch_size, len(purified)))
             padded = np.resize(at, batch_size)
@@ -48,6 +49,6 @@ def run(config, workdir: Path, input: str | None, output: str | None) -> None:
             )
             purified[at] = jax.device_get(purify(purifier, *batch))[: len(at)]
             check_finite(purified[at], at, f"images purified by {name}")
-            progress.update(len(at))
+            bar.update(len(at))
     source.write(purified)
-    print(f"wrote {len(purified)} purified images to {output}")
+    print(f"wrote {counted(len(purified), 'purified image')} to {output}")

@@ -1,6 +1,7 @@
 """--mode=eval_robust: the attacks of the config against the defence and its baselines."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +13,9 @@ from purify.evals.inputs import Inputs, load_inputs, tell_seen, without
 from purify.evals.plan import attack_names, plan
 from purify.evals.rows import Row, crafting, limited, with_stages
 from purify.evals.store import Store
-from purify.evals.terminal import stopped_early
+from purify.evals.terminal import stopped_early, tell_work
 from purify.purifiers import PURIFIERS
+from purify.wording import counted
 
 MODE = "eval_robust"
 
@@ -27,8 +29,8 @@ class Cost(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.runs:,} runs of the classifier, {self.nfe:,} evaluations and {self.nge:,} "
-            "gradients of the score network"
+            f"{counted(self.runs, 'run')} of the classifier, {counted(self.nfe, 'evaluation')} and "
+            f"{counted(self.nge, 'gradient')} of the score network"
         )
 
 
@@ -48,13 +50,24 @@ class Planned:
     @property
     def cost(self) -> Cost:
         """Of all that is planned, at most: as if no image stopped early."""
-        crafted = crafting(with_stages(self.rows))
+        return self._cost(with_stages(self.rows), lambda _, row: row.num_images)
+
+    def cost_left(self, evaluation: Evaluation) -> Cost:
+        """The same of what the evaluation has not done; no runs where nothing is left."""
+        return self._cost(
+            evaluation.attacking(self.rows), lambda name, row: len(evaluation.pending(name, row))
+        )
+
+    def _cost(self, attacking: list[Row], count: Callable[[str, Row], int]) -> Cost:
+        """count: (name of records, row) -> of how many images."""
+        scored = [(row, count(row.name, row)) for row in self.rows]
+        crafted = [(row, count(f"attack:{row.crafted}", row)) for row in crafting(attacking)]
         return Cost(
-            sum(row.num_images * row.num_draws * row.defense.num_runs for row in self.rows)
-            + sum(row.num_images * row.attack_queries for row in crafted),
-            sum(row.num_images * row.score_nfe for row in self.rows)
-            + sum(row.num_images * row.attack_nfe for row in crafted),
-            sum(row.num_images * row.attack_nge for row in crafted),
+            sum(n * row.num_draws * row.defense.num_runs for row, n in scored)
+            + sum(n * row.attack_queries for row, n in crafted),
+            sum(n * row.score_nfe for row, n in scored)
+            + sum(n * row.attack_nfe for row, n in crafted),
+            sum(n * row.attack_nge for row, n in crafted),
         )
 
     def limited(self, max_images: int | None) -> "Planned":
@@ -108,10 +121,9 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     taken = planned.num_images
     stopped = stopped_early(taken, whole.num_images, max_images)
     with Store(workdir, MODE, planned.settings, stopped=stopped) as store:
-        print(
-            f"{len(planned.rows)} rows on {taken} images: at most {planned.cost}; into "
-            f"{store.folder}"
-        )
+        asked = f"{counted(len(planned.rows), 'row')} on {counted(taken, 'image')}"
+        left = planned.cost_left(inputs.evaluation(config, store))
+        tell_work(asked, str(planned.cost), str(left) if left.runs else "", store.folder)
         if not input:
             tell_seen(config.data, inputs, range(taken))
         evaluation = evaluate(planned, store)

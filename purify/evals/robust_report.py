@@ -26,8 +26,10 @@ from purify.evals.terminal import (
     perturbation_lines,
     print_reservations,
     print_wide,
+    shared_options,
     tell_written,
     variant_lines,
+    verdict,
     with_interval,
 )
 from purify.evals.versions import read_versions, save_versions, versions_path
@@ -159,14 +161,15 @@ def comparison_lines(results: Mapping) -> list[str]:
     """The paired comparisons of results.json as sentences."""
     lines = []
     for entry in results["comparisons"]:
-        verdict = "beats" if entry["beats"] else "does not beat"
+        found = verdict(entry["low"], entry["high"])
         line = (
-            f"{entry['a']} {verdict} {entry['b']}: {100 * entry['mean_difference']:+.1f} points "
+            f"{entry['a']} {found} {entry['b']}: {100 * entry['mean_difference']:+.1f} points "
             f"[{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}], n {entry['num_images']}"
         )
         if share := entry.get("share"):
             low, value, high = (100 * share[end] for end in ("low", "value", "high"))
-            line += f"; {value:.0f} % [{low:.0f}, {high:.0f}] of it withstands the latter"
+            left = f"{value:.0f} % [{low:.0f}, {high:.0f}]"
+            line += f"; the latter leaves {left} of what the former leaves"
         lines.append(line)
     return lines
 
@@ -186,11 +189,8 @@ def _title(config, rows: list[Row], settings: Mapping) -> str:
             f"{name}: {row.options['attack']}, {gradient}, {attack.norm} {attack.eps:.3g}, "
             f"{attack.budget}"
         )
-    draws = f"S {config.defense.num_runs}, N {config.eval.num_draws}"
-    adp = f"ADP T {config.adp.num_steps}, {config.adp.curvature}"
-    shared = (
-        f"{config.data.name} {config.data.test_split}, sigma {config.adp.sigma}, {draws}, {adp}"
-    )
+    options = shared_options(config, config.eval.defenses, config.eval.num_draws)
+    shared = f"{config.data.name} {config.data.test_split}{options}"
     variants = variant_lines(config, config.eval.defenses)
     return "\n".join([shared, *variants, *perturbation_lines(settings), *budgets])
 

@@ -19,8 +19,10 @@ from purify.evals.defenses import (
 from purify.evals.inputs import Inputs, load_inputs, tell_seen
 from purify.evals.sampling import Sampling, ShownPath
 from purify.evals.store import Store
+from purify.evals.terminal import telling_done_before
 from purify.langevin import AnnealedLangevin, balanced_step_size
 from purify.tables import choose
+from purify.wording import counted
 
 STARTS = ("noised", "prior")
 GREY = 0.5
@@ -46,17 +48,19 @@ def run(config, workdir: Path, input: str | None = None) -> None:
     centres = _centres(cfg, inputs)
     settings = _settings(config, sampler, centres, paths, followed)
     with Store(workdir, "sample", settings) as store:
-        asked = f"{len(centres.labels) if sampler else 0} samples"
+        asked = counted(len(centres.labels) if sampler else 0, "sample")
         if sampler:
-            asked += f" of {sampler.nfe:,} network evaluations each"
-        print(f"{asked}, {len(paths)} paths of {len(followed.labels)} images; into {store.folder}")
+            asked += f" of {counted(sampler.nfe, 'network evaluation')} each"
+        of = counted(len(followed.labels), "image")
+        print(f"{asked}, {counted(len(paths), 'path')} of {of}; into {store.folder}")
         if not input:
             noised = centres.indices if sampler and cfg.start == "noised" else []
             tell_seen(config.data, inputs, sorted({*noised, *followed.indices}))
         sampling = Sampling(
             store, inputs.score, seed=config.seed, batch_size=config.eval.batch_size
         )
-        sampling.run(sampler, centres, paths, followed)
+        with telling_done_before(store):
+            sampling.run(sampler, centres, paths, followed)
         sample_report.write(config, store, sampler, centres, paths, followed, settings)
 
 

@@ -6,19 +6,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from purify import parallel
 from purify.compilation import compile_lowered
 from purify.defense import first_run
 from purify.detection import score_norm
-from purify.evals.evaluation import BAR, Evaluation
+from purify.evals.evaluation import Evaluation
 from purify.evals.inputs import Inputs
 from purify.evals.programs import check_finite
 from purify.evals.results import purifier_fields
 from purify.evals.store import Store
 from purify.langevin import AnnealedLangevin
 from purify.networks import Classifier, Score
+from purify.progress import Progress, progress
 from purify.random import image_keys
 from purify.types import Array, Key, Purifier, Stepwise, Trace
 
@@ -94,7 +94,7 @@ class Sampling:
     def __init__(self, store: Store, score: Score, *, seed: int, batch_size: int):
         self._store, self._score, self._seed = store, score, seed
         self._batch_size = batch_size
-        self._progress: tqdm = None
+        self._progress: Progress = None
 
     def run(
         self,
@@ -114,7 +114,7 @@ class Sampling:
             asked = ([centres] if sampler else []) + ([images] if paths else [])
             largest = max(self._size(inputs) for inputs in asked)
             self._store.sign(batch_size=largest, devices=jax.device_count())
-        with tqdm(total=work, bar_format=BAR, smoothing=0, mininterval=1.0) as self._progress:
+        with progress(total=work, disable=not work) as self._progress:
             if missing:
                 self._sample(sampler, centres, missing)
             for path, places, cost in zip(paths, pending, costs, strict=True):

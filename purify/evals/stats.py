@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import beta, binom, norm
 
 from purify.random import generator
+from purify.wording import counted
 
 
 class Estimate(NamedTuple):
@@ -303,7 +304,8 @@ def _vector(name: str, values: ArrayLike) -> np.ndarray:
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"{name}: shape {values.shape}, must be [n] with n at least 1")
     if not np.isfinite(values).all():
-        raise ValueError(f"{name}: {np.sum(~np.isfinite(values))} values are NaN or infinite")
+        bad = counted(int(np.sum(~np.isfinite(values))), "value")
+        raise ValueError(f"{name}: NaN or infinite in {bad}")
     return values
 
 

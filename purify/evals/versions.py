@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from purify.compilation import jit
 from purify.defense import first_run
-from purify.evals.evaluation import BAR, Evaluation
+from purify.evals.evaluation import Evaluation
 from purify.evals.rows import Row
 from purify.image_io import MAX_INTEGER, load_npz, take_images, take_integers, to_uint8
 from purify.noise import add_noise
+from purify.progress import progress
 from purify.random import image_keys
 from purify.types import Stepwise
 
@@ -47,7 +47,7 @@ def save_versions(evaluation: Evaluation, row: Row) -> Path:
     attacked, keys = evaluation.attacked_images(row), image_keys(evaluation.seed, index)
     parts, batch_size = [], evaluation.row_size(row)
     starts = range(0, row.num_images, batch_size)
-    for start in tqdm(starts, desc=f"{row.name}: images", bar_format=BAR, leave=False):
+    for start in progress(starts, desc=f"{row.name}: images", leave=False):
         # The batches of the scoring: behind some purifiers neighbours count.
         own = np.arange(start, min(start + batch_size, row.num_images))
         at = np.resize(own, batch_size)

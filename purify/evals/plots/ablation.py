@@ -21,6 +21,7 @@ from purify.evals.plots.style import (
     save,
     tidy,
 )
+from purify.wording import counted
 
 # Of the distance of two values, in which the attacks of one stand; closer where lines join them,
 # that in a steep panel one does not seem to lie above another for standing beside it.
@@ -59,8 +60,9 @@ def ablation_panels(path: str | Path, rows: Sequence[Mapping]) -> None:
     for axes in all_axes[len(factors) :]:
         axes.remove()
     counts = sorted({row["num_images"] for row in rows})
-    images = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
-    note = f"whiskers: 95 % interval; {images} images; grey: the default; nfe: of a draw"
+    images = counted(counts[-1], "image")
+    images = images if len(counts) == 1 else f"{counts[0]:,} to {images}"
+    note = f"whiskers: 95 % interval; {images}; grey: the default; nfe: of a draw"
     fig.supxlabel(note, size=SMALL, color=GREY)
     handles = [Line2D([], [], label=name, markersize=4, **styles[name]) for name in attacks]
     legend(fig, loc="outside upper left", handles=handles, ncols=min(len(attacks), 6))

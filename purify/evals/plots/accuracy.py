@@ -29,6 +29,7 @@ from purify.evals.plots.style import (
     text_width,
     tidy,
 )
+from purify.wording import counted
 
 UNIT = 0.36  # inches a bar, enough for the label 100.0; x is counted in bars
 LINE = 1.5 * WIDTH  # inches; more defences go to the next line
@@ -67,7 +68,8 @@ def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
     all_axes = fig.subplots(len(lines), 1, squeeze=False, subplot_kw=limits)[:, 0]
     for axes, line in zip(all_axes, lines, strict=True):
         _draw_groups(axes, line, attacks, number_bars=len(counts) > 1)
-    note = f"{counts.pop():,} images" if len(counts) == 1 else "under each bar its number of images"
+    note = "under each bar its number of images"
+    note = note if len(counts) > 1 else counted(counts.pop(), "image")
     note = f"whiskers: 95 % interval; {note}"
     note += f"; ?: {UNSHOWN}" if any(map(_is_unshown, rows)) else ""
     all_axes[-1].set_xlabel(note, size=SMALL, color=GREY, labelpad=8)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from purify.evals.plots.style import DASHES, DPI, GREY, SMALL, WIDTH, legend, marked, save, tidy
 from purify.evals.stats import proportion
+from purify.wording import counted
 
 
 def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
@@ -47,7 +48,7 @@ def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
         cross = dict(ls="none", marker="x", markersize=5, color=GREY, clip_on=False, zorder=3)
         most = "the most that as many samples certify" if budget == budgets[-1] else None
         axes.plot(largest, [0] * len(largest), label=most, **cross)
-        axes.set_title(f"{budget[0]:,} images, {budget[1]:,} samples", size=SMALL, color=GREY)
+        axes.set_title(", ".join(map(counted, budget, ("image", "sample"))), size=SMALL, color=GREY)
         tidy(axes)
         axes.set_xlabel("L2 radius, in pixel units of [0, 1]", size=SMALL, color=GREY)
     axes.set_ylim(0, 100)

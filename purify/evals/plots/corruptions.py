@@ -19,6 +19,7 @@ from purify.evals.plots.style import (
     marked,
     save,
 )
+from purify.wording import counted
 
 PITCH = 0.075  # inches from one defence to the next within a corruption
 
@@ -73,8 +74,9 @@ def corruption_accuracies(path: str | Path, entries: Sequence[Mapping]) -> None:
     axes.tick_params(axis="x", labelsize=SMALL, color=RULE, labelcolor=GREY)
     axes.tick_params(axis="y", length=0)
     counts = sorted({entry["num_images"] for entry in entries})
-    images = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
-    note = f"accuracy (%), mean over severities; whiskers: 95 % interval; {images} images"
+    images = counted(counts[-1], "image")
+    images = images if len(counts) == 1 else f"{counts[0]:,} to {images}"
+    note = f"accuracy (%), mean over severities; whiskers: 95 % interval; {images}"
     axes.set_xlabel(note, size=SMALL, color=GREY)
     handles = [Line2D([], [], label=n, markersize=4, ls="none", **styles[n]) for n in defenses]
     legend(fig, loc="outside upper left", handles=handles, ncols=min(len(defenses), 7))

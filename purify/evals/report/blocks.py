@@ -11,6 +11,7 @@ from PIL import Image
 from rich.table import Table as Terminal
 
 from purify.evals.plots.style import DPI
+from purify.evals.terminal import paragraphs
 
 INCH = 118  # pixels of the page: the small type of figures is then 12 of them high
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -137,12 +138,7 @@ def from_terminal(table: Terminal, caption: str) -> Table:
             groups[-1].append(Line(texts, span=0))
         if row.end_section:
             groups.append([])
-    notes: list[str] = []
-    for line in str(table.caption or "").splitlines():
-        if line.startswith(" ") and notes:
-            notes[-1] += f" {line.strip()}"
-        else:
-            notes.append(line.strip())
+    notes = [" ".join(map(str.strip, lines)) for lines in paragraphs(str(table.caption or ""))]
     return Table(caption, columns, [group for group in groups if group], notes)
 
 

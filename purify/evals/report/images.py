@@ -19,6 +19,7 @@ MAX_CARDS = 100  # of a row
 # Of all images of a report, in bytes of the page: more of them would open slowly.
 BUDGET = 8_000_000
 ALWAYS = 10  # cards of a row, whatever they need
+DIGITS = 3  # letters of a class that is named by its number
 ClassName = Callable[[int], str]
 OUTCOMES = {
     "right": "right in all draws",
@@ -74,6 +75,13 @@ class AttackedRow(NamedTuple):
     @property
     def strip(self) -> Sequence[Card]:
         return self.cards[:STRIP]
+
+    @property
+    def named(self) -> bool:
+        """Whether classes have names that need more room than digits."""
+        names = [name for card in self.cards for name in (card.label, *(n for n, _ in card.runs))]
+        names += [picture.answer for card in self.cards for picture in card.pictures]
+        return any(len(name) > DIGITS for name in names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from purify.evals import (
     robust_report,
 )
 from purify.evals.report.summary import mean_rows, percent
+from purify.wording import counted
 
 Draw = Callable[..., list[Path]]
 
@@ -74,9 +75,10 @@ def _title_says(results: Mapping) -> str:
 
 
 def _samples_say(results: Mapping) -> str:
-    said = [f"{results['samples']['num_images']} samples"] if results.get("samples") else []
+    samples = results.get("samples")
+    said = [counted(samples["num_images"], "sample")] if samples else []
     images = len({entry["index"] for entry in results["paths"]})
-    return ", ".join([*said, *([f"the paths of {images} images"] if images else [])])
+    return ", ".join([*said, *([f"the paths of {counted(images, 'image')}"] if images else [])])
 
 
 # Those that a report shows, in its order.

@@ -31,7 +31,8 @@ for (const browser of document.querySelectorAll(".browser")) {
     more.hidden = shown.length === found.length;
     more.textContent = `Show all ${found.length}`;
     const cut = more.hidden ? "" : `, the first ${shown.length} of them are shown`;
-    status.textContent = `${found.length} of ${own.length} images${cut}`;
+    const noun = own.length === 1 ? "image" : "images";
+    status.textContent = `${found.length} of ${own.length} ${noun}${cut}`;
   }
 
   form.addEventListener("change", () => show(false));

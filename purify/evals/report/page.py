@@ -13,6 +13,7 @@ from purify.evals.report.runs import Run, find_runs
 from purify.evals.report.sections import provenance, sections
 from purify.evals.report.summary import summary
 from purify.jsonl import write_text
+from purify.wording import counted
 
 HERE = Path(__file__).parent
 
@@ -86,6 +87,7 @@ def render(runs: Sequence[Run], points: Sequence[Run] = ()) -> str:
         summary=summary,
         provenance=provenance,
         tone=tone,
+        counted=counted,
         data=", ".join(dict.fromkeys(_data(run) for run in runs)),
     )
 

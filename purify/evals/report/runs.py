@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from purify.checkpoint import NeedsMode, read_settings
+from purify.evals.labels import labels
 from purify.evals.report.modes import MODES
 from purify.evals.store import read_records
 
@@ -27,6 +28,20 @@ class Run:
     @property
     def workdir(self) -> Path:
         return self.folder.parent.parent
+
+    def told_apart(self, runs: Iterable["Run"]) -> str:
+        """What it has otherwise than those of its mode: workdir, data, settings, and the name of
+        its folder; '' where it is the only one of its mode."""
+        same = [run for run in runs if run.mode == self.mode]
+        if len(same) < 2:
+            return ""
+        said = []
+        if len({run.workdir.absolute() for run in same}) > 1:
+            names = {run.workdir.absolute().name for run in same}
+            said.append(self.workdir.absolute().name if len(names) > 1 else str(self.workdir))
+        said.append(labels([run.settings for run in same])[same.index(self)])
+        words = ", ".join(filter(None, said))
+        return f"{words} ({self.folder.name})" if words else self.folder.name
 
     def class_name(self, label: int) -> str:
         """As the data set has it, or the number, as where an earlier version wrote the results."""

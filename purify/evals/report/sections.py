@@ -48,9 +48,8 @@ def sections(runs: Sequence[Run], points: Sequence[Run]) -> list[Section]:
 
 
 def _heading(text: str, run: Run, runs: Sequence[Run]) -> str:
-    """With the folder of the run where others of these are of the same mode."""
-    alone = [other.mode for other in runs].count(run.mode) == 1
-    return text if alone else f"{text}, {run.folder.name}"
+    """With what tells the run apart where others of these are of the same mode."""
+    return ": ".join(filter(None, (text, run.told_apart(runs))))
 
 
 def _numbers(run: Run, runs: Sequence[Run]) -> Section:
