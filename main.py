@@ -46,7 +46,9 @@ Kubernetes) are found by themselves; elsewhere, as on two machines with GPUs or 
 --coordinator_address=HOST:PORT --num_processes=N --process_id=0 (1, ... N - 1 in the others).
 
 compare and report, and import_weights and export_weights where the flags say where to read and
-write, need no --config.
+write, need no --config. Of a flag that is given twice the last value counts. A path may begin with
+~ and have any characters; a ',' in one of several, as RUN_A,RUN_B, belongs to it where the parts
+alone do not exist.
 
 Checkpoints and results go to --workdir (default: runs/<config name>). A run that was cut off goes
 on where it stopped when the same command is given again.
@@ -58,12 +60,14 @@ import io
 import os
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags.tuple_parser import TupleParser
 
 # mode -> the module whose run(config, workdir, **options) does it
 MODES = {
@@ -84,7 +88,12 @@ MODES = {
 }
 DISTRIBUTED = ("train_classifier", "train", "eval_robust")
 WITHOUT_CONFIG = ("compare", "report", "import_weights", "export_weights")
-CONFIGS = sorted(path for path in Path("configs").glob("*.py") if path.stem != "base")
+# Beside this file, from where the user stands.
+CONFIGS = sorted(
+    file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    for file in (Path(__file__).absolute().parent / "configs").glob("*.py")
+    if file.stem != "base"
+)
 # mode -> the flags below that it takes
 OPTIONS = {
     "eval_robust": ("input", "max_images"),
@@ -100,7 +109,29 @@ OPTIONS = {
     "export_weights": ("input", "output"),
 }
 
+
+class _ConfigFile(flags.ArgumentParser):
+    """--config=FILE[:VARIANT] -> the config as its file has it, kept for `unknown_field`."""
+
+    config: ConfigDict | None = None
+
+    def parse(self, argument: str) -> ConfigDict:
+        if self.config is not None:
+            fail("--config is given twice; only its fields may be, of which the last value counts")
+        self.config = read_config(argument)
+        return self.config.lock()
+
+
+class _Tuple(flags.ArgumentParser):
+    """Not a TupleParser, for which ml_collections joins the values of a flag that is repeated:
+    here the last one counts, as of every other flag."""
+
+    parse = TupleParser().parse
+
+
+config_flags.register_flag_parser_for_type(tuple, _Tuple())
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/digits.py.")
+_FILE = flags.FLAGS["config"].parser = _ConfigFile()
 _MODE = flags.DEFINE_enum("mode", None, list(MODES), "What to do; see above.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where to write; default runs/<config name>.")
 _INPUT = flags.DEFINE_string("input", None, "What to read: images, weights, a run; see above.")
@@ -116,9 +147,26 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Of --distributed: which one
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
 
+def expand(path: str) -> str:
+    """How every path of the command line is read: '~' is the home, all else stands for itself.
+
+    Of several in one --input it is the first alone; the others are expanded where they are split.
+    """
+    return os.path.expanduser(path)
+
+
+def split_config(argument: str) -> tuple[str, str]:
+    """'FILE[:VARIANT]' -> (file, variant, '' for none); a ':' may be in the file's own name."""
+    parts = argument.split(":")
+    for n in range(1, len(parts) + 1):
+        if os.path.isfile(path := expand(":".join(parts[:n]))):
+            return path, ":".join(parts[n:])
+    return expand(parts[0]), ":".join(parts[1:])
+
+
 def default_workdir(config_file: str) -> Path:
     """configs/cifar10.py:tiny -> runs/cifar10_tiny."""
-    path, _, variant = config_file.partition(":")
+    path, variant = split_config(config_file)
     name = "_".join(filter(None, [Path(path).stem, variant]))
     return Path("runs") / re.sub(r"[^\w.-]", "_", name)
 
@@ -139,11 +187,10 @@ def config_of(workdir: Path) -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; a mistake in it is one line on stderr and exit code 2."""
-    config = read_config(argv)
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError):  # how ml_collections says that a field does not exist
-        fail(unknown_field(config, argv))
+        fail(unknown_field(_FILE.config, argv))
     except (flags.Error, TypeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         fail(": ".join([lines[0], lines[-1]][: len(lines)]))
@@ -155,12 +202,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def read_config(argv: list[str]) -> ConfigDict | None:
-    """The config named on the command line as its file has it, None if none is named."""
-    named = re.search(r"(?<= )--?config[= ](\S+)", " ".join(argv))
-    if not named:
-        return None
-    path, _, variant = named[1].partition(":")
+def read_config(argument: str) -> ConfigDict:
+    """The config FILE[:VARIANT] as its file has it."""
+    path, variant = split_config(argument)
     known = f"there are {', '.join(map(str, CONFIGS))}"
     if not Path(path).is_file():
         fail(f"--config={path} does not exist; {known}")
@@ -173,6 +217,14 @@ def read_config(argv: list[str]) -> ConfigDict | None:
         return get_config(*filter(None, [variant]))
     except ValueError as error:
         fail(f"--config={path}:{variant}: {error}")
+
+
+def expand_runs(config: ConfigDict) -> None:
+    """The same for the paths of a config that nothing else expands: the workdirs of variants."""
+    for changes in config.get("variants", {}).values():
+        for role in ("classifier", "score"):
+            if isinstance(changes.get(role), str):
+                changes[role] = expand(changes[role])
 
 
 def unknown_field(config: ConfigDict | None, argv: list[str]) -> str:
@@ -216,8 +268,8 @@ def main(argv: list[str]) -> None:
     del argv
     mode = _MODE.value
     options = {
-        "input": _INPUT.value,
-        "output": _OUTPUT.value,
+        "input": _INPUT.value and expand(_INPUT.value),
+        "output": _OUTPUT.value and expand(_OUTPUT.value),
         "arch": _ARCH.value,
         "max_images": _MAX_IMAGES.value,
     }
@@ -226,7 +278,9 @@ def main(argv: list[str]) -> None:
             fail(f"--{name} has no meaning for --mode={mode}")
     has_config = flags.FLAGS["config"].value is not None
     config_file = config_flags.get_config_filename(flags.FLAGS["config"]) if has_config else None
-    workdir = _WORKDIR.value or (config_file and default_workdir(config_file))
+    if has_config:
+        expand_runs(_CONFIG.value)
+    workdir = expand(_WORKDIR.value or "") or (config_file and default_workdir(config_file))
 
     if flags.FLAGS.verbosity == 0:  # as app.run leaves it; Orbax then tells its whole day
         logging.set_verbosity(logging.WARNING)
@@ -246,8 +300,9 @@ def main(argv: list[str]) -> None:
     except NeedsMode as error:
         if not config_file or error.workdir != Path(workdir):
             config_file = config_of(error.workdir)
-        command = f"--config={config_file} --mode={error.mode} --workdir={error.workdir}"
-        fail(f"{error}\nrun: python main.py {command}")
+        arguments = [f"--config={config_file}", f"--mode={error.mode}"]
+        command = ["python", sys.argv[0], *arguments, f"--workdir={error.workdir}"]
+        fail(f"{error}\nrun: {shlex.join(command)}")
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise

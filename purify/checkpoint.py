@@ -15,7 +15,7 @@ from purify.defense import Defense
 from purify.jsonl import write_json
 from purify.locking import Lock
 from purify.networks import Classifier, Score
-from purify.paths import is_of_system, plain_spelling, same_path
+from purify.paths import as_given, is_of_system, plain_spelling, same_path
 from purify.types import PyTree
 
 # role -> the mode of main.py that makes its checkpoint
@@ -55,7 +55,7 @@ class Checkpoints:
         self._folder = folder.absolute()
         self._root = self._folder / "checkpoints"
         self._checkpointer = ocp.training.Checkpointer(
-            plain_spelling(self._folder) / "checkpoints",
+            Path(plain_spelling(str(self._folder))) / "checkpoints",
             preservation_policy=ocp.training.preservation_policies.LatestN(2),
             cleanup_tmp_directories=training,
         )
@@ -123,8 +123,8 @@ class Checkpoints:
         if is_of_system(cause):
             raise cause
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else repr(cause)
-        reason = reason.replace(str(self._checkpointer.directory), str(self._root))
-        raise ValueError(f"checkpoint {path} cannot be read ({reason[:200]}); {advice}") from error
+        reason = as_given(reason)[:200]
+        raise ValueError(f"checkpoint {path} cannot be read ({reason}); {advice}") from error
 
 
 def _on_host(state: PyTree) -> PyTree:

@@ -32,6 +32,7 @@ from purify.image_io import (
     to_uint8,
 )
 from purify.messages import few, shown
+from purify.paths import as_given, plain_spelling
 from purify.png_jpeg import ENCODINGS, is_colour, read_image
 from purify.random import check_seed
 
@@ -223,10 +224,11 @@ def _fashion(name: str, data_dir: str, path: str | Path | None) -> _Source:
 
 def _published(name: str, data_dir: str, path: str | Path | None) -> _Source:
     with _quiet():
-        builder = tfds.builder(name, data_dir=data_dir)
+        builder = tfds.builder(name, data_dir=plain_spelling(data_dir))
         prepared = builder.is_prepared()
     if not prepared:
-        raise FileNotFoundError(f"{name} is not in '{builder.data_dir}': {_how_to(name, data_dir)}")
+        where = as_given(str(builder.data_dir))
+        raise FileNotFoundError(f"{name} is not in '{where}': {_how_to(name, data_dir)}")
     return _from_builder(builder)
 
 
@@ -244,7 +246,7 @@ def _from_builder(builder: Any) -> _Source:
     """The data of a prepared TFDS builder. Decoded here: TFDS would ask for OpenCV."""
 
     def records_of(split, positions):
-        where = f"{builder.name} in '{builder.data_dir}'"
+        where = f"{builder.name} in '{as_given(str(builder.data_dir))}'"
         try:
             source = builder.as_data_source(
                 split=split, decoders={"image": tfds.decode.SkipDecoding()}
@@ -281,27 +283,28 @@ def _prepared(make: Callable[..., Any], data_dir: str) -> Any:
     Preparation happens in a private folder that is renamed into place: of several processes that
     prepare at once the first wins, and no reader ever sees a part.
     """
+    spelled = plain_spelling(data_dir)
     with _quiet():
-        builder = make(data_dir=data_dir)
+        builder = make(data_dir=spelled)
         if builder.is_prepared():
             return builder
         try:
             os.makedirs(data_dir, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=data_dir, prefix=".preparing_") as private:
+            with tempfile.TemporaryDirectory(dir=spelled, prefix=".preparing_") as private:
                 prepared = make(data_dir=private)
                 prepared.download_and_prepare(file_format="array_record")
                 os.makedirs(os.path.dirname(builder.data_dir), exist_ok=True)
                 try:
                     os.rename(prepared.data_dir, builder.data_dir)
                 except OSError:
-                    if not make(data_dir=data_dir).is_prepared():  # else another process was first
+                    if not make(data_dir=spelled).is_prepared():  # else another process was first
                         raise
         except OSError as error:
             raise ValueError(
                 f"config.data.dir '{data_dir}' does not take the prepared {builder.name} "
                 f"({error}): set it to a folder that can be written"
             ) from error
-        return make(data_dir=data_dir)
+        return make(data_dir=spelled)
 
 
 @contextlib.contextmanager

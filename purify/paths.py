@@ -1,26 +1,49 @@
-"""Paths for libraries that take some characters for a pattern, and whose fault an error is."""
+"""Paths of users: several in one text, for libraries that take some characters for a pattern, and
+whose fault an error in reading is."""
 
 import errno
 import functools
+import itertools
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Letters, digits and what no library gives a meaning; and no folder that etils takes for a bucket.
 _PLAIN = re.compile(r"(?!/(gs|s3|az|hf)(/|$))[\w./ -]*")
 
 
+def split_paths(text: str) -> list[Path]:
+    """The paths of 'A,B', where '~' is the home; a ',' belongs to a path that exists where its
+    parts do not. Raises ValueError where paths exist for more than one reading."""
+
+    def readings(parts: list[str]) -> Iterator[list[str]]:
+        if not parts:
+            yield []
+        for n in range(1, len(parts) + 1):
+            path = ",".join(parts[:n])
+            if path and os.path.exists(os.path.expanduser(path)):
+                yield from ([path, *rest] for rest in readings(parts[n:]))
+
+    parts = text.split(",")
+    found = list(itertools.islice(readings(parts), 2))
+    if len(found) > 1:
+        raise ValueError(f"'{text}' has two readings: {found[0]} and {found[1]}; rename a folder")
+    return [Path(os.path.expanduser(path)) for path in (found[0] if found else parts)]
+
+
 @functools.cache
-def plain_spelling(folder: Path) -> Path:
+def plain_spelling(folder: str) -> str:
     """A path of the same folder for Orbax and TFDS, which take '[', '*' and '?' in a path for a
     pattern (etils' glob), '\\' for '/' (TensorStore) and 'gs:' for an address.
 
-    It is the path itself where that is plain, else a link to it among the temporary files, for as
-    long as this process lives. Raises ValueError where these lie in such a folder themselves.
+    It is the path itself where that is plain, or an address on purpose ('gs://bucket'); else a link
+    to it among the temporary files, for as long as this process lives. Raises ValueError where
+    these lie in such a folder themselves.
     """
-    absolute = Path(os.path.abspath(folder))
-    if _PLAIN.fullmatch(str(absolute)):
+    absolute = os.path.abspath(folder)
+    if _PLAIN.fullmatch(absolute) or re.match(r"\w+://", folder):
         return folder
     links = _links().name
     if not _PLAIN.fullmatch(links):
@@ -28,9 +51,17 @@ def plain_spelling(folder: Path) -> Path:
             f"'{folder}' needs a link to it among the temporary files, but their folder "
             f"'{tempfile.gettempdir()}' has a special character, too: set TMPDIR to another one"
         )
-    link = Path(links) / str(len(os.listdir(links)))
-    link.symlink_to(absolute)
+    link = os.path.join(links, str(len(os.listdir(links))))
+    os.symlink(absolute, link)
     return link
+
+
+def as_given(text: str) -> str:
+    """The text of a message with what the links of `plain_spelling` lead to in their places."""
+    if _links.cache_info().currsize:
+        for link in Path(_links().name).iterdir():
+            text = text.replace(str(link), os.readlink(link))
+    return text
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from purify.evals.robust_report import results_table
+from purify.paths import split_paths
 from tests.command import ROOT, main
 
 BASE = ("--config=configs/digits.py",)
@@ -102,6 +104,153 @@ def test_without_a_checkpoint_eval_robust_says_which_command_makes_it(trained, t
     assert result.returncode == 2
     command = f"python main.py --config=configs/digits.py --mode={mode} --workdir={tmp_path}"
     assert result.stderr.strip().splitlines()[-1] == f"run: {command}"
+
+
+def test_a_suggested_command_is_quoted_and_leads_from_where_the_user_stands(tmp_path):
+    config = tmp_path / "my configs" / "own [1].py"
+    config.parent.mkdir()
+    config.write_text(OWN)
+    workdir = tmp_path / "it's $HOME #1"
+    arguments = ["--config", str(config), "--mode=eval_robust", f"--workdir={workdir}"]
+    result = main_from(tmp_path, *arguments)
+    assert result.returncode == 2
+    command = shlex.split(result.stderr.strip().splitlines()[-1].removeprefix("run: "))
+    assert command[:2] == ["python", str(ROOT / "main.py")]
+    assert command[2:] == [f"--config={config}", "--mode=train_classifier", f"--workdir={workdir}"]
+
+
+# A config of a user's own.
+OWN = """
+from configs.digits import get_config as digits
+
+def get_config(variant=""):
+    config = digits()
+    config.data.name = "digits8x8"
+    config.variants.other = dict(purifier="identity", classifier="~/elsewhere")
+    config.eval.defenses = ("identity", "other")
+    return config
+"""
+
+
+def main_from(folder, *arguments, **environment):
+    """`python .../main.py` of a user who stands in that folder."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def parsed(folder, *arguments, **environment):
+    """What main.py makes of a command line, as JSON, without doing it: config, workdir, options."""
+    script = f"""
+import json, sys, types
+sys.path.insert(0, {str(ROOT)!r})
+import main
+def run(config, workdir, **options):
+    print(json.dumps([config.to_dict(), str(workdir), options]))
+sys.modules["printing"] = types.SimpleNamespace(run=run)
+main.MODES = dict.fromkeys(main.MODES, "printing")
+main.parse_flags(sys.argv)
+main.main(sys.argv)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+NAMES = ["a b", "a#b", "[1]", "{a}", "a*?", "100%", "a&b", "é", "a,b", "it's", 'a"b', "a:b"]
+
+
+def test_a_config_may_lie_anywhere_and_be_named_in_two_arguments(tmp_path):
+    """Once for each two of the names: of its folder and of its file."""
+    flags = []
+    for i, name in enumerate(NAMES):
+        path = tmp_path / name / f"{NAMES[i - 1]}.py"
+        path.parent.mkdir()
+        path.write_text(OWN)
+        flags += [["--config", str(path)], [f"--config={path}:variant"]]
+    script = f"""
+import json, sys
+sys.path.insert(0, {str(ROOT)!r})
+import main
+for flags in {flags!r}:
+    main.flags.FLAGS.unparse_flags()
+    main._FILE.config = None
+    main.parse_flags(["main.py", *flags, "--mode=train"])
+    file = main.config_flags.get_config_filename(main.flags.FLAGS["config"])
+    print(json.dumps([main._CONFIG.value.data.name, main.split_config(file)]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    expected = [
+        ["digits8x8", [given, variant]] for _, given in flags[::2] for variant in ("", "variant")
+    ]
+    assert lines == expected
+
+
+def test_from_another_folder_the_configs_are_those_beside_main(tmp_path):
+    result = main_from(tmp_path, "--config=configs/digits.py", "--mode=train")
+    assert result.returncode == 2
+    listed = result.stderr.strip().partition("there are ")[2].split(", ")
+    assert len(listed) == len(list((ROOT / "configs").glob("*.py"))) - 1
+    assert all((tmp_path / path).is_file() for path in listed)
+
+
+def test_every_path_of_the_command_line_has_its_home_expanded(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    flags = ["--config=~/own.py", "--workdir=~/new run", "--mode=purify"]
+    flags += ["--input=~/in.npy", "--output=~/out.npy"]
+    config, workdir, options = parsed(ROOT, *flags, HOME=str(tmp_path))
+    assert workdir == f"{tmp_path}/new run"
+    assert options == {"input": f"{tmp_path}/in.npy", "output": f"{tmp_path}/out.npy"}
+    assert config["variants"]["other"]["classifier"] == f"{tmp_path}/elsewhere"
+
+
+def test_of_a_flag_given_twice_the_last_value_counts(tmp_path):
+    flags = ["--config=configs/digits.py", "--mode=train"]
+    flags += ["--config.eval.attacks=blind", "--config.eval.attacks=('exact', 'bpda')"]
+    flags += ["--config.eval.defenses=('adp',)", "--config.eval.defenses", "identity"]
+    flags += ["--config.seed=1", "--config.seed=2", "--config.classifier.network.widths=(8,)"]
+    config = parsed(ROOT, *flags)[0]
+    assert config["eval"]["attacks"] == ["exact", "bpda"]
+    assert config["eval"]["defenses"] == ["identity"]
+    assert config["seed"] == 2 and config["classifier"]["network"]["widths"] == [8]
+
+
+def test_a_config_given_twice_is_refused():
+    result = main("--config=configs/digits.py", "--config=configs/mnist.py", "--mode=train")
+    assert result.returncode == 2 and "--config is given twice" in result.stderr
+
+
+def test_a_comma_separates_paths_unless_it_is_part_of_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("a", "b", "c,d", ",e,", "home/f", "x", "y", "x,y"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    for text, paths in {
+        "a": ["a"],
+        "a,b": ["a", "b"],
+        "c,d": ["c,d"],
+        "a,c,d,b": ["a", "c,d", "b"],
+        ",e,,a": [",e,", "a"],
+        "~/f,~/f": [f"{tmp_path}/home/f"] * 2,
+        "a,nowhere": ["a", "nowhere"],
+    }.items():
+        assert [str(path) for path in split_paths(text)] == paths, text
+    with pytest.raises(ValueError, match="has two readings: .'x', 'y'. and .'x,y'."):
+        split_paths("x,y")
 
 
 def test_without_the_classifier_of_a_variant_eval_robust_says_so_too(trained, tmp_path):

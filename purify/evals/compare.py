@@ -9,7 +9,7 @@ from purify.evals.results import pair
 from purify.evals.store import read_records
 from purify.evals.terminal import empty_table, print_wide
 from purify.jsonl import write_json
-from purify.paths import same_path
+from purify.paths import same_path, split_paths
 
 
 class Run(NamedTuple):
@@ -27,11 +27,12 @@ def run(config, workdir: Path | None, input: str | None, output: str | None) -> 
     output: a .json file for the same numbers. Raises ValueError where the two are not of the same
     images, or share no row.
     """
-    if not input or input.count(",") != 1:
+    folders = split_paths(input or "")
+    if len(folders) != 2:
         raise ValueError("--mode=compare needs --input=RUN_A,RUN_B, two folders of evaluations")
     if output and Path(output).exists():
-        raise ValueError(f"'{output}' exists already; choose another --output, or delete it")
-    a, b = (read_run(Path(folder)) for folder in input.split(","))
+        raise ValueError(f"'{output}' exists already; choose another --output, or move it away")
+    a, b = map(read_run, folders)
     comparison = compare(a, b)
     print_comparison(comparison)
     if output:

@@ -158,10 +158,10 @@ class Store:
                 array = np.lib.format.open_memmap(path, mode="r+")
             except ValueError as error:
                 raise ValueError(
-                    f"{path} is damaged ({error}); bring it back, or delete it"
+                    f"{path} is damaged ({error}); bring it back, or move it away"
                 ) from None
             if array.shape != shape:
-                raise ValueError(f"{path} has shape {array.shape}, expected {shape}; delete it")
+                raise ValueError(f"{path} has shape {array.shape}, expected {shape}; move it away")
             return array
         path.parent.mkdir(exist_ok=True)
         # Filled under another name first: a file that exists is whole, and has its place on disk.

@@ -13,6 +13,7 @@ from purify.evals.report.runs import Run, find_runs
 from purify.evals.report.sections import provenance, sections
 from purify.evals.report.summary import summary
 from purify.jsonl import write_text
+from purify.paths import split_paths
 from purify.wording import counted
 
 HERE = Path(__file__).parent
@@ -33,7 +34,7 @@ def run(config, workdir: Path | None, input: str | None, output: str | None) -> 
             "--mode=report needs --input=RUN[,RUN...], folders of evaluations or workdirs, or "
             "--workdir=DIR or --config=FILE"
         )
-    given = [Path(name).expanduser() for name in input.split(",")] if input else [workdir]
+    given = split_paths(input) if input else [workdir]
     found = find_runs(given)
     path = _output(output) if output else (workdir or found.runs[0].workdir) / "report.html"
     write_text(path, render(found.runs, found.points))
@@ -46,11 +47,11 @@ def run(config, workdir: Path | None, input: str | None, output: str | None) -> 
 
 
 def _output(output: str) -> Path:
-    path = Path(output).expanduser()
-    if path.suffix != ".html":
+    path = Path(output)
+    if path.suffix.lower() != ".html":
         raise ValueError(f"--output='{output}' must end in .html")
     if path.exists():
-        raise ValueError(f"'{output}' exists already; choose another --output, or delete it")
+        raise ValueError(f"'{output}' exists already; choose another --output, or move it away")
     if not path.parent.is_dir():
         raise ValueError(f"--output='{output}' needs a folder '{path.parent}': make it")
     return path

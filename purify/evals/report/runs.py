@@ -146,6 +146,6 @@ def _read(folder: Path) -> Run:
     except ValueError:
         results = None
     if not isinstance(results, dict) or "config" not in results:
-        raise ValueError(f"{path} is damaged; delete it and give the evaluation's command again")
+        raise ValueError(f"{path} is damaged; move it away and give the evaluation's command again")
     named = folder if folder.parent.name else folder.absolute()  # '.' does not say its mode
     return Run(named, read_settings(folder), results)
