@@ -475,7 +475,7 @@ def disturbed(copied: Copied, what: str) -> None:
             ValueError,
             r"tfrecord copy.* set --input .*builder\('cifar10_corrupted/fog_2'",
         ),
-        ("no records", ValueError, "is damaged: delete that folder"),
+        ("no records", ValueError, "is damaged: move that folder away"),
         ("few", ValueError, "fog_2 in .* is not complete: index 21"),
         ("labels", ValueError, "fog_2 has other labels than frosted_glass_blur_2, so"),
     ],

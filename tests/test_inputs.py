@@ -142,6 +142,16 @@ def test_labels_that_mean_no_class_of_the_classifier_are_refused(names, trained_
         meaning("test", names, trained_on)
 
 
+def test_numbers_that_an_earlier_version_learnt_as_texts_keep_the_labels_it_gave_them():
+    earlier = {"network": {"num_classes": 12}, "data": {"name": "folder"}}
+    found = meaning("folder", tuple(map(str, range(12))), earlier)
+    assert found.labels.tolist() == [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3]
+    assert found.names[:5] == ("0", "1", "10", "11", "2")
+    assert (
+        meaning("npz", tuple(map(str, range(12))), earlier | {"data": {"name": "npz"}}).note == ""
+    )
+
+
 def test_a_classifier_from_elsewhere_must_answer_with_the_same_classes():
     swapped = CLASSIFIER | {"class_names": ["dog", "cat", "frog"]}
     check_same("other/classifier", CLASSIFIER, CLASSIFIER)

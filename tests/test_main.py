@@ -303,7 +303,8 @@ def test_purify_writes_the_same_form_back(trained, tmp_path):
     np.testing.assert_array_equal(from_folder, purified)
 
 
-def test_an_output_whose_name_is_no_utf_8_is_written_and_told(trained, tmp_path):
+def test_an_output_whose_name_is_no_utf_8_is_written_and_told(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as on a desktop
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
     np.save(tmp_path / "in.npy", images)
     output = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.npy")

@@ -29,6 +29,8 @@ def meaning(name: str, names: Sequence[str], trained: Mapping) -> Meaning:
     if not trained:
         return Meaning(labels, names, "")
     ours, count = tuple(trained.get("class_names", ())), trained["network"]["num_classes"]
+    if not ours and _were_texts(names, trained):
+        ours = tuple(sorted(names))
     if set(names) <= set(ours):
         if names == ours[: len(names)]:
             return Meaning(labels, ours, "")
@@ -76,6 +78,14 @@ def check_same(run: str, theirs: Mapping, ours: Mapping) -> None:
 def _unnamed(names: Sequence[str]) -> bool:
     """Whether these are no names: 0, 1, 2, ..., or none at all."""
     return tuple(names) == tuple(map(str, range(len(names))))
+
+
+def _were_texts(names: Sequence[str], trained: Mapping) -> bool:
+    """Whether a run of a version that recorded no names learnt folders of these, which are numbers,
+    in their order as texts: 0, 1, 10, 11, 2."""
+    of_folders = trained.get("data", {}).get("name") == "folder"
+    alike = len(names) == trained["network"]["num_classes"]
+    return of_folders and alike and all(name.isdecimal() for name in names)
 
 
 def _few(names: Sequence[str]) -> str:

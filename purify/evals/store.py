@@ -76,7 +76,7 @@ def folder_of(workdir: Path, mode: str, settings: Mapping) -> Path:
         return named
     for path in sorted((workdir / mode).glob("*/settings.json")):
         with contextlib.suppress(ValueError):  # damaged: its own command says so
-            there = json.loads(path.read_text())
+            there = json.loads(path.read_text(encoding="utf-8"))
             if not differing_settings(there, json.loads(text)):
                 return path.parent
     return named
