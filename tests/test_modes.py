@@ -220,3 +220,26 @@ def test_a_command_that_goes_on_computes_in_batches_of_the_size_it_began_with(
     sizes.clear()
     robust.run(config, workdir, max_images=5)
     assert set(sizes) == {3} and len(read_lines(file)) == 5
+
+
+@pytest.mark.parametrize(
+    ("devices", "limit", "images", "size"),
+    [
+        (1, 50, 200, 50),  # as many batches as ever where the limit divides the images
+        (1, 50, 60, 30),
+        (1, 50, 101, 34),
+        (1, 50, 10, 10),
+        (1, 50, 1, 1),
+        (4, 48, 3, 4),  # every device has one
+        (4, 48, 50, 28),
+        (4, 48, 96, 48),
+    ],
+)
+def test_batches_are_equal_and_hold_little_but_images(monkeypatch, devices, limit, images, size):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert parallel.balanced(limit, images) == size
+    batches = -(-images // size)
+    assert batches == -(-images // limit) and size % devices == 0
+    assert batches * size - images < batches * devices
+    # Where neighbours count, the first batch_size images stay together.
+    assert parallel.balanced(limit, images, blocks=True) == (limit if images > limit else size)
