@@ -196,6 +196,8 @@ def test_what_is_done_is_not_done_again(ablated, trained, monkeypatch, capsys):
     for factor, value in (("sigma", "0.1"), ("", "0.25 (default)"), ("purifier", "adp (default)")):
         assert re.search(rf"^ {factor} +{re.escape(value)} .*\d\]", out, re.MULTILINE), out
     assert "one factor at a time around adp" in out and str(ablated.folder) in out
+    assert "2 factors: all of it was done before, nothing is computed; in " in out
+    assert "at most" not in out and len(re.findall(r"\d of 3: .*, done before, in", out)) == 3
     assert (ablated.folder / "figures" / "ablation.png").stat().st_size > 20_000
 
 

@@ -273,13 +273,17 @@ def test_an_image_that_is_selected_wrongly_ends_early(tmp_path, monkeypatch):
         assert record["answer"] == 0 and (record["radius"] > 0) != ended
 
 
-def test_a_run_on_fewer_images_reports_those_alone(trained, workdir):
+def test_a_run_on_fewer_images_reports_those_alone(trained, workdir, capsys):
     few = {"certify.defenses": ("noise_only",), "certify.sigmas": (0.25,), "certify.budgets": {}}
     config = trained.config(**BUDGET | few)
     for max_images, reported in ((None, 4), (1, 1), (None, 4)):
         certify.run(config, workdir, max_images=max_images)
         (row,) = results_of(only_folder(workdir))["rows"]
         assert row["num_images"] == len(row["certified_radii"]) == reported
+    first, *others = re.findall("^1 row: .*", capsys.readouterr().out, re.MULTILINE)
+    assert "at most " in first and len(others) == 2
+    for said in others:
+        assert "all of it was done before, nothing is computed" in said and "at most" not in said
     assert len(untimed(only_folder(workdir))) == 4
 
 

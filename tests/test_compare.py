@@ -67,6 +67,7 @@ def test_the_command_prints_and_writes_the_table(two, tmp_path):
     shown = next(line for line in result.stdout.splitlines() if "adp-bpda" in line)
     assert f"{100 * entry['mean_difference']:+.1f} [" in shown and shown.rstrip().count("*") == 1
     assert "adp.sigma: 0.25 -> 0.1" in result.stdout
+    assert f"A: {two[0]}, sigma 0.25\nB: {two[1]}, sigma 0.1\n" in result.stdout
     again = main(*command)
     assert again.returncode == 2 and "exists already" in again.stderr
 

@@ -276,8 +276,10 @@ def test_it_prints_a_table_and_goes_on_where_it_stopped(trained, workdir, detect
         rel = 1e-3 if row.endswith("_100") else 1e-5
         assert again[row, index] == near(record, rel)
     before = (folder / "provenance.jsonl").read_text()
+    assert "was done before" not in capsys.readouterr().out
     detect.run(config, workdir)  # has nothing to do, and does not sign
     assert (folder / "provenance.jsonl").read_text() == before
+    assert "all of it was done before, nothing was computed" in capsys.readouterr().out
     assert (folder / "figures" / "roc.png").stat().st_size > 10_000
 
 

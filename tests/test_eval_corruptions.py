@@ -105,11 +105,14 @@ def test_a_first_look_goes_on_to_the_records_of_an_evaluation_in_one_go(
     assert again == untimed(evaluated.records)
 
 
-def test_a_finished_evaluation_computes_nothing_again(evaluated, trained):
+def test_a_finished_evaluation_computes_nothing_again(evaluated, trained, capsys):
     before = (evaluated.folder / "images.jsonl").read_bytes()
     corruptions.run(config(trained), evaluated.folder.parent.parent)
     assert (evaluated.folder / "images.jsonl").read_bytes() == before
     assert len(read_lines(evaluated.folder / "provenance.jsonl")) == 2
+    out = capsys.readouterr().out
+    assert "all of it was done before, nothing is computed; in" in out and "at most" not in out
+    assert "a part of it was done before; left: at most " in evaluated.shown
 
 
 def test_the_images_are_corrupted_by_keys_of_seed_index_corruption_and_severity(

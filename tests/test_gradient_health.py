@@ -332,6 +332,9 @@ def test_the_command_prints_and_writes_verdicts(trained, tmp_path, capsys):
     assert results["surrogate"]["name"] == "one_step"
     assert results["budget"]["eps"] == 0.15 and results["config"]["check"]["num_images"] == 6
     assert str(file) in shown and re.fullmatch(r"[0-9a-f]{40}\+?|unknown", results["commit"])
+    assert "checking noise_only on 6 images, into" in shown and "was done before" not in shown
+    gradient_health.run(config, tmp_path)
+    assert "all of it was done before, nothing was computed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -655,11 +655,14 @@ def test_an_evaluation_of_the_first_images_is_the_beginning_of_the_whole(
     for path in (folder / "purified").iterdir():
         same = map(read_versions, (path, evaluated.folder / "purified" / path.name))
         assert jax.tree.all(jax.tree.map(np.array_equal, *same))
-    check_costs(capsys, evaluated.records)
+    left = check_costs(capsys, evaluated.records)
+    (runs, nfe, nge), (runs_left, nfe_left, nge_left) = left
+    assert runs / 4 < runs_left < runs and 0 < nfe_left < nfe and 0 < nge_left < nge
 
 
-def check_costs(capsys, records: list[dict]) -> None:
-    """What was printed up front against the records: an upper bound, and not a loose one."""
+def check_costs(capsys, records: list[dict]) -> list[list[int]]:
+    """What was printed up front against the records: an upper bound, and not a loose one; and the
+    costs that were printed, of all and then of what was left."""
     out = capsys.readouterr().out
     number = r"([\d,]+)"
     words = f"at most {number} runs of the classifier, {number} evaluations and {number} gradients"
@@ -675,15 +678,18 @@ def check_costs(capsys, records: list[dict]) -> None:
     queries = sum(r["queries"] for r in [*attacks, *choices]) - sum(r["queries"] for r in chosen)
     assert runs == queries + sum(np.size(r["predictions"]) for r in records if "correct" in r)
     assert "estimate from the first batch of" in out and "min of computing left in all" in out
+    return [[int(n.replace(",", "")) for n in costs] for costs in re.findall(words, out)]
 
 
-def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, monkeypatch):
+def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, monkeypatch, capsys):
     folder, records = evaluated.folder, evaluated.records
     shutil.copytree(folder, workdir / "eval_robust" / folder.name)
     fail = staticmethod(lambda *_: pytest.fail("computed something again"))
     monkeypatch.setattr(evaluation.Evaluation, "timed", fail)
     robust.run(whole(trained), workdir)
     assert read_lines(only_folder(workdir) / "images.jsonl") == records
+    (said,) = re.findall(r"^\d+ rows on 10 images: .*", capsys.readouterr().out, re.MULTILINE)
+    assert "all of it was done before, nothing is computed" in said and "at most" not in said
 
 
 @pytest.mark.slow

@@ -157,6 +157,10 @@ def test_samples_and_paths_are_written_and_can_be_read_again(trained, workdir, c
     alone = paths["noise_only", 5]
     assert not alone["stepwise"] and len(alone["score_norms"]) == 2 and alone["steps"] == 0
 
+    assert "was done before" not in out
+    sample.run(trained.config(**BUDGET), workdir)
+    assert "all of it was done before, nothing was computed" in capsys.readouterr().out
+
 
 def test_a_path_is_that_of_the_first_run_that_an_evaluation_scores(trained, workdir):
     noise = {"adp.sigma": 0.5}  # of one_step too: so much that draws differ

@@ -1,4 +1,4 @@
-"""Tables where the terminal is narrow, and what a terminal is told besides letters."""
+"""Tables where the terminal is narrow, escape codes, and the sentences beside tables."""
 
 import json
 
@@ -6,8 +6,10 @@ import pytest
 from rich.cells import cell_len
 from rich.text import Text
 
+from configs import digits
 from purify.evals import ablation_report, certify, corruption_report, detect_report, robust_report
-from purify.evals.terminal import empty_table, print_wide
+from purify.evals.terminal import empty_table, print_wide, shared_options, stopped_early, tell_work
+from purify.wording import counted
 from tests.command import ROOT
 
 CELLS = ("one_step_s10", "53.5 [ 46,  61]*", "a sentence about what decides", "0.123456789")
@@ -114,3 +116,72 @@ def test_a_pipe_has_as_much_room_as_a_table_needs_and_no_escape_codes(capsys, mo
     print_wide(table)
     shown = capsys.readouterr().out
     assert "x" * 150 in shown and "\x1b" not in shown
+
+
+# Sentences
+
+
+def test_counts_agree_with_their_nouns():
+    assert [counted(n, "row") for n in (0, 1, 2, 1200)] == [
+        "0 rows",
+        "1 row",
+        "2 rows",
+        "1,200 rows",
+    ]
+    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
+    assert "stopped after 1 of 200 images (--max_images=1)" in stopped_early(1, 200, 1)
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ((0.342, 0.399, 0.455), "a beats b: +39.9 points [+34.2, +45.5], n 100"),
+        ((-0.532, -0.448, -0.362), "a is beaten by b: -44.8 points [-53.2, -36.2], n 100"),
+        ((-0.02, 0.008, 0.032), "a is not told apart from b: +0.8 points [-2.0, +3.2], n 100"),
+        ((0.0, 0.01, 0.02), "a is not told apart from b: +1.0 points [+0.0, +2.0], n 100"),
+    ],
+)
+def test_a_comparison_says_which_of_the_two_is_better(ends, said):
+    low, difference, high = ends
+    entry = {"a": "a", "b": "b", "mean_difference": difference, "low": low, "high": high}
+    entry |= {"num_images": 100, "beats": low > 0}
+    assert robust_report.comparison_lines({"comparisons": [entry]}) == [said]
+
+
+@pytest.mark.parametrize("share", [0.94, 1.12])
+def test_a_share_of_what_an_attack_leaves_may_be_more_than_all_of_it(share):
+    entry = {"a": "adp-bpda", "b": "adp-exact", "mean_difference": 0.0, "low": -0.1, "high": 0.1}
+    entry |= {"num_images": 9, "beats": False, "share": dict(low=0.5, value=share, high=1.5)}
+    (line,) = robust_report.comparison_lines({"comparisons": [entry]})
+    words = f"; the latter leaves {100 * share:.0f} % [50, 150] of what the former leaves"
+    assert line.endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("defenses", "said"),
+    [
+        ("identity pgd_at", ""),
+        ("identity noise_only", ", sigma 0.25, S 5, N 4"),
+        ("one_step schedule", ", sigma 0.25, S 5, N 4"),
+        ("identity adp", ", sigma 0.25, S 5, N 4, ADP T 10, jvp"),
+        ("adp_s0", ", S 5, N 4, ADP T 10, jvp"),
+        ("own", ", sigma 0.25, S 5, N 4"),
+        ("detect_then_purify", ", sigma 0.25, S 5, N 4, ADP T 10, jvp"),
+        ("adp_reference", ", sigma 0.25, S 5, N 4, adp_reference T 10"),
+    ],
+)
+def test_a_title_names_what_a_defence_of_its_table_has(defenses, said):
+    config = digits.get_config()
+    config.variants.own = dict(purifier="adp", num_steps=3, curvature="secant")
+    assert shared_options(config, defenses.split(), 4) == said
+
+
+def test_what_is_asked_for_is_said_with_what_is_left_of_it(capsys, tmp_path):
+    for left in ("9 runs", "4 runs", ""):
+        tell_work("2 rows on 1 image", "9 runs", left, tmp_path)
+    assert capsys.readouterr().out.splitlines() == [
+        f"2 rows on 1 image: at most 9 runs; into {tmp_path}",
+        f"2 rows on 1 image: at most 9 runs; into {tmp_path}",
+        "  a part of it was done before; left: at most 4 runs",
+        f"2 rows on 1 image: all of it was done before, nothing is computed; in {tmp_path}",
+    ]
