@@ -48,7 +48,7 @@ def base() -> ConfigDict:
     config.eval.bpda_alone = ()  # rows, as 'adp-bpda', without an exact gradient beside them
     config.eval.num_images = 200
     config.eval.num_draws = 4  # N fresh draws of the defence per image
-    config.eval.batch_size = 50  # changes rounding only, except with adp_reference
+    config.eval.batch_size = 50  # at most; changes rounding only, except with adp_reference
     return config
 
 
