@@ -57,6 +57,7 @@ on where it stopped when the same command is given again.
 import importlib
 import inspect
 import io
+import math
 import os
 import re
 import runpy
@@ -227,6 +228,17 @@ def expand_runs(config: ConfigDict) -> None:
                 changes[role] = expand(changes[role])
 
 
+def check_numbers(config: ConfigDict, field: str = "config") -> None:
+    """End where a number of the config is NaN or infinite: no field means that."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            check_numbers(value, f"{field}.{name}")
+            continue
+        numbers = value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            fail(f"--{field}.{name}={value} must be finite")
+
+
 def unknown_field(config: ConfigDict | None, argv: list[str]) -> str:
     """Which of the --config.a.b overrides names no field of the config, and what it could be."""
     if config is None:
@@ -279,6 +291,7 @@ def main(argv: list[str]) -> None:
     has_config = flags.FLAGS["config"].value is not None
     config_file = config_flags.get_config_filename(flags.FLAGS["config"]) if has_config else None
     if has_config:
+        check_numbers(_CONFIG.value)
         expand_runs(_CONFIG.value)
     workdir = expand(_WORKDIR.value or "") or (config_file and default_workdir(config_file))
 

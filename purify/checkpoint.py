@@ -260,15 +260,6 @@ def load_defense(
     return Defense(built, load_classifier(workdir), num_runs=num_runs, average=average)
 
 
-def image_shape(workdir: Path | str) -> tuple[int, int, int]:
-    """(H, W, C) of the images that the networks of `workdir` were trained on."""
-    for role in ROLES:
-        folder = Path(workdir) / role
-        if (folder / "settings.json").exists():
-            return tuple(read_settings(folder)["image_shape"])
-    raise MissingCheckpoint(Path(workdir) / "score", "score")
-
-
 def load_variables(workdir: Path, role: str) -> tuple[PyTree, dict]:
     """(averaged variables, settings) of the role's newest checkpoint in `workdir`."""
     if role not in ROLES:

@@ -8,9 +8,10 @@ import numpy as np
 
 from purify import weight_files
 from purify.checkpoint import Checkpoints, claim, weight_hash
+from purify.messages import counted
 from purify.models.importing import ARCHITECTURES, import_weights, read_weights
 from purify.tables import choose
-from purify.wording import counted
+from purify.types import PyTree
 
 
 def run(
@@ -44,10 +45,7 @@ def run(
         network, variables = import_weights(arch, read_weights(input))
         settings = {"network": network, "image_shape": ARCHITECTURES[arch].image_shape}
         settings |= {"head": "score"} if role == "score" else {}
-    for path, leaf in jax.tree.leaves_with_path(variables):
-        if not np.all(np.isfinite(leaf)):
-            where = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(f"'{input}' has values in {where} that are not finite")
+    _check_values(input, variables)
     folder = Path(output) if output else workdir / role
     if folder.exists():
         raise ValueError(
@@ -67,3 +65,16 @@ def run(
         mean, std = ([round(v, 4) for v in settings["network"].get(k, ())] for k in ("mean", "std"))
         how = f"mean {mean} and std {std}" if mean else "nothing: it takes values in [0, 1]"
         print(f"it normalises images by {how}")
+
+
+def _check_values(input: str, variables: PyTree) -> None:
+    """ValueError where weights are not finite, or a running variance is none: of either the network
+    makes NaN."""
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not np.all(np.isfinite(leaf)):
+            raise ValueError(f"'{input}' has values in {where} that are not finite")
+        if where.startswith("batch_stats/") and where.endswith("/var") and not np.all(leaf >= 0):
+            raise ValueError(
+                f"'{input}' has a variance of {np.min(leaf):.3g} in {where}: it must not be negative"
+            )

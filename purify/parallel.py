@@ -9,8 +9,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from purify.messages import counted
 from purify.types import PyTree
-from purify.wording import counted
 
 
 def _sharding(*axes: str) -> NamedSharding:

@@ -13,16 +13,17 @@ import optax
 
 from purify import data, models, parallel
 from purify.augment import AUGMENTATIONS
-from purify.checkpoint import Checkpoints, claim, image_hash
+from purify.checkpoint import Checkpoints, claim, image_hash, read_settings
+from purify.classes import check_order
 from purify.compilation import compiler_options
 from purify.losses import Metrics
+from purify.messages import counted
 from purify.metrics import MetricWriter
 from purify.progress import progress
 from purify.random import check_seed, index_keys, stream_key
 from purify.tables import check_options, choose
 from purify.train_options import TrainOptions
 from purify.types import Array, Image, Key, PyTree
-from purify.wording import counted
 
 # Options that change what is reported and kept, not what is learnt: a resumed run may change them.
 REPORTING = ("log_every", "checkpoint_every")
@@ -204,7 +205,7 @@ def run_training(
     workdir: Path,
     make_loss_fn: Callable[[nn.Module], LossFn],
     *,
-    extra_settings: Mapping,
+    extra_settings: dict,
     name_metrics: Callable[[dict], dict] = dict,
 ) -> TrainState:
     """Train the network of a role ('classifier' or 'score') into <workdir>/<role>, and say so.
@@ -224,18 +225,7 @@ def run_training(
     if role == "classifier":
         network_settings["num_classes"] = dataset.num_classes
     network = models.build(**network_settings)
-    if role == "classifier":
-        extra_settings = {"class_names": dataset.class_names, **extra_settings}
-    settings = {
-        "network": network_settings,
-        "image_shape": shape,
-        "num_classes": dataset.num_classes,
-        "data": {k: config.data[k] for k in ("name", "path", "train_split")},
-        "images": image_hash(dataset.images, dataset.labels),
-        "seed": config.seed,
-        "train": {k: v for k, v in cfg["train"].items() if k not in REPORTING},
-        **extra_settings,
-    }
+    settings = _settings(role, config, dataset, network_settings) | extra_settings
     folder = workdir / role
 
     init_key = stream_key(config.seed, "init")
@@ -253,6 +243,8 @@ def run_training(
     first = np.arange(options.batch_size)
     example = (first, dataset.images[first], dataset.labels[first])
     jax.eval_shape(train_step, state, init_key, *example)
+    if (folder / "settings.json").exists():
+        check_order(str(folder), dataset.class_names, read_settings(folder))
     claim(folder, settings)
     state = fit(
         state,
@@ -266,6 +258,21 @@ def run_training(
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{role}: {counted(count, 'parameter')}, {counted(int(state.step), 'step')}, in {folder}")
     return state
+
+
+def _settings(role: str, config, dataset: data.Dataset, network: Mapping) -> dict:
+    """What makes weights what they are, and what their labels mean."""
+    trained = config[role].train.to_dict()
+    return {
+        "network": network,
+        "image_shape": dataset.images.shape[1:],
+        "num_classes": dataset.num_classes,
+        "data": {k: config.data[k] for k in ("name", "path", "train_split")},
+        "images": image_hash(dataset.images, dataset.labels),
+        "seed": config.seed,
+        "train": {k: v for k, v in trained.items() if k not in REPORTING},
+        **({"class_names": dataset.class_names} if role == "classifier" else {}),
+    }
 
 
 def _training_data(role: str, cfg, options: TrainOptions) -> data.Dataset:

@@ -20,7 +20,6 @@ from purify.checkpoint import (
     MissingCheckpoint,
     claim,
     differing_fields,
-    image_shape,
     load_classifier,
     load_defense,
     load_score,
@@ -120,7 +119,6 @@ def test_loading_gives_the_averaged_weights_behind_their_network(score_workdir):
     assert weight_hash(score.variables) == weight_hash(state.ema)
     assert weight_hash(state.ema["params"]) != weight_hash(state.params)
     assert score.head == "energy" and score.network == models.build("unet", widths=(4,), blocks=0)
-    assert image_shape(workdir) == (4, 4, 1)
 
 
 def test_one_training_has_a_folder_to_itself_and_readers_may_look(tmp_path):
@@ -338,8 +336,6 @@ def test_a_missing_checkpoint_names_the_mode_that_makes_it(tmp_path):
             write_json(tmp_path / role / "settings.json", {"network": {}})
     with pytest.raises(MissingCheckpoint):
         load_defense(tmp_path)
-    with pytest.raises(MissingCheckpoint, match="--mode=train$"):
-        image_shape(tmp_path / "elsewhere")
 
 
 # Settings
@@ -372,7 +368,6 @@ def test_damaged_settings_are_named(score_workdir, tmp_path, content):
     (tmp_path / "score/settings.json").write_text(content)
     for fails in (
         lambda: load_score(tmp_path),
-        lambda: image_shape(tmp_path),
         lambda: claim(tmp_path / "score", SCORE_SETTINGS),
     ):
         with pytest.raises(ValueError, match="settings.json is damaged; bring it back, or move "):

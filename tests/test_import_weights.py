@@ -134,6 +134,16 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     assert "batch_stats/layer1_0/bn1/var that are not finite" in result.stderr
 
 
+def test_a_negative_variance_is_refused(tmp_path):
+    """Its root is NaN, and so would all logits be."""
+    weights = published_names(random_resnet20().variables)
+    weights["layer1.0.bn1.running_var"][3] = -1.0
+    np.savez(tmp_path / "weights.npz", **weights)
+    with pytest.raises(ValueError, match="variance of -1 in batch_stats/layer1_0/bn1/var"):
+        run(None, tmp_path, str(tmp_path / "weights.npz"), None, "resnet20")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.npz"]
+
+
 # The forms in which weights are published
 
 NAMES = ("conv1.weight", "layer1.0.bn1.running_mean", "layer1.0.conv1.weight", "linear.bias")

@@ -17,8 +17,8 @@ from purify.checkpoint import (
     differing_settings,
     read_settings,
 )
+from purify.classes import check_order, check_same, meaning
 from purify.evals import certify, gradient_health, purify_files, robust, sample
-from purify.evals.classes import check_same, meaning
 from purify.evals.compare import compare, read_run
 from purify.evals.inputs import load_inputs, network_runs
 from purify.evals.store import folder_of
@@ -158,6 +158,18 @@ def test_a_classifier_from_elsewhere_must_answer_with_the_same_classes():
     check_same("other/classifier", UNNAMED, CLASSIFIER)  # nobody knows: as it always was
     with pytest.raises(ValueError, match="other/classifier was trained on the classes dog, cat"):
         check_same("other/classifier", swapped, CLASSIFIER)
+
+
+def test_training_that_an_earlier_version_began_does_not_go_on_with_other_labels():
+    """It sorted folders named 0 to 11 as texts, and label 2 was class 10."""
+    names = [str(number) for number in range(12)]
+    began = {"network": {"num_classes": 12}, "data": {"name": "folder"}}
+    with pytest.raises(ValueError, match="run/classifier was begun by an earlier version"):
+        check_order("run/classifier", names, began)
+    check_order("run/classifier", names, began | {"class_names": names})
+    check_order("run/classifier", names, began | {"data": {"name": "npz"}})
+    ten = began | {"network": {"num_classes": 10}}
+    check_order("run/classifier", names[:10], ten)
 
 
 # Images are known by what they are

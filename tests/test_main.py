@@ -61,6 +61,11 @@ def test_help_explains_every_mode():
         ((*BASE, "--mode=train", "--config.score.network.arch=resnet"), "it needs num_classes"),
         ((*BASE, "--mode=fly"), "train_classifier|train|eval_robust|eval_corruptions|"),
         ((*BASE, "--mode=train", "--config.adp.sgima=1"), "known: alpha_max, alpha_min"),
+        ((*BASE, "--mode=report", "--config.adp.sigma=nan"), "config.adp.sigma=nan must be finite"),
+        (
+            (*BASE, "--mode=purify", "--config.certify.radii=(0.1, 1e999)"),
+            "--config.certify.radii=(0.1, inf) must be finite",
+        ),
         (
             (*BASE, "--mode=train", "--config.nope.x=1"),
             "known: ablate, adp, adp_reference, ",

@@ -9,7 +9,7 @@ from rich.text import Text
 from configs import digits
 from purify.evals import ablation_report, certify, corruption_report, detect_report, robust_report
 from purify.evals.terminal import empty_table, print_wide, shared_options, stopped_early, tell_work
-from purify.wording import counted
+from purify.messages import counted
 from tests.command import ROOT
 
 CELLS = ("one_step_s10", "53.5 [ 46,  61]*", "a sentence about what decides", "0.123456789")

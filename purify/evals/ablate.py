@@ -17,8 +17,8 @@ from purify.evals.rows import Row
 from purify.evals.store import Store, folder_of, read_records
 from purify.evals.terminal import stopped_early, tell_work
 from purify.jsonl import write_json
+from purify.messages import counted
 from purify.tables import choose
-from purify.wording import counted
 
 # The networks and images are the same at all points: these fields of the config decide them.
 FIXED = ("data", "classifier", "score")

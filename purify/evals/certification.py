@@ -21,11 +21,11 @@ from purify.evals import smoothing
 from purify.evals.programs import check_finite
 from purify.evals.store import Store
 from purify.evals.terminal import tell_work
+from purify.messages import counted
 from purify.progress import progress
 from purify.purifiers import NoiseOnly, OneStep, Schedule
 from purify.random import image_keys
 from purify.types import Array, Key
-from purify.wording import counted
 
 # Functions of clip(x + sigma n, 0, 1), which draw nothing else; ADP as long as it has one sigma.
 NOISE_FIRST = (NoiseOnly, OneStep, Schedule, ADP)

@@ -24,7 +24,7 @@ from purify.evals.terminal import (
     tell_written,
 )
 from purify.jsonl import write_json
-from purify.wording import counted
+from purify.messages import counted
 
 
 def run(config, workdir: Path, max_images: int | None = None) -> None:

@@ -18,9 +18,9 @@ from purify.evals.inputs import load_inputs, tell_seen
 from purify.evals.rows import Row, limited
 from purify.evals.store import Store
 from purify.evals.terminal import stopped_early, tell_work
+from purify.messages import counted
 from purify.random import image_keys
 from purify.tables import choose
-from purify.wording import counted
 
 
 class Case(NamedTuple):

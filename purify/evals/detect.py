@@ -22,8 +22,8 @@ from purify.evals.roc import threshold
 from purify.evals.rows import Row
 from purify.evals.store import Store
 from purify.evals.terminal import stopped_early, telling_done_before
+from purify.messages import counted
 from purify.tables import choose
-from purify.wording import counted
 
 # What an attack on a detector cannot have of its own.
 _TAKEN = ("surrogate", "direction", "penalty", "starts", "estimate", "fixed_key")

@@ -32,7 +32,7 @@ from purify.evals.terminal import (
     with_interval,
 )
 from purify.jsonl import write_json
-from purify.wording import counted
+from purify.messages import counted
 
 
 def write(

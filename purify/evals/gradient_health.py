@@ -42,10 +42,10 @@ from purify.evals.terminal import (
     telling_done_before,
 )
 from purify.jsonl import write_json
+from purify.messages import counted
 from purify.progress import progress
 from purify.tables import choose
 from purify.types import Purifier
-from purify.wording import counted
 
 STILL_FAIL = f"{FAIL}: masked or under-optimised"
 CURED = f"{PASS} at twice the budget"

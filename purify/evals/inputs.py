@@ -16,8 +16,8 @@ from purify.checkpoint import (
     read_settings,
     weight_hash,
 )
+from purify.classes import check_same, meaning
 from purify.defense import Defense
-from purify.evals.classes import check_same, meaning
 from purify.evals.defenses import Networks, build_defense, has_score, network_run
 from purify.evals.evaluation import Evaluation
 from purify.evals.store import Store

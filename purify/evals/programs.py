@@ -10,6 +10,7 @@ import numpy as np
 from attacks.gradients import average_logits, bind, draws
 from attacks.types import Attack, Attacked
 from purify.defense import Defense, combine
+from purify.messages import few
 from purify.types import Array, Key, PyTree
 
 # What an image's attack key is folded with to purify the clean image, for attacks that know the
@@ -101,9 +102,8 @@ def check_finite(values: np.ndarray, indices: np.ndarray, what: str) -> None:
     if finite.all():
         return
     wrong = indices[~finite].tolist()
-    named = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
     raise ValueError(
         f"{what} are not finite (NaN or infinite) on {len(wrong)} of {len(values)} images, index "
-        f"{named}: no answer can be read from them; look at the options of the defence, such as "
-        "sigma, and at the weights of its networks"
+        f"{few(wrong, limit=5)}: no answer can be read from them; look at the options of the "
+        "defence, such as sigma, and at the weights of its networks"
     )

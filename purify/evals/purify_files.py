@@ -11,9 +11,9 @@ from purify.evals.defenses import build_purifier, purifier_options
 from purify.evals.inputs import load_networks, network_runs, shape_of
 from purify.evals.programs import check_finite
 from purify.image_io import open_images
+from purify.messages import counted
 from purify.progress import progress
 from purify.random import check_seed, image_keys
-from purify.wording import counted
 
 
 def run(config, workdir: Path, input: str | None, output: str | None) -> None:

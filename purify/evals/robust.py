@@ -14,8 +14,8 @@ from purify.evals.plan import attack_names, plan
 from purify.evals.rows import Row, crafting, limited, with_stages
 from purify.evals.store import Store
 from purify.evals.terminal import stopped_early, tell_work
+from purify.messages import counted
 from purify.purifiers import PURIFIERS
-from purify.wording import counted
 
 MODE = "eval_robust"
 

@@ -21,8 +21,8 @@ from purify.evals.sampling import Sampling, ShownPath
 from purify.evals.store import Store
 from purify.evals.terminal import telling_done_before
 from purify.langevin import AnnealedLangevin, balanced_step_size
+from purify.messages import counted
 from purify.tables import choose
-from purify.wording import counted
 
 STARTS = ("noised", "prior")
 GREY = 0.5

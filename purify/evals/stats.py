@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import beta, binom, norm
 
+from purify.messages import counted
 from purify.random import generator
-from purify.wording import counted
 
 
 class Estimate(NamedTuple):

@@ -15,8 +15,8 @@ from rich.table import Column, Table
 
 from purify.evals.defenses import purifier_options
 from purify.evals.store import Store
+from purify.messages import counted
 from purify.purifiers import parts_of
-from purify.wording import counted
 
 GAP, EDGE = 2, 1  # beside each column of a table, and at its left
 SHORT_LINE = 30  # letters of a text

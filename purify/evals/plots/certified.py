@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from purify.evals.plots.style import DASHES, DPI, GREY, SMALL, WIDTH, legend, marked, save, tidy
 from purify.evals.stats import proportion
-from purify.wording import counted
+from purify.messages import counted
 
 
 def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:

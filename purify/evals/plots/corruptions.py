@@ -19,7 +19,7 @@ from purify.evals.plots.style import (
     marked,
     save,
 )
-from purify.wording import counted
+from purify.messages import counted
 
 PITCH = 0.075  # inches from one defence to the next within a corruption
 

@@ -17,7 +17,7 @@ from purify.evals import (
     robust_report,
 )
 from purify.evals.report.summary import mean_rows, percent
-from purify.wording import counted
+from purify.messages import counted
 
 Draw = Callable[..., list[Path]]
 

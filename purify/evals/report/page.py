@@ -13,8 +13,8 @@ from purify.evals.report.runs import Run, find_runs
 from purify.evals.report.sections import provenance, sections
 from purify.evals.report.summary import summary
 from purify.jsonl import write_text
+from purify.messages import counted
 from purify.paths import split_paths
-from purify.wording import counted
 
 HERE = Path(__file__).parent
 

@@ -5,6 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from purify.messages import few
+
+SHOWN = 12  # names in a message
+
 
 class Meaning(NamedTuple):
     """labels: the classifier's label of each of the data set's, int [k]. names: of the classifier's
@@ -37,19 +41,19 @@ def meaning(name: str, names: Sequence[str], trained: Mapping) -> Meaning:
         labels = np.array([ours.index(each) for each in names])
         moved = [f"{each} is {label}" for each, label in zip(names, labels, strict=True)]
         note = f"labels of {name} are those of the classifier's classes of the same name"
-        return Meaning(labels, ours, f"{note}: {_few(moved)}")
+        return Meaning(labels, ours, f"{note}: {few(moved, limit=SHOWN)}")
     if len(names) > count:
         raise ValueError(
             f"{name} has {len(names)} classes, the classifier was trained on {count}; train in "
             "another --workdir"
         )
     if not _unnamed(names) and (not _unnamed(ours) or len(names) < count):
-        known = _few(ours) if ours else f"{count} without names"
+        known = few(ours, limit=SHOWN) if ours else f"{count} without names"
         strange = next(each for each in names if each not in ours)
         raise ValueError(
-            f"{name} has the classes {_few(names)}, the classifier was trained on {known}: which "
-            f"of them {strange!r} is nobody knows; name the classes as there, or train in another "
-            "--workdir"
+            f"{name} has the classes {few(names, limit=SHOWN)}, the classifier was trained on "
+            f"{known}: which of them {strange!r} is nobody knows; name the classes as there, or "
+            "train in another --workdir"
         )
     if _unnamed(names) and _unnamed(ours):
         return Meaning(labels, names, "")
@@ -70,8 +74,20 @@ def check_same(run: str, theirs: Mapping, ours: Mapping) -> None:
     names = [tuple(settings.get("class_names", ())) for settings in (theirs, ours)]
     if names[0] != names[1] and not any(map(_unnamed, names)):
         raise ValueError(
-            f"{run} was trained on the classes {_few(names[0])}, the evaluation's own classifier "
-            f"on {_few(names[1])}: the same answer would mean another class"
+            f"{run} was trained on the classes {few(names[0], limit=SHOWN)}, the evaluation's own "
+            f"classifier on {few(names[1], limit=SHOWN)}: the same answer would mean another class"
+        )
+
+
+def check_order(folder: str, names: Sequence[str], recorded: Mapping) -> None:
+    """ValueError where the training that `folder` holds has begun with other labels for these
+    classes: by a version that recorded no names, and sorted numbers as texts."""
+    began = "class_names" not in recorded and _were_texts(names, recorded)
+    if began and sorted(names) != list(names):
+        raise ValueError(
+            f"{folder} was begun by an earlier version, which sorted the classes "
+            f"{few(names, limit=SHOWN)} as texts: their labels are others now; train in another "
+            "--workdir"
         )
 
 
@@ -86,7 +102,3 @@ def _were_texts(names: Sequence[str], trained: Mapping) -> bool:
     of_folders = trained.get("data", {}).get("name") == "folder"
     alike = len(names) == trained["network"]["num_classes"]
     return of_folders and alike and all(name.isdecimal() for name in names)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
