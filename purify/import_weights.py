@@ -76,5 +76,5 @@ def _check_values(input: str, variables: PyTree) -> None:
             raise ValueError(f"'{input}' has values in {where} that are not finite")
         if where.startswith("batch_stats/") and where.endswith("/var") and not np.all(leaf >= 0):
             raise ValueError(
-                f"'{input}' has a variance of {np.min(leaf):.3g} in {where}: it must not be negative"
+                f"'{input}' has a variance of {np.min(leaf):.3g} in {where}, and none is negative"
             )

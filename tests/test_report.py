@@ -663,7 +663,7 @@ ANSWERS = """selector => [...document.querySelectorAll(selector)].map(place => {
   const {left, right, bottom} = place.getBoundingClientRect();
   const text = place.querySelector('span.right, span.wrong').lastChild;
   const range = document.createRange();
-  const words = [...text.textContent.matchAll(/[^ \\n\u202f]+/g)].map(word => {
+  const words = [...text.textContent.matchAll(/[^ \\n\u2009]+/g)].map(word => {
     range.setStart(text, word.index);
     range.setEnd(text, word.index + word[0].length);
     const tops = [...range.getClientRects()].map(box => Math.round(box.top));
