@@ -300,7 +300,7 @@ def attack(
     options.average = ""  # of runs, in 'loss_of_mean'; '' for the defence's own
     options.selection_draws = 32  # at least that many
     options.chunk = 0  # draws computed at once, 0 for all; fewer need less memory
-    options.update(_OWN[attack])
+    options.update(_OWN.get(attack, {}))  # what is not told there is as the attack has it
     if attack == "pgd":
         _step_by_eps(options)
     options.defenses = ()  # against which of config.eval.defenses, () for all

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attacks.norms import NORMS
 from purify import data, models, train_classifier
 from purify.adversarial import TRADES_START, AdversarialOptions, divergence, pgd_at, trades
 from purify.jsonl import read_lines
@@ -119,6 +120,16 @@ def test_the_attack_sees_the_running_statistics_and_no_neighbour(x64):
     assert 0 < distance.max() <= 0.1 + 1e-9
 
 
+def test_pgd_at_starts_at_random_in_the_ball(x64):
+    classifier, weights = linear(3)
+    image, key = some_image(), jax.random.key(5)
+    start = np.asarray(NORMS["linf"].random(key, image, 0.1)).ravel()
+    assert np.abs(start - np.ravel(image)).max() > 0.05
+    still = dataclasses.replace(OPTIONS, step_size=1e-13, num_steps=1)
+    loss, _, _ = pgd_at(classifier, key, image, 1, still)
+    assert float(loss) == pytest.approx(-np.log(softmax(weights @ start)[1]), rel=1e-9)
+
+
 # TRADES
 
 
@@ -149,6 +160,26 @@ def test_trades_is_its_definition_on_the_same_start(smoothing, x64):
         assert float(loss) == pytest.approx(expected, rel=1e-10)
         assert metrics["accuracy"] == (np.argmax(p) == label, 1)
         assert metrics["robust_accuracy"] == (np.argmax(q) == label, 1)
+
+
+def test_the_gradient_of_trades_is_that_of_both_sides_of_its_divergence(x64):
+    """Not of the attacked answers alone: clean ones learn to be like them, too."""
+    classifier, weights = linear(4)
+    image, key, label = some_image(), jax.random.key(3), 2
+    options = dataclasses.replace(OPTIONS, method="trades", num_steps=3)
+    start = np.ravel(image + TRADES_START * jax.random.normal(key, SHAPE))
+    flat = np.ravel(image)
+    attacked = trades_by_hand(weights, start, flat, options=options)
+
+    def by_hand(weights):
+        log_p, log_q = (jax.nn.log_softmax(weights @ x) for x in (flat, attacked))
+        return -log_p[label] + 6.0 * jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+
+    def ours(variables):
+        return trades(classifier.replace(variables=variables), key, image, label, options)[0]
+
+    found = jax.grad(ours)(classifier.variables)["params"]["Dense_0"]["kernel"]
+    np.testing.assert_allclose(found.T, jax.grad(by_hand)(jnp.asarray(weights)), rtol=1e-9)
 
 
 def test_trades_without_its_second_term_is_cross_entropy(x64):

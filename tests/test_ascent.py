@@ -13,7 +13,7 @@ import pytest
 import attacks
 from attacks import objective
 from attacks.apgd import APGD
-from attacks.ascent import EOTS
+from attacks.ascent import EOTS, Best, View
 from attacks.losses import cross_entropy, margin
 from attacks.norms import NORMS
 from attacks.pgd import PGD
@@ -23,15 +23,20 @@ from tests.oracles import QUICK
 SHAPE, CLASSES = (3, 2, 1), 4
 EPS = {"linf": 0.1, "l2": 0.3, "l1": 0.4}
 ORDER, DUAL = {"linf": np.inf, "l2": 2, "l1": 1}, {"linf": 1, "l2": 2, "l1": np.inf}
-NORMS_OF = {
-    "pgd": ("linf", "l2"),
-    "apgd": tuple(NORMS),
-    "fab": tuple(NORMS),
-    "fmn": tuple(NORMS),
-    "carlini_wagner": ("l2",),
-    "square": ("linf", "l2"),
-    "rays": ("linf",),
-}
+
+
+def takes(name: str, norm: str) -> bool:
+    """Whether the attack is defined under that norm: it is built, or refuses it by name."""
+    try:
+        attacks.build(name, norm=norm)
+    except ValueError as error:
+        if f"norm={norm!r}" not in str(error):
+            raise
+        return False
+    return True
+
+
+NORMS_OF = {name: tuple(norm for norm in NORMS if takes(name, norm)) for name in attacks.ATTACKS}
 # These programs are tiny and compiled once each: fast compilation counts, fast code does not.
 quick = functools.partial(jax.jit, compiler_options=QUICK)
 traces = []  # one entry for every time Noisy is traced
@@ -96,7 +101,8 @@ def compiled_alone(attack):
 
 def distances(name: str, images, centers) -> np.ndarray:
     difference = np.asarray(images, np.float64) - np.asarray(centers, np.float64)
-    return np.linalg.norm(difference.reshape(len(difference), -1), ord=ORDER[name], axis=1)
+    flat = difference.reshape(len(difference), np.prod(difference.shape[1:], dtype=int))
+    return np.linalg.norm(flat, ord=ORDER[name], axis=1)
 
 
 # Closed-form optima of linear classifiers
@@ -623,6 +629,28 @@ def test_given_points_are_climbed_from_and_kept_where_nothing_is_higher(name, ta
     assert attack.gradient_queries == 4 * without.gradient_queries
     with pytest.raises(ValueError, match="given_starts=3, but 0 starts were given"):
         attack(key, logits_fn, image, label)
+
+
+def test_every_given_point_is_climbed_from_towards_every_target():
+    """Runs 2 and 3 from the first point, 4 and 5 from the second, after those of the restart."""
+    attack = APGD(eps=0.1, num_steps=1, loss="margin", given_starts=2, targets=2, selection_draws=1)
+    recorder, fold = Recorder(noisy()), jax.random.fold_in
+    keys, images, labels = inputs(1)
+    image = 0.2 + 0.6 * images[0]
+    starts = jnp.stack([image + 0.05, image - 0.05])
+    compiled_alone(lambda key, fn, x, y: attack(key, fn, x, y, starts=starts))(
+        keys[0], recorder, image, labels[0]
+    )
+    jax.effects_barrier()
+    for run in range(2, 6):
+        (draw,) = run_keys(fold(fold(fold(keys[0], 1), run), 0), 1)
+        np.testing.assert_allclose(recorder.at(draw)[0][0], starts[run // 2 - 1], atol=1e-6)
+
+
+def test_of_equal_losses_the_first_stays_the_best():
+    best = Best(jnp.zeros(1), jnp.float32(1.0), jnp.zeros(1))
+    for loss, expected in ((1.0, 0.0), (1.5, 2.0)):
+        assert best.or_higher(jnp.full(1, 2.0), View(jnp.float32(loss), jnp.ones(1))).x == expected
 
 
 def test_a_given_point_that_no_iterate_is_ranked_above_is_offered_for_selection():

@@ -47,6 +47,11 @@ def test_the_score_norm_has_a_gradient_where_h_is_zero():
     np.testing.assert_array_equal(gradient, 0.0)
 
 
+def test_an_image_just_at_the_threshold_is_natural():
+    image = at_norm(0.2)
+    assert not detector(float(score_norm(SCORE, image))).is_suspected(image)
+
+
 @pytest.mark.parametrize(("norm", "branch"), [(0.199, "natural"), (0.201, "suspected")])
 def test_the_score_norm_decides_which_part_purifies(norm, branch):
     purifier, image = detector(), at_norm(norm)

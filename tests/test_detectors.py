@@ -93,6 +93,18 @@ def test_what_an_attacker_descends_on_is_no_less_and_has_a_gradient(name):
     assert jnp.isfinite(slopes).all() and (jnp.abs(slopes).max((1, 2, 3)) > 0).all()
 
 
+def test_what_is_descended_on_of_the_prediction_change_is_pinskers_bound():
+    """The root of half of KL(before || after)."""
+    purifier = NoiseOnly(sigma=0.4)
+    statistic = build_statistic("prediction_change", defense(purifier), SCORE)
+    before = np.asarray(jax.nn.softmax(CLASSIFIER(IMAGE)), np.float64)
+    after = np.mean([jax.nn.softmax(CLASSIFIER(x)) for x in each_run(purifier, 4)], axis=0)
+    divergences = [np.sum(p * np.log(p / q)) for p, q in ((before, after), (after, before))]
+    assert abs(divergences[0] / divergences[1] - 1) > 0.01
+    found = float(statistic.descent(KEY, IMAGE))
+    assert found == pytest.approx(np.sqrt(0.5 * divergences[0]), rel=1e-4)
+
+
 def test_two_sure_and_different_answers_leave_the_attacker_a_slope():
     sure = LinearClassifier(300 * CLASSIFIER.weights)
     statistic = build_statistic("prediction_change", defense(NoiseOnly(sigma=0.5), 1, sure), SCORE)

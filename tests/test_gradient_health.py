@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.stats import binomtest
 from sklearn.datasets import load_digits
 
 from attacks.apgd import APGD
+from attacks.losses import cross_entropy
 from purify import compilation
 from purify.defense import Defense
 from purify.evals import gradient_health
@@ -34,13 +36,21 @@ from purify.evals.gradient_checks import (
     attack_rows,
     beats_random,
     doubled,
+    equals_differences,
     judge,
 )
 from purify.evals.gradient_health import CURED, STILL_FAIL, check, exact
-from purify.evals.probes import Local
+from purify.evals.probes import (
+    NUM_DIRECTIONS,
+    NUM_KEYS,
+    STEP,
+    Local,
+    Probe,
+    derivative_errors,
+)
 from purify.evals.store import Store
 from purify.purifiers import Identity, NoiseOnly, Schedule
-from tests.oracles import QUICK, GaussianScore, near
+from tests.oracles import QUICK, GaussianScore, LinearClassifier, QuadraticClassifier, near
 
 SIGMA, EPS = 0.25, 0.15
 NUM_TRAINED, NUM_CHECKED = 1000, 50
@@ -374,6 +384,7 @@ def test_all_gradients_have_one_budget_and_less_is_half_of_it():
         "more_restarts": dict(restarts=2),
         "half_eot": dict(eot_samples=1),
         "far": dict(eps=0.5, step_size=0.125),
+        "wide": dict(eps=(EPS * 0.5) ** 0.5, step_size=(EPS * 0.5) ** 0.5 / 4),
     }
     for name, change in changes.items():
         assert attacks[name] == dataclasses.replace(attacks["exact"], **change)
@@ -429,6 +440,80 @@ def test_what_a_ball_with_mid_grey_leaves(right, stochastic, expected):
     finding = LittleLeft("far")(measured(correct={"far": correct}, stochastic=stochastic))
     (verdict,) = judge({"far": finding})
     assert verdict.verdict == expected
+
+
+def test_one_draw_of_each_image_is_compared_with_a_constant_answer():
+    """Of 50 images, 9 in the first of two draws; nothing in the second."""
+    correct = np.zeros((50, 2), bool)
+    correct[:9, 0] = True
+    expected = binomtest(9, 50, 0.1, alternative="greater").pvalue
+    assert LittleLeft("far")(measured(correct={"far": correct})).p == pytest.approx(expected)
+
+
+def test_a_derivative_may_be_apart_at_one_image():
+    for apart, verdict in ((1, PASS), (2, FAIL)):
+        errors = np.where(np.arange(16) < apart, 1.0, 1e-9)
+        found = equals_differences(dataclasses.replace(measured(), derivative_errors=errors))
+        assert found.verdict == verdict and found.numbers["apart"] == apart
+
+
+def test_a_probe_of_a_linear_classifier_is_its_closed_form(x64):
+    """Under Linf the margin grows by step |w|_1 along its gradient, and by step <w, signs> along
+    others; keys do not matter."""
+    rng = np.random.default_rng(0)
+    weights, image, key = rng.normal(size=(2, 6)), jnp.full((2, 3, 1), 0.5), jax.random.key(0)
+    linear = Defense(Identity(), LinearClassifier(jnp.asarray(weights)), num_runs=1)
+    local = Probe(linear, linear, eps=0.2)(jax.random.key(1), key, image, 0)
+    step, w = STEP * 0.2, weights[1] - weights[0]
+    signs = np.sign(jax.random.normal(key, (NUM_DIRECTIONS, *image.shape))).reshape(-1, 6)
+    expected = Local(
+        *(step * np.abs(w).sum(),) * 2,
+        random_gain=step * np.max(signs @ w),
+        resolution=1e-5 * np.abs(weights @ np.ravel(image)).max(),
+        gap=0.0,
+        cosine=1.0,
+    )
+    np.testing.assert_allclose(local, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_cosine_is_the_mean_over_pairs_of_runs_of_the_first_draw(x64):
+    """Of gradients that depend on the noise: the first NUM_KEYS runs of that draw."""
+    rng, image, key = np.random.default_rng(0), jnp.full((2, 3, 1), 0.5), jax.random.key(1)
+    classifier = QuadraticClassifier(jnp.asarray(rng.normal(size=(3, 6))))
+    noisy = Defense(NoiseOnly(sigma=0.3), classifier, num_runs=2)
+    found = Probe(noisy, noisy)(key, jax.random.key(0), image, 0).cosine
+    runs = [jax.random.fold_in(jax.random.fold_in(key, 0), i) for i in range(NUM_KEYS)]
+    gradient = jax.grad(lambda x, run: cross_entropy(noisy.run(run, x), 0))
+    units = [g / np.linalg.norm(g) for g in (np.ravel(gradient(image, run)) for run in runs)]
+    pairs = [units[i] @ units[j] for i in range(NUM_KEYS) for j in range(i)]
+    assert float(found) == pytest.approx(np.mean(pairs), rel=1e-9) and np.ptp(pairs) > 0.1
+
+
+def test_the_derivative_of_noise_equals_its_differences_and_another_does_not():
+    noisy = Defense(NoiseOnly(sigma=0.1), None, num_runs=1)
+    assert np.sum(derivative_errors(noisy, exact, seed=0) > 1e-5) <= 1
+    halved = functools.partial(dataclasses.replace, purifier=Halved())
+    assert np.median(derivative_errors(noisy, halved, seed=0)) == pytest.approx(0.5, abs=0.1)
+
+
+@flax.struct.dataclass
+class Halved:
+    """Noise whose derivative is half of its own."""
+
+    def __call__(self, key, image):
+        noisy = NoiseOnly(sigma=0.1)(key, image)
+        return 0.5 * noisy + 0.5 * jax.lax.stop_gradient(noisy)
+
+
+def test_what_rounding_may_be_counts_neither_way_and_half_a_gain_is_too_little():
+    found = measured(
+        gain=[0.04, 0.2, 0.1999],
+        random_gain=[0.0, 0.2005, 0.2],
+        predicted=[0.1, 5e-4, 0.1],
+        resolution=[1e-3] * 3,
+    )
+    assert beats_random(found).numbers == {"ahead": 1, "behind": 0, "of": 3}
+    assert as_predicted(found).numbers["of"] == 2 and as_predicted(found).numbers["within"] == 1
 
 
 def test_single_points_by_hand():

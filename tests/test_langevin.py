@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 
 from purify.langevin import AnnealedLangevin, balanced_step_size
 from purify.losses import noise_levels
@@ -121,6 +122,19 @@ def test_the_balanced_step_size_is_the_published_one(sigma_max, num_levels, step
     alone has another."""
     eps = balanced_step_size(sigma_max, 0.01, num_levels, steps) * 0.01**2
     assert abs(eps - published) < 0.05e-6
+
+
+def test_the_balanced_step_size_of_few_levels_is_the_minimum_of_what_is_left_of_the_variance():
+    """Two levels, whose ratio is 4: of steps x <- (1 - a) x + sqrt(2 a) n, from variance 16 on."""
+
+    def variance(a, steps=3):
+        left = 16.0
+        for _ in range(steps):
+            left = (1 - a) ** 2 * left + 2 * a
+        return left
+
+    best = minimize_scalar(variance, bounds=(1e-6, 1), method="bounded", options={"xatol": 1e-10})
+    assert balanced_step_size(0.4, 0.1, 2, 3) == pytest.approx(best.x, rel=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,27 @@ def test_dsm_is_its_definition_on_the_same_draws(x64):
     assert levels == set(range(5))
 
 
+class DenoisingField(Field):
+    """As Score of head 'denoiser': h is the way to the clean image in pixel units."""
+
+    head = "denoiser"
+
+    def predict_noise(self, image, sigma):
+        return -self(image) / sigma
+
+
+def test_dsm_of_a_denoiser_is_its_squared_error_in_units_of_the_largest_level(x64):
+    sigmas, image = np.geomspace(0.8, 0.05, 5), np.random.default_rng(0).random(SHAPE)
+    score = DenoisingField(lambda x: jnp.sin(3 * x) - x**2)
+    for key in jax.random.split(jax.random.key(0), 5):
+        level_key, noise_key = jax.random.split(key)
+        sigma = sigmas[jax.random.randint(level_key, (), 0, 5)]
+        noisy = image + sigma * np.asarray(jax.random.normal(noise_key, SHAPE))
+        error = noisy + np.asarray(score(noisy)) - image
+        loss, _ = dsm(score, key, jnp.asarray(image), sigmas=jnp.asarray(sigmas))
+        assert loss == pytest.approx(0.5 * np.sum(error**2) / 0.8**2, rel=1e-12)
+
+
 def test_dsm_draws_levels_uniformly_and_unit_noise():
     """Of h = 0 the loss is 1/2 ||z||^2: half a chi-square with as many degrees as pixels."""
     n, sigmas, image = 4000, jnp.geomspace(0.8, 0.05, 4), jnp.zeros((4, 4, 1))

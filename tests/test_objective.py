@@ -1,6 +1,7 @@
 """The expected loss: penalties, by closed forms, and what the search saw on its way."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from attacks import ATTACKS
 from attacks.ascent import EOTS
 from attacks.gradients import draws
 from attacks.norms import NORMS
+from attacks.objective import NearestWrong, one_search
 from attacks.pgd import PGD
+from attacks.types import Nearest
 from tests.test_ascent import (
     EPS,
     NORMS_OF,
@@ -24,7 +27,7 @@ from tests.test_ascent import (
     quick,
     run_keys,
 )
-from tests.test_attack_contracts import small
+from tests.test_attack_contracts import selection_key, small
 
 # Penalties
 
@@ -92,16 +95,39 @@ def test_behind_a_detector_the_image_that_fools_and_passes_most_often_is_chosen(
     assert chosen(jnp.full_like(candidates, jnp.nan), passes_fn=passes_fn)[0] != 0.0  # it is seen
 
 
+@pytest.mark.parametrize(("num_draws", "seldom"), [(1, 0.0), (32, 0.5)])
+def test_no_loss_outweighs_one_evasion_more(num_draws, seldom):
+    """The largest loss there is, which passes never or in 31 of 32 draws, against the smallest that
+    fools and always passes."""
+    attack, key = small("pgd", loss="margin", selection_draws=num_draws), jax.random.key(0)
+    least = min(int(jax.random.key_data(k)[0]) for k in run_keys(key, num_draws))
+
+    def logits_fn(key, x):  # of label 1
+        return jnp.stack([x[0, 0, 0], jnp.float32(0)])
+
+    def passes_fn(key, x):
+        but_once = jax.random.key_data(key)[0] > least
+        return (x[0, 1, 0] == 1.0) | ((x[0, 1, 0] == 0.5) & but_once)
+
+    @quick
+    def choose(candidates):
+        args, seen = (key, logits_fn, jnp.zeros((1, 2, 1)), 1, candidates), jnp.array(False)
+        return attack.choose(*args, interim=seen, passes_fn=passes_fn)
+
+    found = choose(jnp.array([(50.0, seldom), (0.01, 1.0)])[:, None, :, None])
+    assert float(found.loss) == pytest.approx(0.01)
+
+
 # Interim success
 
 
-def searched(attack, recorder, key) -> list:
+def searched(attack, recorder, key, image, label) -> list:
     """(image, logits) of all runs but those that choose at the end."""
-    fold, ascends = jax.random.fold_in, hasattr(attack, "random_start")
-    selection_key = fold(key, 2) if ascends else jax.random.split(key)[1]
-    choosing = [fold(k, 0) for k in run_keys(selection_key, attack.selection_draws)]
+    chosen_by = quick(functools.partial(selection_key, attack, logits_fn=noisy(), label=label))
+    base = chosen_by(key, image=image)
+    choosing = [jax.random.fold_in(k, 0) for k in run_keys(base, attack.selection_draws)]
     apart = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in choosing}
-    assert apart < recorder.runs.keys()
+    assert apart <= recorder.runs.keys()
     return [run for k, runs in recorder.runs.items() if k not in apart for run in runs]
 
 
@@ -119,14 +145,14 @@ def test_interim_success_is_one_wrong_answer_of_the_search_inside_the_ball(name)
         recorder = Recorder(noisy(sigma=sigma))
         result = compiled_alone(attack)(keys[i], recorder, images[i], label)
         jax.effects_barrier()
-        runs = searched(attack, recorder, keys[i])
-        points = np.array([x for x, _ in runs])
+        runs = searched(attack, recorder, keys[i], images[i], label)
+        points = np.array([x for x, _ in runs]).reshape(-1, *images[i].shape)
         inside = distances(norm, points, np.broadcast_to(images[i], points.shape))
         wrong = [logits.argmax() != label for _, logits in runs]
-        expected = (np.array(wrong) & (inside <= attack.eps * (1 + 1e-6))).any()
+        expected = (np.array(wrong, bool) & (inside <= attack.eps * (1 + 1e-6))).any()
         assert bool(result.interim) == expected
         outcomes.append(bool(expected))
-    assert outcomes[:2] == [False, True]
+    assert outcomes[:2] == [False, bool(runs)]  # of an attack that asks before it chooses
 
 
 def test_interim_success_counts_luck():
@@ -146,7 +172,58 @@ def test_interim_success_counts_luck():
     assert np.mean(answers == 1) > 0.8
 
 
+@pytest.mark.parametrize("eot", ["mean_of_loss", "loss_of_mean"])
+@pytest.mark.parametrize(("purpose", "seen"), [(1, True), (3, True), (2, False)])
+def test_one_wrong_draw_of_a_gradient_or_of_the_ranking_is_seen(eot, purpose, seen):
+    """Of two draws of either the answer is wrong at one; a choice at the end is no search. The keys
+    of gradients are folded with 1, of the choice with 2, of the ranking with 3."""
+    fold, key, image = jax.random.fold_in, jax.random.key(0), jnp.full((1, 1, 1), 0.5)
+    options = dict(eot=eot, eot_samples=2, ranking_draws=2, selection_draws=2)
+    attack = PGD(num_steps=1, loss="margin", eps=0.1, **options)
+    base = fold(fold(fold(key, 1), 0), 0) if purpose == 1 else fold(key, purpose)
+    # Of means each group of draws has a key of its own; else each draw is a group.
+    grouped = purpose != 1
+    draw = fold(fold(base, 0), 1) if grouped and eot == "loss_of_mean" else fold(base, 1)
+    draw = fold(draw, 0) if grouped and eot == "mean_of_loss" else draw
+    unlucky = jax.random.key_data(draw)
+
+    def logits_fn(key, x):  # of label 1
+        gap = jnp.where((jax.random.key_data(key) == unlucky).all(), 1.0, -1.0) + 0.0 * x.sum()
+        return jnp.stack([gap, jnp.zeros_like(gap)])
+
+    found = quick(lambda: attack(key, logits_fn, image, 1))()
+    assert bool(found.interim) == seen
+    if not seen:  # one of two draws is wrong, by 1 as the other is right
+        assert float(found.loss) == pytest.approx(0.0)
+
+
 # What searches for the nearest boundary offer
+
+
+@dataclasses.dataclass(frozen=True)
+class Found(NearestWrong):
+    """A search that has found one image and ended at another."""
+
+    loss: str = "margin"
+
+    def search(self, key, logits_fn, image, label):
+        found = Nearest(image.at[0, 0, 0].add(0.2), jnp.float32(0.2), jnp.array(False),
+                        image.at[0, 1, 0].add(0.2))  # fmt: skip
+        return one_search(found)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"), [((3, 1), (0.1, 0.0)), ((1, 3), (0.0, 0.1)), ((-1, -3), (0.0, 0.0))]
+)
+def test_the_ends_of_both_rays_are_offered(weights, expected):
+    """Through the image that was found and through the last one; and the clean image."""
+
+    def logits_fn(key, x):
+        return jnp.stack([jnp.float32(0), jnp.asarray(weights, x.dtype) @ x.ravel()])
+
+    image = jnp.full((1, 2, 1), 0.5)
+    found = quick(lambda: Found(eps=0.1)(jax.random.key(0), logits_fn, image, 0))()
+    np.testing.assert_allclose(np.ravel(found.image - image), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["fab", "fmn", "carlini_wagner", "rays"])

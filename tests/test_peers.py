@@ -13,15 +13,19 @@ import importlib.metadata
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import attacks
+from attacks.losses import cross_entropy
 from purify import data
 from purify.compilation import jit
 from purify.image_io import to_float
 from tests import peers
 from tests.peers import Network, distances
+from tests.test_apgd import algorithm_1, algorithm_l1
+from tests.test_ascent import Noisy
 
 pytestmark = pytest.mark.slow
 
@@ -196,6 +200,69 @@ def test_apgd_against_pyautoattack(norm, loss, targets, contest):
         **budget,
     )
     contest.in_balls(title, ours, theirs, starts=1 if targets or norm == "l1" else STARTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed:
+    """A deterministic network as a peer sees it (see peers.Network), and the images it was asked
+    about, one at a time."""
+
+    logits_fn: Callable
+    asked: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        self.asked.extend(images.copy())  # which the peer writes to
+        return np.asarray(jax.vmap(self.logits_fn)(jnp.asarray(images)))
+
+    def pull_back(self, images: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
+        return np.asarray(jax.vjp(jax.vmap(self.logits_fn), jnp.asarray(images))[1](cotangents)[0])
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "scale"),  # of the weights; under L2 larger ones blow rounding up
+    [("linf", 0.1, 2.0), ("l2", 0.3, 0.3), ("l1", 1.0, 2.0)],
+)
+def test_apgd_takes_the_steps_of_pyautoattack(norm, eps, scale):
+    """Of 100 steps, whose periods are the paper's in their code, too: those that tests/test_apgd.py
+    writes out, with which ours is compared there, and from the start that their code drew."""
+    needs("pyautoattack")
+    from pyautoattack import autopgd_base
+
+    rng, num_steps = np.random.default_rng(0), 100
+    first, second = scale * rng.normal(size=(16, 72)), rng.normal(size=(4, 16))
+    network_fn = Noisy(jnp.float32(first), jnp.float32(second), sigma=0.0)
+    logits_fn = jax.jit(lambda x: network_fn(jax.random.key(0), x))
+    value = jax.jit(jax.value_and_grad(lambda x, y: cross_entropy(logits_fn(x), y)))
+    halved = 0
+    for number, image in enumerate(np.float32(rng.uniform(0.4, 0.6, (3, 6, 6, 2)))):
+        label = int(logits_fn(image).argmax())
+
+        def make(model, seed=number):
+            options = dict(n_iter=num_steps, norm=peers.NORM[norm], eps=eps, seed=seed)
+            attack = autopgd_base.APGDAttack(model, device="cpu", **options)
+
+            def perturb(x, y):
+                attack.init_hyperparam(x)
+                return attack.attack_single_run(x, y)[0]
+
+            return perturb
+
+        network = Followed(logits_fn)
+        peers.with_torch(make, network, image[None], np.array([label]))
+        theirs = np.array(network.asked[:num_steps])
+        functions = (
+            lambda x, y=label: float(value(np.float32(x), y)[0]),
+            lambda x, y=label: np.asarray(value(np.float32(x), y)[1], np.float64),
+        )
+        args, start = (*functions, np.float64(image), eps, num_steps), np.float64(theirs[0])
+        if norm == "l1":
+            ours, *_ = algorithm_l1(*args, start=start, as_coded=True)
+        else:
+            ours, _, _, halvings = algorithm_1(norm, *args, start=start, as_coded=True)
+            halved += halvings
+        # In the end steps are short, and rounding decides which loss is the best.
+        np.testing.assert_allclose(ours[:90], theirs[:90], rtol=0, atol=1e-4)
+    assert norm == "l1" or halved >= 6
 
 
 # In a ball, by values

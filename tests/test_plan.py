@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import attacks
 from attacks.apgd import APGD
 from attacks.directions import PurifiedDirection, ScoreDirection
 from attacks.gradients import BPDA, ApproximateInput, Blind
 from attacks.square import Square
-from configs import cifar10, digits
+from configs import base, cifar10, digits
 from configs.base import suite
 from purify import models
 from purify.checkpoint import differing_fields
@@ -23,6 +24,7 @@ from purify.evals.robust import purifiers_of
 from purify.evals.rows import crafting, limited, main_ball, with_stages, without_exact
 from purify.networks import Classifier, Score
 from purify.purifiers import ADP, PURIFIERS, Schedule
+from tests.test_ascent import NORMS_OF
 
 CIFAR_LIKE = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "tiny_imagenet")
 CONFIGS = [("digits", variant) for variant in digits.VARIANTS]
@@ -242,6 +244,16 @@ def test_the_full_variant_covers_modes_estimators_and_protocols():
     assert targeted.targets == 3 and targeted.budget == (
         "margin, 3 targets x 1 x 40 steps, EOT 15 mean_of_loss"
     )
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_a_config_can_have_every_attack_there_is(name):
+    """With what configs/base.py tells of it, which is to be the attack's own, if anything."""
+    gradient = "exact" if attacks.build(name).gradient_queries else "none"
+    tried = base.attack(gradient, attack=name, eps=0.1, norm=NORMS_OF[name][0])
+    _, rows = make("digits", attacks__tried=tried.to_dict(), eval__attacks=("tried",))
+    row = rows["adp-tried"]
+    assert type(row.attack) is attacks.ATTACKS[name] and row.attack_queries > 0
 
 
 def test_the_papers_own_adaptive_attacks_and_their_costs():

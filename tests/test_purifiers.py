@@ -17,7 +17,7 @@ from purify.adp import CURVATURES
 from purify.noise import add_noise
 from purify.purifiers import PURIFIERS, Identity, NoiseOnly, OneStep, Schedule, build
 from tests.command import on_devices
-from tests.oracles import ConstantScore, GaussianScore, LinearScore, make_score
+from tests.oracles import ConstantScore, GaussianScore, LinearScore, UnitScore, make_score
 
 SHAPE, KEY = (8, 8, 1), jax.random.key(0)
 NUM_IMAGES, NUM_STEPS = 128, 10
@@ -307,6 +307,41 @@ def test_the_reference_takes_the_longest_step_over_flat_ground_and_keeps_its_gra
         expected = 256 / 255 * (expected + purifier.alpha_max * 0.01 - 1 / 512)
     assert float(value) == pytest.approx(64 * expected, rel=1e-12)
     np.testing.assert_allclose(gradient, 256 / 255, rtol=1e-12)
+
+
+def test_in_the_reference_a_curvature_below_zero_stops_the_image(x64):
+    """Where purify.adp takes the longest step. The last stretch of contrast is left out, too."""
+    score, x = LinearScore(-2.0 * jnp.eye(64), jnp.full(SHAPE, 0.5)), jnp.full(SHAPE, 0.4)
+    purifier = build("adp_reference", score, sigma=0.0, num_steps=3, axis_name=None)
+    image, trace = purifier.trace(KEY, x)
+    np.testing.assert_allclose(image, 255 / 256 * 0.4 + 1 / 512, rtol=1e-12)
+    assert trace.steps == 0 and trace.nfe == 2
+
+
+class CubicScore(UnitScore):
+    """h(x) = -k (x - 1/2)^3, whose curvature along itself is 3 k (x - 1/2)^2 of a flat image."""
+
+    def __call__(self, image):
+        return -200.0 * (image - 0.5) ** 3
+
+
+def test_in_the_reference_a_stopped_image_gains_contrast_as_long_as_its_batch_moves(x64):
+    """The first one stops at once, by a curvature near 96; the second moves three times."""
+    score, starts = CubicScore(), jnp.array([0.9, 0.55])
+    purifier = build("adp_reference", score, sigma=0.0, num_steps=3)
+    images = jnp.broadcast_to(starts.reshape(2, 1, 1, 1), (2, *SHAPE))
+    keys = jax.random.split(KEY, 2)
+    found, trace = jax.vmap(purifier.trace, axis_name="batch")(keys, images)
+    x = 255 / 256 * np.array([0.9, 0.55]) + 1 / 512
+    for _ in range(3):
+        # The mean slope of h over the finite difference, delta h long.
+        ahead = x[1] - purifier.delta * 200 * (x[1] - 0.5) ** 3
+        change = 1 - ((ahead - 0.5) / (x[1] - 0.5)) ** 3
+        alpha = np.clip(purifier.lam * purifier.delta / change, 1e-5, purifier.alpha_max)
+        x[1] -= alpha * 200 * (x[1] - 0.5) ** 3
+        x = 256 / 255 * (x - 1 / 512)
+    assert trace.steps.tolist() == [0, 3]
+    np.testing.assert_allclose(found.mean((1, 2, 3)), x, rtol=1e-9)
 
 
 def test_the_exact_gradient_of_the_reference_is_that_of_central_differences(x64):

@@ -99,6 +99,7 @@ SELECTED = 1
     [
         ((0.7, 0.3), LOOK, 0),  # another class plainly wins
         ((0.2, 0.42, 0.2, 0.18), LOOK, SELECTED),  # it wins, and is no majority
+        ((0.16, 0.53, 0.16, 0.15), 50_000, SELECTED),  # it wins, and may yet be a majority
         ((0.48, 0.52), 50_000, SELECTED),  # near 1/2 all samples are drawn, and decide
         ((0.4, 0.4, 0.2), 50_000, ABSTAIN),  # hopeless, but for an answer there is a chance
     ],
@@ -121,6 +122,23 @@ def test_it_ends_early_once_there_is_an_answer_and_no_hope_and_never_certifies_t
     assert (found.top, found.answer) == (SELECTED, answered)
     certified = chances[SELECTED] > 0.5
     assert (found.radius > 0) == certified == (found.p_low > 0.5)
+
+
+def test_it_ends_where_not_even_all_that_are_left_could_certify():
+    """After 1,000 of 1,010, of which one more or fewer decides; then the last ten all agree."""
+    n, alpha = LOOK + 10, 1e-3
+    needed = next(k for k in range(n) if clopper_pearson(k, n, alpha)[0] > 0.5)
+    options = dict(sigma=1.0, num_classes=4, num_selection=10, num_samples=n, alpha=alpha)
+    for hits, drawn in ((needed - 10, n), (needed - 11, LOOK)):
+        others = np.resize([1, 2, 3], LOOK - hits)
+        classes = np.concatenate([np.zeros(hits, int), others, np.zeros(10, int)])
+
+        def sample(stream, first, number, classes=classes):
+            return classes[:number] * 0 if stream == "selection" else classes[first:][:number]
+
+        found = certify(sample, **options)
+        assert found.counts.sum() == drawn and found.answer == 0
+        assert (found.radius > 0) == (drawn == n)
 
 
 def test_looks_share_alpha_among_their_answers(monkeypatch):

@@ -393,6 +393,9 @@ def test_metrics_are_means_over_the_steps_since_the_last_report(uninterrupted, t
             assert report[name] == pytest.approx(mean, rel=1e-5)
         assert report["learning_rate"] == single[report["step"]]["learning_rate"]
         first = report["step"] + 1
+    rates = [float(small_options().learning_rate_at(number)) for number in range(7)]
+    assert [single[step]["learning_rate"] for step in range(1, 8)] == pytest.approx(rates, rel=1e-6)
+    assert rates[0] < rates[1]
 
 
 @pytest.mark.parametrize(
