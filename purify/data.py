@@ -11,6 +11,7 @@ import io
 import itertools
 import logging
 import os
+import shlex
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from purify.image_io import (
     to_uint8,
 )
 from purify.messages import few, shown
-from purify.paths import as_given, plain_spelling
+from purify.paths import as_given, is_of_system, plain_spelling
 from purify.png_jpeg import ENCODINGS, is_colour, read_image
 from purify.random import check_seed
 
@@ -234,11 +235,14 @@ def _published(name: str, data_dir: str, path: str | Path | None) -> _Source:
 
 def _how_to(name: str, data_dir: str) -> str:
     given = "--input" if name.startswith(CORRUPTED) else "config.data.dir or TFDS_DATA_DIR"
+    program = (
+        f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={data_dir!r}, "
+        "file_format='array_record').download_and_prepare()"
+    )
     return (
         f"set {given} to a copy in array_record format, or prepare one "
         "(this step alone needs `pip install -r requirements-tensorflow.txt`): "
-        f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
-        f"data_dir='{data_dir}', file_format='array_record').download_and_prepare()\""
+        f"{shlex.join(['python', '-c', program])}"
     )
 
 
@@ -258,6 +262,8 @@ def _from_builder(builder: Any) -> _Source:
                 f"{_how_to(name, '<another folder>')}"
             ) from error
         except Exception as error:  # whatever the record reader makes of missing or damaged files
+            if is_of_system(error):
+                raise
             raise ValueError(
                 f"{where} is damaged: move that folder away and prepare it anew"
             ) from error

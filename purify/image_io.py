@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from purify.messages import shown
+from purify.paths import is_of_system
 from purify.png_jpeg import ENCODINGS, encode_image, image_files, other_contents, read_image
 
 Shape = tuple[int, ...]  # (H, W, C)
@@ -138,6 +139,8 @@ def load_npz(path: str | Path, name: str) -> dict[str, np.ndarray]:
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise TypeError("a member that is no array")
         except Exception as error:  # zip, zlib and numpy each raise their own kinds for damage
+            if is_of_system(error):
+                raise
             raise ValueError(
                 f"{name} is no .npz archive of plain arrays, or is damaged: save it anew"
             ) from error
@@ -241,6 +244,8 @@ def _read_npy(path: Path, image_shape: Shape | None) -> tuple[np.ndarray, Writer
         try:
             array = np.lib.format.read_array(file, allow_pickle=False)
         except Exception as error:  # numpy raises ValueError, EOFError, OSError, ... for damage
+            if is_of_system(error):
+                raise
             raise ValueError(
                 f"{name} is no plain .npy array, or is damaged: save it anew"
             ) from error

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from purify.messages import few, shown
+from purify.paths import is_of_system
 
 # JPEG loses least at quality 100 with full-resolution colour; even so it loses something.
 _JPEG: dict[str, Any] = {"format": "JPEG", "quality": 100, "subsampling": 0}
@@ -42,6 +43,8 @@ def read_image(file: Path | bytes, name: str) -> np.ndarray:
             pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
             obstacle = _obstacle(image, content)
     except Exception as error:  # Pillow raises OSError, SyntaxError, zlib.error, ... for damage
+        if is_of_system(error):
+            raise
         raise ValueError(
             f"{name} is no readable PNG or JPEG, or is cut short: replace it"
         ) from error

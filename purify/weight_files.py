@@ -18,13 +18,19 @@ from purify.types import PyTree
 
 
 def save(path: Path, settings: Mapping, variables: PyTree) -> None:
-    """Write the file whole or not at all; ValueError if it exists."""
+    """Write the file whole or not at all; ValueError if it exists, or reads otherwise than it was
+    written."""
     if path.exists():
         raise ValueError(f"'{path}' exists already; choose another --output, or move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     # safetensors' own save_file would let nobody but the user read it.
-    partial.write_bytes(save_bytes(_named(variables), {"settings": json.dumps(settings)}))
+    content = save_bytes(_named(variables), {"settings": json.dumps(settings)})
+    partial.write_bytes(content)
+    if partial.read_bytes() != content:
+        raise ValueError(
+            f"'{partial}' reads otherwise than it was written; choose another --output"
+        )
     partial.rename(path)
 
 
