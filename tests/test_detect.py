@@ -3,19 +3,22 @@
 import json
 from types import SimpleNamespace
 
+import flax.struct
 import jax
 import numpy as np
 import pytest
 
+from attacks.norms import NORMS
 from purify import data
 from purify.checkpoint import load_classifier, load_defense, load_score
+from purify.corruptions import CORRUPTIONS
 from purify.defense import classify
 from purify.detection import score_norm
-from purify.detectors import build_statistic
+from purify.detectors import Passes, Penalty, ScoreNorm, build_statistic
 from purify.evals import detect
 from purify.evals.detect_report import results_table
 from purify.evals.detect_results import result_rows
-from purify.evals.detection import noisy
+from purify.evals.detection import Calibrated, attack_rows, calibrate, measure, noisy
 from purify.evals.inputs import tell_seen
 from purify.evals.roc import threshold
 from purify.evals.stats import bootstrap_mean, proportion
@@ -23,6 +26,7 @@ from purify.image_io import to_float
 from purify.jsonl import read_lines
 from purify.random import image_keys
 from tests.oracles import near
+from tests.test_plan import make
 
 BUDGET = {
     "detect.statistics": ("score_norm", "prediction_change"),
@@ -208,6 +212,79 @@ def test_the_small_rate_waits_for_a_thousand_images(n):
     shown = results_table({"title": "", "rows": [clean, unknowing]})
     headers = [str(column.header) for column in shown.columns]
     assert ("at 1 %" in headers) == (n == 1000)
+
+
+def test_the_small_rate_needs_as_many_images_that_it_judges():
+    values = {"calibration": {"s": np.arange(1000.0)[:, None]}}
+    values["clean"] = {"s": values["calibration"]["s"][:999]}
+    right = {"clean": np.ones((999, 1), bool)}
+    (clean,) = result_rows(*(values, right, {"s": {"threshold": 950.0}}, {}), num_draws=1, seed=0)
+    assert clean["flagged_small"] is None
+
+
+def test_what_is_left_by_hand():
+    """Four images, two draws that choose and two that are scored; a value at the threshold passes,
+    and an image that fools in half of its draws does not fool."""
+    found = np.array([[9, 9, 0, 0], [0, 0, 1, 1], [0, 0, 2, 2], [0, 0, 2, 0]], float)
+    right = np.array([[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
+    values = {name: {"s": found} for name in ("clean", "unknowing")}
+    values["calibration"] = {"s": np.ones((30, 1))}
+    clean, attacked = result_rows(
+        *(values, {"clean": right, "unknowing": right}, {"s": {"threshold": 1.0}}, {}),
+        num_draws=2,
+        seed=0,
+    )
+    # Clean: right, and not above 1; attacked: right, or above 1.
+    assert clean["left"]["value"] == pytest.approx(np.mean([0, 1 / 2, 0, 0]))
+    assert attacked["left"]["value"] == pytest.approx(np.mean([0, 1 / 2, 1, 1 / 2]))
+    assert attacked["left_worst"]["value"] == pytest.approx(1 / 4)
+    assert (clean["num_positives"], attacked["num_positives"]) == (4, 3)
+    assert clean["flagged"]["value"] == pytest.approx(np.mean([0, 0, 1, 1 / 2]))
+
+
+@flax.struct.dataclass
+class KeyOnly:
+    """A statistic that is a number of its key."""
+
+    stochastic = True
+
+    def __call__(self, key, image):
+        return jax.random.uniform(key) + 0.0 * image.sum()
+
+
+def test_every_draw_of_a_statistic_has_a_key_of_its_own():
+    keys, numbers = jax.random.split(jax.random.key(0), 2), np.array([0, 3])
+    found = measure({"s": KeyOnly()}, keys, np.zeros((2, 1, 1, 1), np.float32), numbers)["s"]
+    expected = [[jax.random.uniform(jax.random.fold_in(k, i)) for i in numbers] for k in keys]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_an_attacker_weighs_an_excess_by_the_standard_deviation_of_natural_values():
+    values = {"s": np.array([[1.0, 9.0], [3.0, 9.0], *[[2.0, 9.0]] * 18])}
+    (calibrated,) = calibrate({"s": None}, values).values()
+    assert calibrated.scale == pytest.approx(np.std(values["s"][:, 0]))
+    config, rows = make("digits")
+    defense, options = rows["identity-clean"].defense, config.attacks.blind.to_dict()
+    score = ScoreNorm(rows["adp-clean"].defense.purifier.score)
+    planned = attack_rows(
+        *("identity", defense, "blind", options, {"s": Calibrated(score, 0.2, 4.0)}),
+        weights=(2.0,),
+        eot_samples=3,
+        num_images=5,
+        num_draws=2,
+    )
+    assert planned["s_2"].penalty == Penalty(score, 0.2, 0.5)
+    assert planned["s_2"].passes == Passes(score, 0.2)
+
+
+def test_noise_shares_no_key_with_a_corruption():
+    images, indices = np.full((2, 4, 4, 1), 0.5, np.float32), np.arange(2)
+    found = noisy(0, images, indices, "linf", 0.1)
+    keys = image_keys(0, indices, stream="corruption")
+    for number in range(len(CORRUPTIONS)):
+        folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+        drawn = jax.vmap(lambda key, x: NORMS["linf"].random(key, x, 0.1))(folded, images)
+        assert np.abs(found - drawn).max((1, 2, 3)).min() > 0.01
 
 
 def test_statistics_are_drawn_by_their_own_keys_and_calibrated_by_others(trained, detected):

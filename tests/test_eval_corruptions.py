@@ -203,6 +203,51 @@ def test_an_image_is_one_unit_all_its_corruptions_together():
     assert all(width == pytest.approx(0.44, abs=0.06) for width in widths.values()), widths
 
 
+def test_means_over_corruptions_by_hand():
+    """Of two corruptions of the fifteen, one at two severities, and of one of the four others."""
+    cases = [Case("contrast", 2), Case("contrast", 5), Case("gaussian_noise", 2)]
+    cases.append(Case("gaussian_blur", 5))
+    right = {"clean": 60, "contrast_2": 50, "contrast_5": 30, "gaussian_noise_2": 40}
+    right |= {"gaussian_blur_5": 20}
+    rows = plan_rows(cases, {"identity": _Drawless(), "other": _Drawless()}, 60, 1, available=60)
+    done = {}
+    for row in rows:
+        number = right[row.attack_name] - (row.defense_name == "other") * 6
+        records = [{"correct": [i < number]} for i in range(60)]
+        done[row.defense_name, row.attack_name] = row, records
+    entries = corruptions.corruption_report.corruption_means(done, cases, seed=0)
+    accuracies = {(e["defense"]["name"], e["corruption"]): e["accuracy"] for e in entries}
+    by_hand = {"clean": 60, "contrast": 40, "gaussian_noise": 40, "gaussian_blur": 20, "mean": 40}
+    for name, expected in (by_hand | {"extra_mean": 20}).items():
+        assert accuracies["identity", name] == pytest.approx(expected / 60)
+        assert accuracies["other", name] == pytest.approx((expected - 6) / 60)
+    others = [entry for entry in entries if entry["defense"]["name"] == "other"]
+    for entry in others:
+        assert entry["difference"]["value"] == pytest.approx(-6 / 60)
+        assert (entry["better"], entry["worse"]) == (False, entry["difference"]["high"] < 0)
+    assert all(entry["worse"] for entry in others)
+    (mean,) = [e for e in entries if e["corruption"] == "mean" and e["defense"]["name"] != "other"]
+    low, high = 100 - 100 * mean["high"], 100 - 100 * mean["low"]
+    cell = corruptions.corruption_report._cell(mean)
+    assert cell.strip() == f"{100 / 3:.1f} [{low:3.0f}, {high:3.0f}]"
+
+
+def test_worse_is_told_where_the_interval_excludes_0_only():
+    cases = [Case("contrast", 2)]
+    rows = plan_rows(cases, {"identity": _Drawless(), "other": _Drawless()}, 20, 1, available=20)
+    done = {
+        (row.defense_name, row.attack_name): (
+            row,
+            [{"correct": [i < 10 - (row.defense_name == "other")]} for i in range(20)],
+        )
+        for row in rows
+    }
+    entries = corruptions.corruption_report.corruption_means(done, cases, seed=0)
+    others = [entry for entry in entries if entry["defense"]["name"] == "other"]
+    assert all(e["difference"]["value"] == pytest.approx(-1 / 20) for e in others)
+    assert not any(entry["worse"] or entry["better"] for entry in others)
+
+
 class _Drawless:
     """As much of a defence as the report asks for."""
 

@@ -106,6 +106,60 @@ def test_of_a_linear_classifier_the_nearest_image_is_at_the_nearest_boundary(nor
     assert (ratio > 1).all() and (ratio < 1.01).all()
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_its_search_is_the_papers(norm, x64):
+    """Algorithm 1 as a loop, from the clean image and from a random start in half of the ball;
+    alpha, ETA and BETA as in section 3, then three halvings."""
+    logits_fn, key, num_steps = noisy(0, np.float64, sigma=0.0), jax.random.key(0), 12
+    attack = FAB(norm, 0.3, num_steps=num_steps, targets=1, restarts=2)
+    _, images, _ = inputs(4, np.float64)
+    search = quick(lambda x, y: attack.search(key, logits_fn, x, y))
+    logits_of = quick(lambda x: logits_fn(key, x))
+
+    def gap(x, label, target):
+        logits = logits_fn(key, x)
+        return logits[label] - logits[target]
+
+    gap_and_gradient = quick(jax.value_and_grad(gap))
+    step_to = quick(lambda x, weights, gain: reach(norm, x, weights, gain))
+    random = quick(lambda key, x: NORMS[norm].random(key, x, 0.15))
+
+    def size(difference):
+        return np.linalg.norm(np.ravel(difference), ord=ORDER[norm])
+
+    for image in np.asarray(0.1 + 0.8 * images):
+        logits = np.array(logits_of(image))
+        label = int(logits.argmax())
+        logits[label] = -np.inf
+        target, found = int(logits.argmax()), search(image, label)
+        for run in range(2):
+            own = jax.random.fold_in(jax.random.split(key)[1], run)
+            x = np.asarray(random(jax.random.split(own, 3)[0], image)) if run else image
+            nearest, distance = None, np.inf
+            for _ in range(num_steps):
+                value, gradient = gap_and_gradient(x, label, target)
+                here = np.asarray(step_to(x, -gradient, value))
+                at_image = value + jnp.sum(gradient * (image - x))
+                there = np.asarray(step_to(image, -gradient, at_image))
+                alpha = min(size(here) / (size(here) + size(there)), 0.1)
+                x = (1 - alpha) * (x + 1.05 * here) + alpha * (image + 1.05 * there)
+                x = np.clip(x, 0, 1)
+                if int(logits_of(x).argmax()) != label:
+                    if 0 < size(x - image) < distance:
+                        nearest, distance = x, size(x - image)
+                    x = image + 0.9 * (x - image)
+            right = image
+            for _ in range(3):
+                middle = 0.5 * (right + nearest)
+                if int(logits_of(middle).argmax()) != label:
+                    nearest = middle
+                else:
+                    right = middle
+            np.testing.assert_allclose(found.image[run], nearest, atol=1e-9)
+            np.testing.assert_allclose(found.last[run], x, atol=1e-9)
+            assert float(found.distance[run]) == pytest.approx(size(nearest - image), abs=1e-9)
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_an_image_is_fooled_where_its_boundary_is_in_the_ball(inside):
     logits_fn = Linear(jnp.array([[0.0] * 4, [1.0, -2.0, 0.5, 1.0]]), jnp.array([0.0, 0.5]))

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attacks.fab import reach
 from attacks.fmn import FMN
+from attacks.losses import margin
 from attacks.norms import NORMS
 from tests.test_ascent import DUAL, ORDER, Linear, Recorder, compiled_alone, inputs, noisy, quick
 
@@ -35,6 +37,48 @@ def test_of_a_linear_classifier_the_nearest_image_is_at_the_nearest_boundary(nor
     within = dict(rtol=1e-4, atol=5e-7)
     np.testing.assert_allclose(np.linalg.norm(moved, ord=ORDER[norm], axis=1), expected, **within)
     np.testing.assert_allclose(found.distance, expected, **within)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_its_search_is_what_it_says(norm, x64):
+    """As a loop: the radius of REACH times the linear model's until an answer is wrong; then a
+    share smaller or larger, never above the nearest. Shares and lengths fall by a cosine."""
+    logits_fn, key, num_steps = noisy(0, np.float64, sigma=0.0), jax.random.key(0), 30
+    attack = FMN(norm, 0.3, num_steps=num_steps)
+    _, images, _ = inputs(4, np.float64)
+    search = quick(lambda x, y: attack.search(key, logits_fn, x, y))
+
+    def odds(x, label):
+        logits = logits_fn(key, x)
+        return jnp.log(jnp.sum(jnp.exp(logits).at[label].set(0.0))) - logits[label]
+
+    ahead, gradient = quick(lambda x, y: margin(logits_fn(key, x), y)), quick(jax.grad(odds))
+    project, answers = quick(NORMS[norm].project), quick(lambda x: logits_fn(key, x))
+    to_boundary = quick(lambda x, weights, gain: reach(norm, x, weights, gain))
+    for image in np.asarray(0.1 + 0.8 * images):
+        label = int(answers(image).argmax())
+        found = search(image, label)
+        x, radius, nearest, distance = image, np.inf, image, np.inf
+        for t in range(num_steps):
+            value, along = float(ahead(x, label)), np.asarray(gradient(x, label))
+            away = np.linalg.norm(np.ravel(x - image), ord=ORDER[norm])
+            if value > 0 and 0 < away < distance:
+                nearest, distance = x, away
+            falls = 0.5 * (1 + np.cos(np.pi * t / num_steps))
+            length, share = 0.01 + 0.99 * falls, 0.001 + 0.049 * falls
+            at_image = value + np.sum(along * (image - x))
+            moved = to_boundary(image, along, -at_image)
+            if value > 0:
+                radius = min(radius * (1 - share), distance)
+            elif np.isinf(distance):
+                radius = 2 * np.linalg.norm(np.ravel(moved), ord=ORDER[norm])
+            else:
+                radius *= 1 + share
+            ahead_of = x + length * along / np.linalg.norm(along.ravel())
+            x = np.asarray(project(ahead_of, image, radius))
+        assert np.isfinite(distance)
+        np.testing.assert_allclose(found.image[0], nearest, atol=1e-8)
+        np.testing.assert_allclose(found.last[0], x, atol=1e-8)
 
 
 @pytest.mark.parametrize("inside", [True, False])

@@ -121,10 +121,8 @@ def test_no_loss_outweighs_one_evasion_more(num_draws, seldom):
 # Interim success
 
 
-def searched(attack, recorder, key, image, label) -> list:
-    """(image, logits) of all runs but those that choose at the end."""
-    chosen_by = quick(functools.partial(selection_key, attack, logits_fn=noisy(), label=label))
-    base = chosen_by(key, image=image)
+def searched(attack, recorder, base) -> list:
+    """(image, logits) of all runs but those that choose at the end, by draws of the key base."""
     choosing = [jax.random.fold_in(k, 0) for k in run_keys(base, attack.selection_draws)]
     apart = {tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in choosing}
     assert apart <= recorder.runs.keys()
@@ -138,14 +136,15 @@ def test_interim_success_is_one_wrong_answer_of_the_search_inside_the_ball(name)
     norm = [*NORMS_OF[name]][-1]
     keys, images, _ = inputs(4)
     images = 0.4 + 0.2 * images  # no pixel meets the box
-    outcomes = []
+    chosen_by = functools.partial(selection_key, small(name, norm=norm), logits_fn=noisy(), label=0)
+    chosen_by, outcomes = quick(chosen_by), []
     for i, (scale, sigma) in enumerate([(0.01, 0.0), (10.0, 0.0), (0.2, 0.2), (0.2, 0.4)]):
         label = int(noisy(sigma=0.0)(keys[i], images[i]).argmax())
         attack = dataclasses.replace(small(name, norm=norm, loss="margin"), eps=scale * EPS[norm])
         recorder = Recorder(noisy(sigma=sigma))
         result = compiled_alone(attack)(keys[i], recorder, images[i], label)
         jax.effects_barrier()
-        runs = searched(attack, recorder, keys[i], images[i], label)
+        runs = searched(attack, recorder, chosen_by(keys[i], image=images[i]))
         points = np.array([x for x, _ in runs]).reshape(-1, *images[i].shape)
         inside = distances(norm, points, np.broadcast_to(images[i], points.shape))
         wrong = [logits.argmax() != label for _, logits in runs]
@@ -198,6 +197,14 @@ def test_one_wrong_draw_of_a_gradient_or_of_the_ranking_is_seen(eot, purpose, se
 
 
 # What searches for the nearest boundary offer
+
+
+def test_a_search_does_not_find_the_clean_image():
+    image = jnp.zeros((1, 1, 1))
+    found = Nearest.none(image).note(image, jnp.float32(0), wrong=True, interim=False)
+    assert np.isinf(found.distance)
+    further = found.note(image + 0.5, jnp.float32(0.5), wrong=True, interim=False)
+    assert further.distance == 0.5 and further.image == 0.5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -227,6 +227,7 @@ def test_the_full_variant_covers_modes_estimators_and_protocols():
     fixed = rows["adp-fixed_key"]
     assert fixed.fixed_key and fixed.num_draws == fixed.attack.eot_samples == 1
     assert fixed.attack_queries == (40 + 3) * 10  # each takes all S runs of the known draw
+    assert fixed.attack_nge == 40 * 10 * 20
     assert rows["adp-l2"].attack.norm == "l2" and rows["adp-mim"].attack.momentum == 1
     assert isinstance(rows["adp-l1"].attack, APGD) and rows["adp-l1"].attack.norm == "l1"
     black_box = rows["adp-square"]
@@ -244,6 +245,13 @@ def test_the_full_variant_covers_modes_estimators_and_protocols():
     assert targeted.targets == 3 and targeted.budget == (
         "margin, 3 targets x 1 x 40 steps, EOT 15 mean_of_loss"
     )
+
+
+def test_images_are_tried_on_another_defence_where_they_were_made():
+    _, rows = make("digits", eval__attack_list="strong")
+    assert rows["schedule-exact"].num_images == 100 < rows["adp-clean"].num_images
+    assert rows["adp-from_schedule_exact"].num_images == 100
+    assert rows["adp-from_schedule_bpda"].num_images == rows["schedule-bpda"].num_images == 200
 
 
 @pytest.mark.parametrize("name", attacks.ATTACKS)
@@ -297,6 +305,7 @@ def test_a_choice_computes_no_more_at_once_than_its_attacks():
     _, rows = make("digits", **changes)
     assert rows["adp-blind"].attack.chunk is None and rows["adp-strongest"].attack.chunk == 2
     assert make("digits")[1]["adp-strongest"].attack.chunk is None
+    assert make("digits", defense__chunk=1)[1]["adp-strongest"].attack.chunk == 1
 
 
 def test_a_direction_is_that_of_the_purifier_that_the_attacker_knows():
@@ -326,6 +335,9 @@ def test_a_vote_is_attacked_through_both_of_its_smooth_averages():
     assert "adp-exact_softmax" in rows
     _, rows = make("digits", **vote)
     assert "adp-exact_softmax" not in rows
+    said = dict(attacks__exact__eot="loss_of_mean", attacks__exact__average="softmax")
+    _, rows = make("digits", **said, **vote)
+    assert "adp-exact_logits" not in rows and rows["adp-exact"].attack.average == "softmax"
     config = importlib.import_module("configs.digits").get_config()
     with pytest.raises(ValueError, match="two attacks have the same name"):
         make("digits", eval__attacks=(*config.eval.attacks, "exact"))

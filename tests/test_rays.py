@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attacks.objective import Runs
 from attacks.rays import RayS
 from tests.test_ascent import Linear, Recorder, compiled_alone, inputs, noisy, quick
 
@@ -42,6 +43,56 @@ def test_the_image_is_fooled_exactly_where_the_boundary_is_in_the_ball(inside):
     result = quick(attack)(jax.random.key(0), logits_fn, image, 1)
     assert (result.loss > 0) == inside and result.start_loss < 0
     assert np.abs(result.image - image).max() <= eps + 1e-6
+
+
+@pytest.mark.parametrize("num_steps", [80, 203])
+def test_its_search_goes_block_by_block_and_level_by_level(num_steps):
+    """As a loop: from random signs along which the answer changes, blocks change sign one after the
+    other, half as long at each level; where that is wrong at the radius, it is bisected."""
+    logits_fn, image, _ = linear(2, 12)
+    attack = RayS(eps=0.5, num_steps=num_steps, tolerance=1e-3)
+    key, image = jax.random.key(0), np.asarray(image)
+    found = quick(lambda x: attack.search(key, logits_fn, x, 1))(image)
+    wrong_at = quick(lambda x: logits_fn(key, x).argmax() != 1)
+    asked = 0
+
+    def wrong(direction, radius):
+        nonlocal asked
+        asked += 1
+        return bool(wrong_at(np.clip(image + np.float32(radius) * direction, 0, 1)))
+
+    direction, radius, level, block = np.ones_like(image), np.inf, 0, 0
+    while asked < num_steps:
+        length = -(-image.size // 2**level)
+        pixels = np.arange(image.size).reshape(image.shape)
+        candidate = np.where(pixels // length == block, -direction, direction)
+        if np.isinf(radius):
+            signs_key = jax.random.split(jax.random.fold_in(key, asked))[0]
+            candidate = np.asarray(jax.random.rademacher(signs_key, image.shape, image.dtype))
+        low, high = 0.0, min(radius, 1.0)
+        if wrong(candidate, high):
+            while asked < num_steps and high - low >= 1e-3:
+                middle = 0.5 * (low + high)
+                low, high = (low, middle) if wrong(candidate, middle) else (middle, high)
+            if high - low < 1e-3:
+                direction, radius = candidate, high
+        last = (block + 1) * length >= image.size
+        level, block = (min(level + 1, 4), 0) if last else (level, block + 1)
+    assert level >= 2 and float(found.distance[0]) == pytest.approx(radius, abs=1e-6)
+    np.testing.assert_allclose(
+        found.image[0], np.clip(image + np.float32(radius) * direction, 0, 1), atol=1e-6
+    )
+
+
+def test_half_of_the_runs_are_no_majority():
+    class Halves(RayS):
+        def runs(self, *args, **kwargs):
+            logits = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # one of two is wrong, whatever is asked
+            return lambda key, x: Runs(logits + 0.0 * x.sum(), jnp.zeros(2))
+
+    image = jnp.full((2, 2, 1), 0.5)
+    found = Halves(eps=0.5, num_steps=10, eot_samples=2).search(jax.random.key(0), None, image, 1)
+    assert np.isinf(found.distance[0])
 
 
 def test_only_answers_are_seen():

@@ -89,6 +89,19 @@ def test_l2_windows_keep_their_norm_and_share_what_was_unused():
         np.testing.assert_allclose(np.sum(new**2, axis=(0, 1)), expected, rtol=1e-5)
 
 
+def test_l2_proposals_add_the_bump_to_what_the_window_had():
+    """Of unit norm each, in every channel, the bump by either sign and upright or on its side."""
+    before, after = proposals("l2", 8, n=5)
+    bump = np.asarray(square._bump(jnp.arange(8), jnp.arange(8), jnp.array(8)))
+    bumps = [sign * b / np.linalg.norm(b) for b in (bump, bump.T) for sign in (1, -1)]
+    for d, new in zip(before, after, strict=True):
+        for channel in range(3):
+            had, has = (a[..., channel] / np.linalg.norm(a[..., channel]) for a in (d, new))
+            sums = [b + had for b in bumps]
+            apart = [np.abs(s / np.linalg.norm(s) - has).max() for s in sums]
+            assert min(apart) < 1e-5
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_first_image_is_at_the_end_of_the_ball(norm):
     image = jnp.full(SHAPE, 0.5)

@@ -63,6 +63,18 @@ def test_steps_that_were_typed_are_the_same_share_of_the_radius(eps, share):
     assert len(curve.points) == 2
 
 
+def test_of_rows_with_one_radius_the_last_counts():
+    later = results([row(EPS[1], accuracy=0.4)])
+    (curve,) = sweeps([("a", results(points())), ("a", later)], "eps")
+    assert [point["accuracy"] for point in curve.points] == [0.5, 0.4]
+
+
+def test_clean_images_of_another_number_are_no_point():
+    clean = results([unattacked("clean", 0.9) | {"num_images": 50}])
+    (curve,) = sweeps([("a", results(points())), ("a", clean)], "eps")
+    assert [point["eps"] for point in curve.points] == [*EPS]
+
+
 ONE = results(points())
 
 
