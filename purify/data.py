@@ -11,7 +11,7 @@ import io
 import itertools
 import logging
 import os
-import shlex
+import re
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -239,10 +239,11 @@ def _how_to(name: str, data_dir: str) -> str:
         f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={data_dir!r}, "
         "file_format='array_record').download_and_prepare()"
     )
+    quoted = re.sub(r'(["$`\\])', r"\\\1", program)  # what a shell does not leave alone there
     return (
         f"set {given} to a copy in array_record format, or prepare one "
         "(this step alone needs `pip install -r requirements-tensorflow.txt`): "
-        f"{shlex.join(['python', '-c', program])}"
+        f'python -c "{quoted}"'
     )
 
 

@@ -148,6 +148,8 @@ def fit(
             abstract = jax.tree.map(_abstract, state)
             state = checkpoints.restore(abstract)
         first = int(state.step)
+        if first >= options.num_steps:
+            print(f"{folder.name}: all {counted(first, 'step')} were done before")
         writer = MetricWriter(folder, first_step=first)
         pending = []  # metrics still on the device, one entry a step
         steps = progress(
@@ -243,7 +245,7 @@ def run_training(
     first = np.arange(options.batch_size)
     example = (first, dataset.images[first], dataset.labels[first])
     jax.eval_shape(train_step, state, init_key, *example)
-    if (folder / "settings.json").exists():
+    if role == "classifier" and (folder / "settings.json").exists():
         check_order(str(folder), dataset.class_names, read_settings(folder))
     claim(folder, settings)
     state = fit(

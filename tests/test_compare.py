@@ -17,6 +17,9 @@ SETTINGS = {
 }
 
 
+SVHN = SETTINGS["data"] | {"name": "svhn"}
+
+
 def make_run(folder, rows: dict[str, dict[int, list[bool]]], labels=None, **changes):
     """An evaluation's folder with these outcomes, row -> dataset index -> draws."""
     folder.mkdir(parents=True)
@@ -75,7 +78,7 @@ def test_the_command_prints_and_writes_the_table(two, tmp_path):
 def test_what_cannot_be_paired_is_refused(two, tmp_path):
     a = read_run(two[0])
     rows = {"adp-bpda": {5: [True]}}
-    other = read_run(make_run(tmp_path / "c", rows, data=SETTINGS["data"] | {"name": "svhn"}))
+    other = read_run(make_run(tmp_path / "c", rows, images="svhn", data=SVHN))
     with pytest.raises(ValueError, match="data.name 'digits8x8' and 'svhn'"):
         compare(a, other)
     replaced = read_run(make_run(tmp_path / "g", rows, images="other"))

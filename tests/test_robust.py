@@ -635,8 +635,8 @@ def test_an_evaluation_of_the_first_images_is_the_beginning_of_the_whole(
     evaluated, trained, workdir, capsys
 ):
     """In the same folder, and without the limit it goes on to the same records, to the bit where
-    batches are of one size with and without it. What it says that
-    it takes at most is what its records took, but for images that stopped early."""
+    batches are of one size with and without it. What it says that it takes at most is what its
+    records took, but for images that stopped early."""
     robust.run(whole(trained), workdir, max_images=7)
     folder = only_folder(workdir)
     check_costs(capsys, read_lines(folder / "images.jsonl"))
@@ -657,7 +657,8 @@ def test_an_evaluation_of_the_first_images_is_the_beginning_of_the_whole(
         assert jax.tree.all(jax.tree.map(np.array_equal, *same))
     left = check_costs(capsys, evaluated.records)
     (runs, nfe, nge), (runs_left, nfe_left, nge_left) = left
-    assert runs / 4 < runs_left < runs and 0 < nfe_left < nfe and 0 < nge_left < nge
+    assert runs / 8 < runs_left < runs / 4 and 0 < nfe_left < nfe / 4
+    assert nge_left == 0 < nge  # gradients are taken of the first six images alone
 
 
 def check_costs(capsys, records: list[dict]) -> list[list[int]]:

@@ -73,7 +73,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
 
 def _plan(config, inputs: Inputs) -> list[SmoothedRow]:
     """The rows of config.certify; ValueError names what is wrong before anything is computed."""
-    cfg, rows = config.certify, []
+    cfg, rows, available = config.certify, [], len(inputs.labels)
     if not cfg.defenses or not cfg.sigmas:
         raise ValueError("config.certify.defenses and config.certify.sigmas must name at least one")
     if not all(0 <= radius < math.inf for radius in cfg.radii):
@@ -94,7 +94,7 @@ def _plan(config, inputs: Inputs) -> list[SmoothedRow]:
     for name in cfg.defenses:
         purifier_options(config, name, field="config.certify.defenses")
         budget = shared | budgets.get(name, {})
-        if not 1 <= budget["num_images"] <= (available := len(inputs.labels)):
+        if not 1 <= budget["num_images"] <= available:
             raise ValueError(
                 f"config.certify: num_images={budget['num_images']} of {name} must be from 1 to "
                 f"{available}"

@@ -74,8 +74,9 @@ def variant_settings(config, name: str) -> dict:
 
 
 def has_score(config, name: str) -> bool:
-    """Whether the defence of that name has a score model."""
-    return purifiers.needs_score(purifier_options(config, name)[0])
+    """Whether the defence of that name has a score model; False where there is no such defence."""
+    kind = config.variants.to_dict().get(name, {}).get("purifier", name)
+    return kind in purifiers.PURIFIERS and purifiers.needs_score(kind)
 
 
 def build_purifier(config, name: str, networks: Networks) -> Purifier:

@@ -1,11 +1,13 @@
 """What a page says of each evaluation: its numbers, figures, images, and where they come from."""
 
+import functools
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from purify.evals import plots, robust_report
+from purify.evals.figures import drawn
 from purify.evals.report.blocks import (
     Block,
     Column,
@@ -116,14 +118,16 @@ def _curves(runs: Sequence[Run]) -> list[Section]:
     with tempfile.TemporaryDirectory() as folder:
         for field, caption, label, own in found:
             path = Path(folder) / f"{field}-{len(figures)}.svg"
-            plots.accuracy_curves(path, own, field, label)
+            draw = functools.partial(plots.accuracy_curves, curves=own, field=field, axis=label)
+            if not drawn(path, draw):
+                continue
             alt = "; ".join(
                 f"{name}: {', '.join(f'{row[field]:g}: {percent(row)}' for row in points)}"
                 for name, points in own.items()
             )
             caption = f"{caption}; whiskers: 95 % interval"
             figures.append(read_figure(path, alt=alt, caption=caption))
-    return [Section("Curves", "", figures)]
+    return [Section("Curves", "", figures)] if figures else []
 
 
 def cost_table(results: Mapping) -> Table:
