@@ -127,7 +127,11 @@ class _Tuple(flags.ArgumentParser):
     """Not a TupleParser, for which ml_collections joins the values of a flag that is repeated:
     here the last one counts, as of every other flag."""
 
-    parse = TupleParser().parse
+    def parse(self, argument: str) -> tuple:
+        value = TupleParser().parse(argument)
+        if value == (argument,) and argument.lstrip().startswith(("(", "[")):
+            raise ValueError(f"{argument} is no tuple: write names in quotes, numbers in digits")
+        return value
 
 
 config_flags.register_flag_parser_for_type(tuple, _Tuple())
@@ -234,9 +238,16 @@ def check_numbers(config: ConfigDict, field: str = "config") -> None:
         if isinstance(value, ConfigDict):
             check_numbers(value, f"{field}.{name}")
             continue
-        numbers = value if isinstance(value, tuple | list) else (value,)
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        if any(map(_is_not_finite, value if isinstance(value, tuple | list) else (value,))):
             fail(f"--{field}.{name}={value} must be finite")
+
+
+def _is_not_finite(value) -> bool:
+    """Whether it is such a number, or the word for it, as it comes within a tuple's flag."""
+    try:
+        return isinstance(value, float | str) and not math.isfinite(float(value))
+    except ValueError:  # another word
+        return False
 
 
 def unknown_field(config: ConfigDict | None, argv: list[str]) -> str:

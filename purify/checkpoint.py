@@ -140,6 +140,12 @@ def _same_bits(a: PyTree, b: PyTree) -> bool:
     )
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the run in `folder` has come to a checkpoint; one that has only begun has none."""
+    steps = (path.name for path in (folder / "checkpoints").glob("*"))
+    return (folder / "settings.json").exists() and any(map(str.isdecimal, steps))
+
+
 def _file_hashes(folder: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(folder.rglob("*")):
@@ -203,17 +209,17 @@ def differing_settings(old: Mapping, new: Mapping) -> list[str]:
     """`differing_fields` of the settings of two runs, less what makes them no other runs: fields
     that earlier versions did not record, and another path to the same images."""
     same = {field: new[field] for field in LATER if field in new and field not in old}
-    if "data" in old and "data" in new and same_images(old, new):
-        same["data"] = {**old["data"], "path": new["data"]["path"]}
+    if old.get("data") and new.get("data") and _same_place(old, new):
+        same["data"] = {**old["data"], "path": new["data"].get("path")}
     return differing_fields({**old, **same}, dict(new))
 
 
-def same_images(a: Mapping, b: Mapping) -> bool:
-    """Whether two runs' settings are of the same images: by their hash or, where one of the two is
-    of an earlier version and has none, by the file or folder that config.data.path leads to."""
-    if "images" in a and "images" in b:
-        return a["images"] == b["images"]
-    return same_path(a["data"]["path"], b["data"]["path"])
+def _same_place(a: Mapping, b: Mapping) -> bool:
+    """Whether config.data.path of two runs' settings leads to the same images: to one file or
+    folder, or by the hash of the images, which a run of an earlier version may lack."""
+    known = "images" in a and "images" in b
+    same = known and a["images"] == b["images"]
+    return same or same_path(a["data"].get("path", ""), b["data"].get("path", ""))
 
 
 def differing_fields(old, new, prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from purify.messages import few
 
 SHOWN = 12  # names in a message
+FOLDER = "folder"  # config.data.name of labelled folders
 
 
 class Meaning(NamedTuple):
@@ -32,9 +33,16 @@ def meaning(name: str, names: Sequence[str], trained: Mapping) -> Meaning:
     names, labels = tuple(names), np.arange(len(names))
     if not trained:
         return Meaning(labels, names, "")
-    ours, count = tuple(trained.get("class_names", ())), trained["network"]["num_classes"]
-    if not ours and _were_texts(names, trained):
-        ours = tuple(sorted(names))
+    count = trained["network"]["num_classes"]
+    ours = tuple(trained.get("class_names", ()))
+    if name == FOLDER and not ours and _sorted_as_texts(names, trained):
+        if len(names) < count:
+            raise ValueError(
+                f"the classifier was trained by an earlier version, which sorted its {count} "
+                f"numbered classes as texts: which labels the {len(names)} of {name} had there "
+                "nobody knows; train in another --workdir"
+            )
+        ours = tuple(sorted(names)) if len(names) == count else ours
     if set(names) <= set(ours):
         if names == ours[: len(names)]:
             return Meaning(labels, ours, "")
@@ -82,7 +90,7 @@ def check_same(run: str, theirs: Mapping, ours: Mapping) -> None:
 def check_order(folder: str, names: Sequence[str], recorded: Mapping) -> None:
     """ValueError where the training that `folder` holds has begun with other labels for these
     classes: by a version that recorded no names, and sorted numbers as texts."""
-    began = "class_names" not in recorded and _were_texts(names, recorded)
+    began = "class_names" not in recorded and _sorted_as_texts(names, recorded)
     if began and sorted(names) != list(names):
         raise ValueError(
             f"{folder} was begun by an earlier version, which sorted the classes "
@@ -96,9 +104,9 @@ def _unnamed(names: Sequence[str]) -> bool:
     return tuple(names) == tuple(map(str, range(len(names))))
 
 
-def _were_texts(names: Sequence[str], trained: Mapping) -> bool:
-    """Whether a run of a version that recorded no names learnt folders of these, which are numbers,
-    in their order as texts: 0, 1, 10, 11, 2."""
-    of_folders = trained.get("data", {}).get("name") == "folder"
-    alike = len(names) == trained["network"]["num_classes"]
-    return of_folders and alike and all(name.isdecimal() for name in names)
+def _sorted_as_texts(names: Sequence[str], trained: Mapping) -> bool:
+    """Whether a run that recorded no names learnt folders like these, which are numbers, in the
+    order of texts, which is another one from eleven on: 0, 1, 10, 2."""
+    of_folders = trained.get("data", {}).get("name") == FOLDER
+    many = trained["network"]["num_classes"] > 10
+    return of_folders and many and all(name.isdecimal() for name in names)

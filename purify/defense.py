@@ -69,7 +69,8 @@ def first_run(key: Key) -> Key:
 
 def classify(defense: Defense, keys: Key, images: Array) -> Array:
     """One draw of the defence for a batch: keys [n], float images [n, H, W, C] in [0, 1] -> logits
-    [n, K]; within jax.jit, jax.grad and jax.vmap as well.
+    [n, K]; within jax.jit, jax.grad and jax.vmap as well. Reverse mode goes through ADP with
+    loop='scan' alone (load_defense(..., loop='scan')).
 
     ValueError for anything else, and for another shape than the networks were trained on (see
     purify.networks). Values are not known, and not checked, where a program is being traced.
@@ -86,7 +87,8 @@ def classify(defense: Defense, keys: Key, images: Array) -> Array:
         low, high = float(images.min()), float(images.max())
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             raise ValueError(
-                f"images from {low:.4g} to {high:.4g} must be in [0, 1]: divide 0 to 255 by 255"
+                f"images from {low:.4g} to {high:.4g} must be in [0, 1], without NaN: divide 0 to "
+                "255 by 255"
             )
     return _classify(defense, keys, images)
 

@@ -214,6 +214,16 @@ def test_classify_works_within_other_programs():
     np.testing.assert_allclose(jnp.sum(gradient * direction), slope, rtol=1e-6)
 
 
+def test_classify_is_differentiated_through_adp_as_a_scan():
+    """As a while loop, which ends early, it has no reverse mode."""
+    score, (keys, images) = make_score((4, 4, 1)), batch(float)
+    images = 0.5 + 0.01 * images[:2]
+    classifier = LinearClassifier(jnp.ones((3, 16)) * jnp.arange(3.0)[:, None])
+    ensemble = Defense(ADP(score, num_steps=2, loop="scan"), classifier, num_runs=2)
+    gradient = jax.grad(lambda x: classify(ensemble, keys[:2], x)[:, 1].sum())(images)
+    assert gradient.shape == images.shape and np.abs(gradient).max() > 0.01
+
+
 def resnet(shape=(8, 8, 1), image_shape=None):
     network = models.build("resnet", widths=(4,), num_classes=3)
     variables = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)))

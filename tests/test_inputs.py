@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from purify.checkpoint import (
 from purify.classes import check_order, check_same, meaning
 from purify.evals import certify, gradient_health, purify_files, robust, sample
 from purify.evals.compare import compare, read_run
-from purify.evals.inputs import load_inputs, network_runs
+from purify.evals.inputs import load_inputs, network_runs, tell_seen
 from purify.evals.store import folder_of
 from purify.paths import same_path
 from purify.png_jpeg import encode_image
@@ -160,6 +161,16 @@ def test_a_classifier_from_elsewhere_must_answer_with_the_same_classes():
         check_same("other/classifier", swapped, CLASSIFIER)
 
 
+def test_a_part_of_the_numbers_that_an_earlier_version_learnt_as_texts_is_refused():
+    """Ten of twelve: the label of 2 was 4 there, and nobody knows of which twelve."""
+    earlier = {"network": {"num_classes": 12}, "data": {"name": "folder"}}
+    with pytest.raises(ValueError, match="sorted its 12 numbered classes as texts"):
+        meaning("folder", tuple(map(str, range(10))), earlier)
+    ten = {"network": {"num_classes": 10}, "data": {"name": "folder"}}
+    assert meaning("folder", ("0", "1"), ten).labels.tolist() == [0, 1]  # the orders are the same
+    assert meaning("npz", ("0", "1"), earlier).labels.tolist() == [0, 1]  # numbers of its classes
+
+
 def test_training_that_an_earlier_version_began_does_not_go_on_with_other_labels():
     """It sorted folders named 0 to 11 as texts, and label 2 was class 10."""
     names = [str(number) for number in range(12)]
@@ -192,6 +203,16 @@ def test_another_spelling_or_place_of_the_data_set_is_the_same_evaluation(
     assert len(lines) == len(spelled)  # one new image each: nothing was computed twice
 
 
+def test_where_moved_images_cannot_be_read_nobody_says_that_they_were_not_seen(
+    animals, trained, tmp_path, capsys
+):
+    moved = shutil.copytree(animals[0], tmp_path / "moved")
+    (moved / "train" / "cat" / "0.png").write_bytes(b"damaged")
+    inputs = SimpleNamespace(runs={"classifier": animals[1] / "classifier"}, notes=())
+    seen = tell_seen(of_animals(trained, moved).data, inputs, range(4))
+    assert seen == ["classifier (unknown)"] and "is unknown" in capsys.readouterr().out
+
+
 def test_a_moved_data_set_goes_on_training_but_other_images_do_not(animals, trained, tmp_path):
     """The hash of the training images tells the two apart, and their path does not."""
     folder, workdir = animals
@@ -201,6 +222,7 @@ def test_a_moved_data_set_goes_on_training_but_other_images_do_not(animals, trai
     claim(workdir / "classifier", moved)
     with pytest.raises(ValueError, match="other settings: data.path.*images"):
         claim(workdir / "classifier", moved | {"images": "0" * 64})
+    assert differing_settings(settings, settings | {"images": "0"})[0].startswith("images: ")
     # A run of an earlier version has no hash: a path of its own leads to other images.
     earlier = {k: v for k, v in settings.items() if k not in ("images", "class_names")}
     assert differing_settings(earlier, settings) == []
@@ -300,6 +322,17 @@ def test_images_are_purified_without_networks_by_what_needs_none(trained, tmp_pa
     with pytest.raises(MissingCheckpoint, match="no score checkpoint"):
         config = trained.config(defense__purifier="one_step")
         purify(config, tmp_path / "empty", images, tmp_path / "other")
+
+
+def test_a_network_that_has_only_begun_to_train_is_asked_of_nobody_else(trained, tmp_path):
+    """Its settings are there, and no checkpoint yet: as after a kill, or while it trains."""
+    images = images_in(tmp_path / "in")
+    (tmp_path / "score").symlink_to(trained.workdir / "score")
+    claim(tmp_path / "classifier", read_settings(trained.workdir / "classifier"))
+    purify(trained.config(defense__purifier="one_step"), tmp_path, images, tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    with pytest.raises(MissingCheckpoint, match="no classifier checkpoint"):
+        robust.run(trained.config(), tmp_path)
 
 
 def test_a_variants_own_score_model_purifies(trained, tmp_path):

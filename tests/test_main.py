@@ -63,6 +63,11 @@ def test_help_explains_every_mode():
         ((*BASE, "--mode=train", "--config.adp.sgima=1"), "known: alpha_max, alpha_min"),
         ((*BASE, "--mode=report", "--config.adp.sigma=nan"), "config.adp.sigma=nan must be finite"),
         (
+            (*BASE, "--mode=certify", "--config.certify.sigmas=nan"),
+            "--config.certify.sigmas=('nan',) must be finite",
+        ),
+        ((*BASE, "--mode=certify", "--config.certify.sigmas=(nan,)"), "(nan,) is no tuple: write"),
+        (
             (*BASE, "--mode=purify", "--config.certify.radii=(0.1, 1e999)"),
             "--config.certify.radii=(0.1, inf) must be finite",
         ),

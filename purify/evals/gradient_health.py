@@ -145,7 +145,8 @@ def _probe(evaluation: Evaluation, row: Row, probe: Probe) -> Local:
             batch = evaluation.batch(at, evaluation.images, size, "defense", "attack")
             found, _ = evaluation.timed(probe_batch, probe, *batch)
             probed = np.stack(found, axis=1)[: len(at)]
-            check_finite(probed, at, "gains by the gradient, or logits, of the defence")
+            what = f"{row.name}: gains by the gradient, or logits, of the defence"
+            check_finite(probed, evaluation.indices[at], what)
             each = zip(at, *found, strict=False)  # the shorter `at` leaves the padding out
             store.append(
                 "probe",

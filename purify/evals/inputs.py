@@ -10,6 +10,7 @@ import numpy as np
 from purify import data
 from purify.checkpoint import (
     ROLES,
+    has_checkpoint,
     image_hash,
     load_classifier,
     load_score,
@@ -136,11 +137,7 @@ def network_runs(
     asked = set(needed)
     asked |= {network_run(config, n, "score") for n in defenses if has_score(config, n)}
     own = {role: workdir / role for role in ROLES}
-    runs = {
-        role: folder
-        for role, folder in own.items()
-        if role in asked or (folder / "settings.json").exists()
-    }
+    runs = {role: folder for role, folder in own.items() if role in asked or has_checkpoint(folder)}
     names = (network_run(config, name, role) for role in ROLES for name in defenses)
     return runs | {name: Path(name) for name in names if name not in own}
 
@@ -230,7 +227,12 @@ def tell_seen(cfg, inputs: Inputs, positions: Iterable[int], split: str = "") ->
         if trained["data"]["name"] != cfg.name and not split:
             of = trained["data"]["name"]
             print(f"note: the {name} was trained on {of}, these images are {cfg.name}")
-        if not _same_data(trained, cfg):
+        try:
+            if not _same_data(trained, cfg):
+                continue
+        except ValueError as error:
+            told.append(f"{name} (unknown)")
+            print(f"note: whether the {name} was trained on these images is unknown: {error}")
             continue
         train_split = trained["data"]["train_split"]
         seen = evaluated.intersection(data.members(cfg.name, train_split, **where))
@@ -246,7 +248,8 @@ def tell_seen(cfg, inputs: Inputs, positions: Iterable[int], split: str = "") ->
 
 def _same_data(trained: Mapping, cfg) -> bool:
     """Whether a run with these settings was trained on the data set of config.data, whose files may
-    have moved since: the hash of its training images says so."""
+    have moved since: the hash of its training images says so. ValueError where these cannot be
+    read."""
     own = trained["data"]
     if own["name"] != cfg.name:
         return False
@@ -254,10 +257,12 @@ def _same_data(trained: Mapping, cfg) -> bool:
         return True
     if "images" not in trained:
         return False
+    where = dict(data_dir=cfg.dir, path=cfg.path)
     try:
-        there = data.load(cfg.name, own["train_split"], data_dir=cfg.dir, path=cfg.path)
+        data.members(cfg.name, own["train_split"], **where)
     except ValueError:  # it has no such split
         return False
+    there = data.load(cfg.name, own["train_split"], **where)
     return image_hash(there.images, there.labels) == trained["images"]
 
 

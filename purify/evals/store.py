@@ -75,9 +75,9 @@ def folder_of(workdir: Path, mode: str, settings: Mapping) -> Path:
     if not settings.get("data", {}).get("path") or named.exists():
         return named
     for path in sorted((workdir / mode).glob("*/settings.json")):
-        with contextlib.suppress(ValueError):  # damaged: its own command says so
+        with contextlib.suppress(ValueError, OSError):  # another's: its own command says so
             there = json.loads(path.read_text(encoding="utf-8"))
-            if not differing_settings(there, json.loads(text)):
+            if isinstance(there, dict) and not differing_settings(there, json.loads(text)):
                 return path.parent
     return named
 
