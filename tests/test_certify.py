@@ -268,6 +268,11 @@ def test_an_image_that_is_selected_wrongly_ends_early(tmp_path, monkeypatch):
         Certification(store, images, np.zeros(12, int), indices, **options).run([row])
         records = store.records(row.name).values()
     assert {record["top"] for record in records} == {0, 1}
+    first = jax.vmap(jax.random.fold_in, (0, None))(image_keys(0, indices, stream="selection"), 0)
+    selected = jax.jit(jax.vmap(lambda key, x: defense.run(key, x).argmax()))(first, images)
+    assert {record["index"]: record["top"] for record in records} == dict(
+        enumerate(selected.tolist())
+    )
     for record in records:
         ended = record["top"] == 1
         assert record["samples"] == 1 + sum(record["counts"]) == (1 + 100 if ended else 1 + 300)

@@ -91,7 +91,7 @@ def test_half_of_the_runs_are_no_majority():
             return lambda key, x: Runs(logits + 0.0 * x.sum(), jnp.zeros(2))
 
     image = jnp.full((2, 2, 1), 0.5)
-    found = Halves(eps=0.5, num_steps=10, eot_samples=2).search(jax.random.key(0), None, image, 1)
+    found = Halves(eps=0.5, num_steps=30, eot_samples=2).search(jax.random.key(0), None, image, 1)
     assert np.isinf(found.distance[0])
 
 

@@ -51,6 +51,7 @@ from purify.jsonl import read_lines, write_lines
 from purify.locking import Lock
 from purify.random import image_keys
 from tests.oracles import near
+from tests.test_plan import make
 
 TIMES = ("seconds", "defense_seconds")
 COSTS = ("seconds", "nfe", "nge", "defense_seconds", "defense_nfe")
@@ -169,6 +170,7 @@ def test_every_image_has_one_line_for_each_row(evaluated):
         assert record["queries"] == 3 * (2 + 4) + 3 * 32
         # T 3 with 2 evaluations a step; 3 draws of 2 runs are scored.
         assert 114 * 6 < record["nfe"] <= 114 * 6 + 36 and record["nge"] == 6 * 6
+        assert record["defense_nfe"] == pytest.approx((record["nfe"] - 114 * 6) / 3)
 
 
 def test_logits_of_all_runs_are_stored(evaluated):
@@ -359,6 +361,26 @@ def test_comparisons_pair_the_same_images(trained):
     assert (noise["a"], noise["b"], noise["beats"]) == ("adp-bpda", "noise_only-bpda", True)
     assert noise["mean_difference"] == pytest.approx(0.6) and noise["mcnemar_p"] < 1e-8
     assert exact["num_images"] == 40 and not exact["beats"]  # only the images that both have
+
+
+def test_what_the_exact_gradient_leaves_is_a_share_of_what_bpda_leaves():
+    """And first draws alone are compared by McNemar's test, whatever the second ones are."""
+    config, rows = make("digits")
+
+    def records(first, second):
+        return [
+            {"index": i, "correct": [i % 40 < first, i % 40 < second]} for i in range(40)
+        ]  # draws that are right for the first so many images
+
+    done = [
+        (rows["adp-bpda"], records(30, 30)),
+        (rows["adp-exact"], records(20, 16)),
+    ]
+    (entry,) = comparisons(config, done, seed=0)
+    assert (entry["a"], entry["b"]) == ("adp-bpda", "adp-exact")
+    assert entry["share"]["value"] == pytest.approx(18 / 30)
+    assert entry["mean_difference"] == pytest.approx(12 / 40)
+    assert entry["mcnemar_p"] == pytest.approx(2 * 0.5**10)
 
 
 # What attacks beyond logits_fn are given
