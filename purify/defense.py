@@ -87,8 +87,7 @@ def classify(defense: Defense, keys: Key, images: Array) -> Array:
         low, high = float(images.min()), float(images.max())
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             raise ValueError(
-                f"images from {low:.4g} to {high:.4g} must be in [0, 1], without NaN: divide 0 to "
-                "255 by 255"
+                f"images from {low:.4g} to {high:.4g} must be in [0, 1]: divide 0 to 255 by 255"
             )
     return _classify(defense, keys, images)
 
