@@ -46,7 +46,7 @@ def find_classes(root: Path, where: str) -> ClassFolders:
     Raises ValueError for classes without an image in any split, and for splits that have no class
     in common: taking what is no class for one would shift the labels of others.
     """
-    found = {split: _images_of(split) for split in _subfolders(root)}
+    found = {split: _images_of(split) if split.is_dir() else {} for split in _subfolders(root)}
     splits = {split: folders for split, folders in found.items() if any(folders.values())}
     _check_all_have_images(splits.values(), where)
     _check_common_classes(splits, where)
@@ -73,19 +73,26 @@ def class_name(folder: Path) -> str:
 
 
 def _images_of(split: Path) -> dict[Path, list[Path]]:
-    return {folder: image_files(folder) for folder in _subfolders(split)}
+    """ValueError for links to nothing: passed over, a class would shift the labels of others, and
+    an image the places of others."""
+
+    def there(path: Path) -> Path:
+        if not path.exists():
+            raise ValueError(f"'{shown(path)}' is a link to nothing: mend it or move it away")
+        return path
+
+    return {
+        folder: [there(file) for file in image_files(folder)]
+        for folder in map(there, _subfolders(split))
+    }
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    found = [
-        item
-        for item in folder.iterdir()
-        if item.name[0] != "." and item.name not in SYSTEM_FOLDERS and not item.is_file()
-    ]
-    for item in found:
-        if not item.exists():  # passed over, it would shift the labels of other classes
-            raise ValueError(f"'{shown(item)}' is a link to nothing: mend it or move it away")
-    return sorted((item for item in found if item.is_dir()), key=os.fsencode)
+    """Its folders, and links to nothing, which may have been folders."""
+    found = (
+        item for item in folder.iterdir() if item.name[0] != "." and item.name not in SYSTEM_FOLDERS
+    )
+    return sorted((item for item in found if item.is_dir() or not item.exists()), key=os.fsencode)
 
 
 def _place(file: Path) -> bytes:
@@ -93,6 +100,8 @@ def _place(file: Path) -> bytes:
 
 
 def _why_no_split(split: Path, folders: Folders) -> str:
+    if not split.exists():
+        return f"'{shown(split.name)}' is a link to nothing"
     if not folders:
         return f"'{shown(split.name)}' has no folders of classes"
     first = next(iter(folders))

@@ -75,6 +75,7 @@ def classify(defense: Defense, keys: Key, images: Array) -> Array:
     ValueError for anything else, and for another shape than the networks were trained on (see
     purify.networks). Values are not known, and not checked, where a program is being traced.
     """
+    images = images if hasattr(images, "dtype") else jnp.asarray(images)
     shape, dtype = images.shape, images.dtype
     if len(shape) != 4 or keys.shape[:1] != shape[:1]:
         raise ValueError(
@@ -83,7 +84,9 @@ def classify(defense: Defense, keys: Key, images: Array) -> Array:
         )
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"images of {dtype} must be floats in [0, 1]: divide 0 to 255 by 255")
-    if images.size and not is_traced(images):
+    if not images.size:
+        raise ValueError(f"images {shape} are none: give at least one")
+    if not is_traced(images):
         low, high = float(images.min()), float(images.max())
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             raise ValueError(

@@ -5,7 +5,7 @@ variables: the network's in Flax's form, {'params': ...} and, with batch normali
 precision: 'bfloat16' computes the network in it, from weights and to results that stay as they are;
 normalisation and running statistics stay float32.
 image_shape: (H, W, C) of the images that the network was trained on, None where that is not known;
-ValueError for images of another shape.
+ValueError for images of another shape, and for integers.
 """
 
 import dataclasses
@@ -37,6 +37,10 @@ def _apply(wrapper: "Score | Classifier", image: Image) -> Array:
             f"an image of shape {image.shape} does not fit {type(wrapper).__name__}: it takes one "
             f"of {wrapper.image_shape or '(height, width, channels)'}"
         )
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(f"an image of {image.dtype} must be floats in [0, 1]")
+    if wrapper.image_shape:
+        return _network(wrapper, image)
     try:
         return _network(wrapper, image)
     except (ScopeParamShapeError, TypeError) as error:  # what layers say of shapes, as of channels

@@ -643,6 +643,16 @@ def test_folders_of_classes_may_be_links_but_not_to_nothing(tmp_path):
     (tmp_path / "data/train/ape").symlink_to("unmounted")
     message = error_of("folder", "train", path=tmp_path / "data")
     assert f"'{tmp_path}/data/train/ape' is a link to nothing" in message
+    (tmp_path / "data/train/ape").rename(tmp_path / "data/train/cat/2.png")
+    message = error_of("folder", "train", path=tmp_path / "data")
+    assert f"'{tmp_path}/data/train/cat/2.png' is a link to nothing" in message
+
+
+def test_a_link_to_nothing_beside_the_splits_is_named_where_a_split_is_missed(tmp_path):
+    write_folder(tmp_path, {"train/cat": 1})
+    (tmp_path / "test").symlink_to("unmounted")
+    assert load_folder(tmp_path) == [(0, "cat")]
+    assert "left out: 'test' is a link to nothing" in error_of("folder", "test", path=tmp_path)
 
 
 def test_names_that_are_no_utf_8_are_read_and_named(tmp_path):

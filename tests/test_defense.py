@@ -1,5 +1,6 @@
 """Purify, classify, average: against means taken by hand."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -262,15 +263,33 @@ def test_images_of_another_shape_are_refused(trained_on, shape, said):
         (np.full((2, 8, 8, 1), 255.0, np.float32), r"from 255 to 255 must be in \[0, 1\]: divide"),
         (np.full((2, 8, 8, 1), -0.5, np.float32), "images from -0.5 to -0.5 must be in"),
         (np.full((2, 8, 8, 1), np.nan, np.float32), "images from nan to nan must be in"),
+        (np.ones((2, 8, 8, 0), np.float32), r"images \(2, 8, 8, 0\) are none: give at least one"),
     ],
-    ids=["uint8", "int", "255.0", "negative", "nan"],
+    ids=["uint8", "int", "255.0", "negative", "nan", "empty"],
 )
 def test_images_of_other_values_are_refused(images, said):
     ensemble, keys = Defense(Identity(), resnet(), num_runs=1), jax.random.split(KEY, 2)
     for array in (images, jnp.asarray(images)):
         with pytest.raises(ValueError, match=said):
             classify(ensemble, keys, array)
-    assert classify(ensemble, keys, np.full(images.shape, 0.5, np.float32)).shape == (2, 3)
+    assert classify(ensemble, keys, np.full((2, 8, 8, 1), 0.5).tolist()).shape == (2, 3)
+    with pytest.raises(ValueError, match="images .* are none"):
+        classify(ensemble, keys[:0], jnp.zeros((0, 8, 8, 1)))
+    if images.dtype == np.uint8:
+        with pytest.raises(ValueError, match="an image of uint8 must be floats in"):
+            ensemble.classifier(images[0])
+
+
+def test_errors_within_a_network_of_known_shape_are_not_blamed_on_the_image():
+    class Broken(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return len(None)
+
+    for shape, error in ((None, ValueError), ((8, 8, 1), TypeError)):
+        classifier = Classifier({"params": {}}, Broken(), image_shape=shape)
+        with pytest.raises(error, match="has no len"):
+            classifier(jnp.zeros((8, 8, 1)))
 
 
 def test_a_score_model_refuses_images_of_another_shape():
