@@ -1,41 +1,98 @@
-"""JSON-lines files that survive a crash: a line counts once it is whole."""
+"""JSON files, written whole or not at all, and JSON-lines files, where a line counts once it is
+whole."""
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from purify.files import FileError, append, open_file, read_bytes, write_bytes
+from purify.messages import few
+
+MAX_JSON = 2**28  # bytes of one file
+MAX_LINE = 2**24  # bytes of one line
+
+Fit = Callable[[Any], Any]  # what a value stands for; ValueError that says why it is none
 
 
-def read_lines(path: Path, *, repair: bool = False) -> list[dict]:
-    """All records of the file, none if it does not exist.
+def parse(text: bytes | str) -> Any:
+    """The value of a JSON text; ValueError, which says why, for any that is none."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("no UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"no JSON: {error}") from None
+
+
+def read_json(path: Path, *, follow: bool = False) -> Any:
+    """The value of a JSON file; FileError that names it where it holds none."""
+    content = read_bytes(path, limit=MAX_JSON, follow=follow)
+    try:
+        return parse(content)
+    except ValueError as error:
+        raise FileError(f"{path} is damaged ({error})") from None
+
+
+def read_lines(path: Path, fit: Fit = lambda value: value, *, mend: bool = False) -> list:
+    """All records of a file, as `fit` gives them, none if it does not exist; lines that are
+    damaged, or that fit nothing, are told of and left out.
 
     A last line without its newline is not whole: another process is writing it, or was cut off. It
-    does not count. repair: also drop it from the file, for the process that is going to append.
-    Any other line that is not JSON is damage, and a ValueError.
+    does not count. mend: also take both kinds out of the file, for the process that is going to
+    append; damaged lines go to '<name>.damaged' beside it.
     """
-    if not path.exists():
-        return []
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if repair and len(whole) < len(text):
-        os.truncate(path, len(whole))
-    records = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    lines = numbered_lines(path, cut=mend)
+    fitting, damaged = [], {}
+    for number, line in lines.items():
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            raise ValueError(
-                f"{path}: line {number} is damaged; move the file away to start afresh"
-            ) from None
-    return records
+            fitting.append(fit(parse(line)))
+        except ValueError as error:
+            damaged[number] = str(error)
+    if damaged:
+        tell_damaged(path, damaged)
+        if mend:
+            set_aside(path, damaged)
+    return fitting
 
 
-def append_lines(path: Path, records: Iterable[dict]) -> None:
+def numbered_lines(path: Path, *, cut: bool = False) -> dict[int, bytes]:
+    """number, from 1 -> whole line of a file, none if it does not exist; cut: also drop a last line
+    that is not whole from the file. FileError for a line of more than MAX_LINE bytes."""
+    if not os.path.lexists(path):
+        return {}
+    lines: dict[int, bytes] = {}
+    with open_file(path) as file:
+        while line := file.readline(MAX_LINE + 1):
+            if len(line) > MAX_LINE:
+                raise FileError(f"{path}: line {len(lines) + 1} has more than {MAX_LINE:,} bytes")
+            if not line.endswith(b"\n"):
+                break
+            lines[len(lines) + 1] = line
+    if cut and line:
+        os.truncate(path, sum(map(len, lines.values())))
+    return lines
+
+
+def tell_damaged(path: Path, damaged: Mapping[int, str]) -> None:
+    said = (f"line {number} ({why})" for number, why in damaged.items())
+    print(f"warning: {path}: left out: {few([*said])}", file=sys.stderr)
+
+
+def set_aside(path: Path, numbers: Iterable[int]) -> None:
+    """Move these lines of a file to '<name>.damaged' beside it."""
+    lines, numbers = numbered_lines(path), set(numbers)
+    append(path.with_name(f"{path.name}.damaged"), b"".join(lines[n] for n in sorted(numbers)))
+    write_bytes(path, b"".join(line for n, line in lines.items() if n not in numbers))
+
+
+def append_lines(path: Path, records: Iterable[Mapping]) -> None:
     """Append the records in one write and force them to disk."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(_lines(records))
-        file.flush()
-        os.fsync(file.fileno())
+    append(path, _lines(records))
 
 
 def write_json(path: Path, value: Mapping) -> None:
@@ -43,18 +100,16 @@ def write_json(path: Path, value: Mapping) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def write_lines(path: Path, records: Iterable[dict]) -> None:
+def write_lines(path: Path, records: Iterable[Mapping]) -> None:
     """Write a file of these records, whole or not at all."""
-    write_text(path, _lines(records))
+    write_bytes(path, _lines(records))
 
 
-def _lines(records: Iterable[dict]) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
+def _lines(records: Iterable[Mapping]) -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write the file whole or not at all, in UTF-8 whatever the locale; what it cannot encode, as
     in file names that are no text, is escaped."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    write_bytes(path, text.encode(errors="backslashreplace"))

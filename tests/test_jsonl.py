@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from purify import jsonl
+from purify import files
+from purify.files import FileError
 from purify.jsonl import append_lines, read_lines, write_json, write_lines
 
 RECORDS = [{"step": 1, "loss": 0.5}, {"step": 2, "text": 'new\nline, "quote", é'}, {"step": 3}]
@@ -34,20 +35,53 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_takes_new_ones(tmp_path):
         whole = sum(end <= cut for end in ends)
         assert read_lines(path) == RECORDS[:whole]
         assert path.read_bytes() == text[:cut]  # someone else may be writing it
-        assert read_lines(path, repair=True) == RECORDS[:whole]
-        # Repaired, so that what is appended now does not continue the broken line.
+        assert read_lines(path, mend=True) == RECORDS[:whole]
+        # Cut off, so that what is appended now does not continue the broken line.
         assert path.read_bytes() == text[: ([0] + ends)[whole]]
         append_lines(path, RECORDS[whole:])
         assert path.read_bytes() == text
 
 
-def test_a_damaged_line_in_the_middle_is_refused_by_number_and_left_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"step": 2', "no JSON: Expecting"),
+        (b"\xff", "no UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"1" * 5000, "no JSON: Exceeds the limit"),
+        (b'{"step": "2"}', "no step"),
+    ],
+    ids=["cut", "bytes", "deep", "long number", "unfit"],
+)
+def test_a_damaged_line_is_named_and_the_others_count(tmp_path, capsys, line, why):
+    """One that is going to append puts it aside, whole."""
+
+    def fit(record):
+        if not isinstance(record["step"], int):
+            raise ValueError("no step")
+        return record
+
     path = tmp_path / "lines.jsonl"
-    damaged = b'{"step": 1}\n{"step": 2\n{"step": 3}\n'
+    damaged = b'{"step": 1}\n' + line + b'\n{"step": 3}\n{"st'
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=f"{path}: line 2 is damaged; move the file away"):
-        read_lines(path)
+    assert read_lines(path, fit) == [{"step": 1}, {"step": 3}]
+    assert f"warning: {path}: left out: line 2 ({why}" in capsys.readouterr().err
     assert path.read_bytes() == damaged
+    assert read_lines(path, fit, mend=True) == [{"step": 1}, {"step": 3}]
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 3}\n'
+    assert (tmp_path / "lines.jsonl.damaged").read_bytes() == line + b"\n"
+    capsys.readouterr()
+    assert len(read_lines(path, fit, mend=True)) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"step": 1}\n')
+    with open(path, "ab") as file:
+        file.truncate(2**36)  # 64 GiB, none of them on disk
+    with pytest.raises(FileError, match=f"{path}: line 2 has more than 16,777,216 bytes"):
+        read_lines(path)
 
 
 def test_an_append_is_on_disk_when_it_returns(tmp_path, monkeypatch):
@@ -58,9 +92,10 @@ def test_an_append_is_on_disk_when_it_returns(tmp_path, monkeypatch):
         forced.append(path.read_bytes())
         fsync(descriptor)
 
-    monkeypatch.setattr(jsonl.os, "fsync", note)
+    monkeypatch.setattr(files.os, "fsync", note)
     append_lines(path, RECORDS)
-    assert forced == [path.read_bytes()] and len(forced[0].splitlines()) == 3
+    # The content, and then the name in the folder.
+    assert forced == [path.read_bytes()] * 2 and len(forced[0].splitlines()) == 3
 
 
 @pytest.mark.parametrize("write", [write_json, write_lines])
@@ -74,7 +109,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, write):
         raise OSError("power cut")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
-        patch.setattr(jsonl.os, "replace", power_cut)
+        patch.setattr(files.os, "replace", power_cut)
         write(path, new)
     assert path.read_bytes() == before
     write(path, new)
@@ -85,10 +120,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, write):
 
 def test_texts_are_utf_8_in_every_locale_and_names_that_are_no_text_are_escaped(tmp_path):
     code = r"""
-import pathlib, runpy, sys
-jsonl, folder = runpy.run_path("purify/jsonl.py"), pathlib.Path(sys.argv[1])
-jsonl["write_text"](folder / "text", "caf\xe9 \u2264 \udce9")
-jsonl["append_lines"](folder / "lines", [{"a": "\u2264"}, {"a": "\udce9"}])
+import pathlib, sys
+from purify.jsonl import append_lines, write_text
+folder = pathlib.Path(sys.argv[1])
+write_text(folder / "text", "caf\xe9 \u2264 \udce9")
+append_lines(folder / "lines", [{"a": "\u2264"}, {"a": "\udce9"}])
 """
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     result = subprocess.run(

@@ -54,7 +54,7 @@ def read_records(path: Path, *, repair: bool = False) -> dict[str, dict[int, dic
         return {name: value for name, value in record.items() if not name.endswith("seconds")}
 
     records: dict[str, dict[int, dict]] = {}
-    for number, record in enumerate(read_lines(path, repair=repair), start=1):
+    for number, record in enumerate(read_lines(path, mend=repair), start=1):
         if not isinstance(record, dict) or not {"row", "index"} <= record.keys():
             raise ValueError(f"{path}: line {number} is no record of an image and row")
         record = Record(record, f"{path}: line {number}")
@@ -125,7 +125,7 @@ class Store:
             return
         self._signed = True
         path = self.folder / "provenance.jsonl"
-        read_lines(path, repair=True)
+        read_lines(path, mend=True)
         append_lines(path, [provenance() | shape])
 
     def signatures(self) -> list[dict]:

@@ -1,0 +1,186 @@
+"""Files and folders that may be damaged, or may come from others: what is read is a regular file of
+bounded size, what is written is whole or absent, and no link leads out of a folder of results."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from purify.messages import shown
+
+MEMORY = 2**30  # bytes that one input may take
+PARTIAL = ".partial"  # how the names of temporary files and folders end
+
+
+class FileError(ValueError):
+    """A file or folder is not what it must be; the message names it."""
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """folder/name/..., which must not be reached through a link below the folder.
+
+    Raises FileError where a name is no plain name of a file, or something on the way is a link: a
+    folder from somebody else would lead to files that are none of it.
+    """
+    path = folder
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise FileError(
+                f"'{shown(folder)}' names a file {shown(name)!r}, which is no plain name"
+            )
+        path = path / name
+        if path.is_symlink():
+            raise FileError(
+                f"'{shown(path)}' is a link; files of '{shown(folder)}' must lie in it: put the "
+                "file itself there"
+            )
+    return path
+
+
+def subfolder(folder: Path, name: str) -> Path:
+    """The folder of that name, made if it is not there; FileError where it is a link."""
+    path = inside(folder, name)
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def open_file(path: Path, *, follow: bool = False) -> BinaryIO:
+    """Open a regular file for reading; FileError for a pipe, a device or a folder, which could
+    block for ever, and for a link unless `follow`. Raises OSError as `open` does."""
+    return os.fdopen(_open(path, os.O_RDONLY, follow), "rb")
+
+
+def read_bytes(path: Path, *, limit: int = MEMORY, follow: bool = False) -> bytes:
+    """The content of a regular file; FileError where it has more than `limit` bytes."""
+    with open_file(path, follow=follow) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise FileError(f"'{shown(path)}' has more than {limit:,} bytes")
+    return content
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a regular file, made if it is not there, in one write that reaches the disk."""
+    new = not path.exists()
+    descriptor = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, False)
+    with _named(path), os.fdopen(descriptor, "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write the file whole or not at all."""
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once the block has ended and its content is on disk.
+
+    Until then it has a name that nobody can foresee, and where the block fails it is removed. A
+    link at `path` is replaced, never followed.
+    """
+    temporary = temporary_name(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _named(path), _removed_on_failure(temporary):
+        with os.fdopen(os.open(temporary, flags, 0o666), "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """A new folder that gets the name `folder` once the block has ended and its files are on disk;
+    FileError where that exists by then. Temporary as in `writing`."""
+    temporary = temporary_name(folder)
+    with _named(folder), _removed_on_failure(temporary):
+        temporary.mkdir()
+        yield temporary
+        sync_tree(temporary)
+        if os.path.lexists(folder):
+            raise FileError(f"'{shown(folder)}' exists already: name a new path or move it away")
+        os.rename(temporary, folder)
+        sync_folder(folder.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody can foresee."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what killed processes left under temporary names in a folder; for the process that has
+    the folder to itself."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        _remove(path)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring all files and folders below to the disk."""
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with open(Path(path) / name, "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(path))
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems refuse it for folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path, flags: int, follow: bool) -> int:
+    # Non-blocking: a pipe without a writer would wait for one before it can be looked at.
+    flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    if not follow and path.is_symlink():
+        raise FileError(f"'{shown(path)}' is a link; put the file itself there")
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileError(f"'{shown(path)}' is no regular file")
+    return descriptor
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of the system name the path: those of a full disk come from a write, which knows no
+    name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _remove(path)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,23 @@
+"""What the JSON files of runs and evaluations hold: their types, checked where they are read."""
+
+from typing import Annotated, Any, Required, TypedDict, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+Index = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class Record(TypedDict, total=False):
+    """A line of an images.jsonl: what was computed of one image for one row."""
+
+    row: Required[str]
+    index: Required[Index]
+
+
+def check(value: Any, kind: type[T]) -> T:
+    """The value, which must be of that type; ValueError that says where it is not."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
