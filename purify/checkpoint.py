@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -10,10 +12,23 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from purify import models, parallel, purifiers
+from purify import models, parallel, purifiers, schema
 from purify.defense import Defense
-from purify.jsonl import write_json
+from purify.files import (
+    PARTIAL,
+    FileError,
+    clear_partial,
+    inside,
+    moved_aside,
+    open_file,
+    remove,
+    subfolder,
+    sync_folder,
+    sync_tree,
+)
+from purify.jsonl import read_json, write_json
 from purify.locking import Lock
+from purify.messages import few
 from purify.networks import Classifier, Score
 from purify.paths import as_given, is_of_system, plain_spelling, same_path
 from purify.types import PyTree
@@ -22,6 +37,11 @@ from purify.types import PyTree
 ROLES = {"classifier": "train_classifier", "score": "train"}
 
 HASHES = "sha256.json"  # in each checkpoint, of its files
+SETTINGS = "settings.json"
+STATE = "state"  # what a checkpoint calls the state of training
+KEPT = 2  # checkpoints
+# What a run leaves, and nothing but its settings says how it was made.
+RESULTS = ("checkpoints", "images.jsonl", "arrays", "results.json")
 # What settings have not always had: a run of an earlier version is the same run without it.
 LATER = ("class_names", "images")
 
@@ -48,42 +68,49 @@ class Checkpoints:
 
     training: this process is the one that writes them, alone (see Lock), and may clear away what a
     killed one left half-written; a reader leaves alone what may be a save in progress.
+    lock: that of the folder, for a process that has it already (see claim).
     """
 
-    def __init__(self, folder: Path, *, training: bool = False):
-        self._lock = Lock(folder) if training else None
-        self._folder = folder.absolute()
-        self._root = self._folder / "checkpoints"
-        self._checkpointer = ocp.training.Checkpointer(
-            Path(plain_spelling(str(self._folder))) / "checkpoints",
-            preservation_policy=ocp.training.preservation_policies.LatestN(2),
-            cleanup_tmp_directories=training,
-        )
+    def __init__(self, folder: Path, *, training: bool = False, lock: Lock | None = None):
+        training = training or lock is not None
+        self._lock = lock or (Lock(folder) if training else None)
+        self.folder = folder.absolute()
+        self._root = self.folder / "checkpoints"
+        if training and parallel.is_first_process():
+            subfolder(self.folder, "checkpoints")
+            self._clear()
+        if training:
+            parallel.wait_for_all("the checkpoints are cleared")
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._checkpointer.close()
         if self._lock:
             self._lock.release()
 
     @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, ascending."""
+        return sorted(int(path.name) for path in _saved(self.folder))
+
+    @property
     def latest_step(self) -> int | None:
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        return max(self.steps, default=None)
 
     @property
     def latest_path(self) -> Path | None:
         return None if self.latest_step is None else self._root / str(self.latest_step)
 
     def save(self, step: int, state: PyTree) -> None:
-        """Save the state and read it back once, into the host's memory; ValueError unless what is
-        read is what was given, bit for bit."""
-        self._checkpointer.save(step, state)
+        """Save the state, read it back once, into the host's memory, and give it its name with the
+        hashes of its files inside; ValueError unless what is read is what was given, bit for bit.
+        """
         path = self._root / str(step)
+        temporary = path.with_name(f".{step}.{parallel.shared_token()}{PARTIAL}")
         try:
-            same = _same_bits(self._checkpointer.load(step, _on_host(state)), state)
+            ocp.save_checkpointables(self._plain(temporary), {STATE: state})
+            same = _same_bits(self._load(temporary, _on_host(state)), state)
         except Exception as error:
             self._refuse(path, error, "it was just written: choose another --workdir")
         if not same:
@@ -92,27 +119,66 @@ class Checkpoints:
                 "there is not to be relied on; choose another --workdir"
             )
         if parallel.is_first_process():
-            write_json(path / HASHES, _file_hashes(path))
+            write_json(temporary / HASHES, _file_hashes(temporary))
+            sync_tree(temporary)
+            temporary.rename(path)
+            sync_folder(self._root)
+            for old in self.steps[:-KEPT]:
+                remove(self._root / str(old))
+        parallel.wait_for_all(f"checkpoint {step} has its name")
 
     def restore(self, abstract_state: PyTree | None = None) -> PyTree:
         """The newest state, placed as abstract_state says, by default NumPy arrays on the host
         (whatever devices saved it); ValueError if its files are damaged."""
         path = self.latest_path
+        while True:
+            try:
+                return self._restore(path, abstract_state)
+            except Exception:
+                # A trainer saves newer ones meanwhile, and removes those that this one reads.
+                newer = self.latest_path
+                if newer in (path, None):
+                    raise
+                path = newer
+
+    def _restore(self, path: Path, abstract_state: PyTree | None) -> PyTree:
         advice = self._how_to_go_on()
         try:
-            if _check_files(path):
-                advice = "its files are those that were saved: keep them"
+            _check_files(path)
+            advice = "its files are those that were saved: keep them"
             if abstract_state is None:
-                abstract_state = _on_host(self._checkpointer.metadata(self.latest_step).metadata)
-            return self._checkpointer.load(self.latest_step, abstract_state)
+                metadata = ocp.checkpointables_metadata(self._plain(path)).metadata
+                abstract_state = _on_host(metadata[STATE])
+            return self._load(path, abstract_state)
         except Exception as error:
             self._refuse(path, error, advice)
 
+    def _load(self, path: Path, abstract_state: PyTree) -> PyTree:
+        return ocp.load_checkpointables(self._plain(path), {STATE: abstract_state})[STATE]
+
+    def _plain(self, path: Path) -> Path:
+        """The path as Orbax takes it."""
+        return Path(plain_spelling(str(self.folder))) / path.relative_to(self.folder)
+
+    def _clear(self) -> None:
+        """Remove what killed processes have left half-written, and move aside what no list of
+        hashes vouches for: training goes on from the checkpoint before it."""
+        clear_partial(self._root)
+        for path in self._root.glob("*.orbax-checkpoint-tmp*"):  # as earlier versions named them
+            remove(path)
+        for path in _saved(self.folder):
+            if not (path / HASHES).is_file():
+                print(
+                    f"warning: checkpoint {path} has no {HASHES}, so that nobody knows whether its "
+                    f"files are those that were saved; it is now {moved_aside(path, 'unchecked')}",
+                    file=sys.stderr,
+                )
+
     def _how_to_go_on(self) -> str:
         """After damage to the newest checkpoint."""
-        if len(self._checkpointer.checkpoints) > 1:
+        if len(self.steps) > 1:
             return "bring it back, or move it elsewhere to go on from the one before it"
-        return f"bring it back, or move {self._folder} elsewhere and make it anew"
+        return f"bring it back, or move {self.folder} elsewhere and make it anew"
 
     def _refuse(self, path: Path, error: Exception, advice: str) -> NoReturn:
         """Orbax raises many kinds for what it cannot read, all of which become one line; but what
@@ -124,7 +190,13 @@ class Checkpoints:
             raise cause
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else repr(cause)
         reason = as_given(reason)[:200]
-        raise ValueError(f"checkpoint {path} cannot be read ({reason}); {advice}") from error
+        raise FileError(f"checkpoint {path} cannot be read ({reason}); {advice}") from error
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The checkpoints of the run in `folder`; FileError where a link leads to them."""
+    found = inside(folder, "checkpoints").glob("*")
+    return [inside(path.parent, path.name) for path in found if path.name.isdecimal()]
 
 
 def _on_host(state: PyTree) -> PyTree:
@@ -142,66 +214,103 @@ def _same_bits(a: PyTree, b: PyTree) -> bool:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether the run in `folder` has come to a checkpoint; one that has only begun has none."""
-    steps = (path.name for path in (folder / "checkpoints").glob("*"))
-    return (folder / "settings.json").exists() and any(map(str.isdecimal, steps))
+    return (folder / SETTINGS).exists() and bool(_saved(folder))
 
 
 def _file_hashes(folder: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != HASHES:
-            with open(path, "rb") as file:
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if path.name != HASHES:
+            with open_file(path) as file:
                 name = path.relative_to(folder).as_posix()
                 hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
 
 
-def _check_files(folder: Path) -> bool:
-    """Whether the files of a checkpoint are known to be those that were saved; ValueError where
-    they are known not to be.
+def _check_files(folder: Path) -> None:
+    """ValueError unless the files of a checkpoint are those that were saved.
 
-    Orbax reads a changed weight without complaint, and trips over a missing one in many lines. A
-    run killed right after a save has no hashes of it: then Orbax's own checks must do.
+    Orbax reads a changed weight without complaint, and trips over a missing one in many lines.
     """
-    if not (folder / HASHES).exists():
-        return False
     try:
-        recorded = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+        recorded = schema.hashes(read_json(folder / HASHES))
+    except FileNotFoundError:
+        raise ValueError(f"no list of its files' hashes, {HASHES}") from None
     except ValueError:
         raise ValueError(f"damaged: {HASHES}") from None
     found = _file_hashes(folder)
-    if damaged := [name for name, value in recorded.items() if found.get(name) != value]:
-        raise ValueError(f"damaged: {', '.join(damaged)}")
+    names = sorted(recorded.keys() | found.keys())
+    if damaged := [name for name in names if found.get(name) != recorded.get(name)]:
+        raise ValueError(f"damaged: {few(damaged)}")
+
+
+def claim(folder: Path, settings: Mapping) -> Lock:
+    """The right to write in the folder of a run, with settings.json in it: made, or checked to say
+    that the run was made with the same settings, see `differing_settings`.
+
+    In this order, so that what is refused changes nothing: the lock, a look, the file. Raises
+    ValueError that lists the fields that differ, as resuming would mix two runs; and where results
+    are there without the settings that made them.
+    """
+    if folder.is_symlink():
+        raise FileError(f"'{folder}' is a link; name the folder that it leads to as --workdir")
+    lock = Lock(folder)
+    settings = json.loads(json.dumps(settings))
+    try:
+        if _claimed(folder, settings):
+            return lock
+        if parallel.is_first_process():
+            write_json(folder / SETTINGS, settings)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _claimed(folder: Path, settings: Mapping) -> bool:
+    """Whether settings.json is there, with these settings; False where it is to be written."""
+    named = folder.name == settings_name(settings)  # the name says what the file said
+    try:
+        there = read_settings(folder)
+    except FileNotFoundError:
+        results = [name for name in RESULTS if os.path.lexists(folder / name)]
+        if results and not named:
+            raise FileError(
+                f"{folder} has {few(results)}, but no {SETTINGS}, which says how they were made: "
+                "bring it back, or move that folder elsewhere"
+            ) from None
+        return False
+    except FileError:
+        if not named:
+            raise
+        moved_aside(folder / SETTINGS, "damaged")
+        return False
+    if differing := differing_settings(there, settings):
+        raise ValueError(
+            f"{folder} was made with other settings: {'; '.join(differing)}; choose another "
+            "--workdir, or move that folder elsewhere"
+        )
     return True
 
 
-def claim(folder: Path, settings: Mapping) -> None:
-    """Write settings.json, or check that the run in `folder` was made with the same settings, see
-    `differing_settings`.
-
-    Raises ValueError that lists the fields that differ: resuming would mix two runs.
-    """
-    path = folder / "settings.json"
-    settings = json.loads(json.dumps(settings))
-    if path.exists():
-        if differing := differing_settings(read_settings(folder), settings):
-            raise ValueError(
-                f"{folder} was made with other settings: {'; '.join(differing)}; choose another "
-                "--workdir, or move that folder elsewhere"
-            )
-        return
-    if parallel.is_first_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
+def settings_name(settings: Mapping) -> str:
+    """The name of the folder of an evaluation with these settings: 8 hex of their SHA-256."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def read_settings(folder: Path) -> dict:
-    path = folder / "settings.json"
+    """The settings of the run in `folder`; FileError where the file is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(
-            f"{path} is damaged; bring it back, or move {folder} elsewhere and make it anew"
+        return schema.settings(read_json(inside(folder, SETTINGS)))
+    except FileNotFoundError:
+        raise
+    except ValueError as error:
+        raise FileError(
+            f"{folder / SETTINGS} is damaged ({error}); bring it back, or move {folder} elsewhere "
+            "and make it anew"
         ) from None
 
 

@@ -2,6 +2,8 @@
 bounded size, what is written is whole or absent, and no link leads out of a folder of results."""
 
 import contextlib
+import io
+import itertools
 import os
 import secrets
 import shutil
@@ -48,10 +50,10 @@ def subfolder(folder: Path, name: str) -> Path:
     return path
 
 
-def open_file(path: Path, *, follow: bool = False) -> BinaryIO:
+def open_file(path: Path, *, follow: bool = False) -> io.BufferedReader:
     """Open a regular file for reading; FileError for a pipe, a device or a folder, which could
     block for ever, and for a link unless `follow`. Raises OSError as `open` does."""
-    return os.fdopen(_open(path, os.O_RDONLY, follow), "rb")
+    return os.fdopen(open_descriptor(path, os.O_RDONLY, follow), "rb")
 
 
 def read_bytes(path: Path, *, limit: int = MEMORY, follow: bool = False) -> bytes:
@@ -66,7 +68,7 @@ def read_bytes(path: Path, *, limit: int = MEMORY, follow: bool = False) -> byte
 def append(path: Path, content: bytes) -> None:
     """Append to a regular file, made if it is not there, in one write that reaches the disk."""
     new = not path.exists()
-    descriptor = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, False)
+    descriptor = open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with _named(path), os.fdopen(descriptor, "ab") as file:
         file.write(content)
         file.flush()
@@ -123,7 +125,29 @@ def clear_partial(folder: Path) -> None:
     """Remove what killed processes left under temporary names in a folder; for the process that has
     the folder to itself."""
     for path in folder.glob(f".*{PARTIAL}"):
-        _remove(path)
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder, which first gets a temporary name: nobody finds a part of
+    it under its own."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    if not path.name.endswith(PARTIAL):
+        path = path.rename(temporary_name(path))
+    shutil.rmtree(path)
+
+
+def moved_aside(path: Path, why: str) -> Path:
+    """Rename a file or folder to '<name>.<why>', or to '<name>.<why>-2' and so on where that is
+    there; the new path."""
+    names = itertools.chain([why], (f"{why}-{number}" for number in itertools.count(2)))
+    paths = (path.with_name(f"{path.name}.{name}") for name in names)
+    free = next(path for path in paths if not os.path.lexists(path))
+    path.rename(free)
+    sync_folder(path.parent)
+    return free
 
 
 def sync_tree(folder: Path) -> None:
@@ -145,7 +169,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _open(path: Path, flags: int, follow: bool) -> int:
+def open_descriptor(path: Path, flags: int, follow: bool = False) -> int:
+    """`os.open` with these flags, of a regular file, as in `open_file`."""
     # Non-blocking: a pipe without a writer would wait for one before it can be looked at.
     flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     if not follow and path.is_symlink():
@@ -175,12 +200,5 @@ def _removed_on_failure(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            _remove(path)
+            remove(path)
         raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

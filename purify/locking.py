@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from purify import parallel
+from purify.files import open_descriptor
 
 NAME = "lock"
 
@@ -29,12 +30,13 @@ class Lock:
         if not parallel.is_first_process():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / NAME, "a+", encoding="utf-8")
+        descriptor = open_descriptor(folder / NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        file = os.fdopen(descriptor, "a+", encoding="utf-8", errors="backslashreplace")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # the only way in which flock says that another has it
             file.seek(0)
-            owner = file.read().strip()
+            owner = file.read(100).strip()
             file.close()
             raise ValueError(
                 f"{folder} is being written by another process ({owner or 'unknown'}); wait until "

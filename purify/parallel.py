@@ -4,6 +4,8 @@ The devices may belong to several processes, on one machine or many. All of them
 program on the same data; each computes its devices' part, and the first one writes.
 """
 
+import secrets
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -82,6 +84,14 @@ def fetch(tree: PyTree) -> PyTree:
 def is_first_process() -> bool:
     """Whether this process is the one that writes files and talks."""
     return jax.process_index() == 0
+
+
+def shared_token() -> str:
+    """16 random hex digits, the same in all processes."""
+    token = np.frombuffer(secrets.token_bytes(8), np.uint32)
+    if jax.process_count() > 1:
+        token = np.asarray(multihost_utils.broadcast_one_to_all(token))
+    return token.tobytes().hex()
 
 
 def wait_for_all(reason: str) -> None:

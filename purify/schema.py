@@ -21,3 +21,21 @@ def check(value: Any, kind: type[T]) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
+
+
+def settings(value: Any) -> dict:
+    """The settings of a run."""
+    return check(value, dict)
+
+
+def record(value: Any) -> dict:
+    """A line of an images.jsonl."""
+    return dict(check(value, Record))
+
+
+def hashes(value: Any) -> dict[str, str]:
+    """Name of a file -> SHA-256 of its content, in hex; at least one."""
+    found = check(value, dict[str, Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]])
+    if not found:
+        raise ValueError("an empty list")
+    return found

@@ -131,10 +131,10 @@ def fit(
     options: TrainOptions,
     *,
     seed: int,
-    folder: Path,
+    checkpoints: Checkpoints,
     name_metrics: Callable[[dict], dict],
 ) -> TrainState:
-    """Train from the newest checkpoint of `folder` (if any) to num_steps.
+    """Train from the newest of the checkpoints, if there is one, to num_steps.
 
     A run that is killed and started again ends in the same bits: batches, keys and learning rate
     are functions of the step alone. Raises TrainingDiverged where the loss or the weights are no
@@ -143,37 +143,36 @@ def fit(
     parallel.check_batch_size("batch_size", options.batch_size)
     key = parallel.replicate(stream_key(seed, "train"))
     state = parallel.replicate(state)
-    with Checkpoints(folder, training=True) as checkpoints:
-        if checkpoints.latest_step is not None:
-            abstract = jax.tree.map(_abstract, state)
-            state = checkpoints.restore(abstract)
-        first = int(state.step)
-        if first >= options.num_steps:
-            print(f"{folder.name}: all {counted(first, 'step')} were done before")
-        writer = MetricWriter(folder, first_step=first)
-        pending = []  # metrics still on the device, one entry a step
-        steps = progress(
-            range(first, options.num_steps),
-            initial=first,
-            total=options.num_steps,
-            desc=f"train {folder.name}",
-            unit="step",
-        )
-        for step in steps:
-            indices = data.batch_indices(seed, step, options.batch_size, len(dataset.labels))
-            batch = (indices, dataset.images[indices], dataset.labels[indices])
-            state, metrics = train_step(state, key, *parallel.shard(batch))
-            pending.append(metrics)
-            done = step + 1
-            save = done % options.checkpoint_every == 0 or done == options.num_steps
-            if save or done % options.log_every == 0:
-                report = _collect(pending, done, options, checkpoints)
-                writer.write(done, {k: float(v) for k, v in name_metrics(report).items()})
-                steps.set_postfix(loss=f"{report['loss']:.4g}")
-                pending = []
-            if save:
-                checkpoints.save(done, state)
-        writer.close()
+    if checkpoints.latest_step is not None:
+        abstract = jax.tree.map(_abstract, state)
+        state = checkpoints.restore(abstract)
+    first = int(state.step)
+    if first >= options.num_steps:
+        print(f"{checkpoints.folder.name}: all {counted(first, 'step')} were done before")
+    writer = MetricWriter(checkpoints.folder, first_step=first)
+    pending = []  # metrics still on the device, one entry a step
+    steps = progress(
+        range(first, options.num_steps),
+        initial=first,
+        total=options.num_steps,
+        desc=f"train {checkpoints.folder.name}",
+        unit="step",
+    )
+    for step in steps:
+        indices = data.batch_indices(seed, step, options.batch_size, len(dataset.labels))
+        batch = (indices, dataset.images[indices], dataset.labels[indices])
+        state, metrics = train_step(state, key, *parallel.shard(batch))
+        pending.append(metrics)
+        done = step + 1
+        save = done % options.checkpoint_every == 0 or done == options.num_steps
+        if save or done % options.log_every == 0:
+            report = _collect(pending, done, options, checkpoints)
+            writer.write(done, {k: float(v) for k, v in name_metrics(report).items()})
+            steps.set_postfix(loss=f"{report['loss']:.4g}")
+            pending = []
+        if save:
+            checkpoints.save(done, state)
+    writer.close()
     return state
 
 
@@ -247,16 +246,16 @@ def run_training(
     jax.eval_shape(train_step, state, init_key, *example)
     if role == "classifier" and (folder / "settings.json").exists():
         check_order(str(folder), dataset.class_names, read_settings(folder))
-    claim(folder, settings)
-    state = fit(
-        state,
-        train_step,
-        dataset,
-        options,
-        seed=config.seed,
-        folder=folder,
-        name_metrics=name_metrics,
-    )
+    with Checkpoints(folder, lock=claim(folder, settings)) as checkpoints:
+        state = fit(
+            state,
+            train_step,
+            dataset,
+            options,
+            seed=config.seed,
+            checkpoints=checkpoints,
+            name_metrics=name_metrics,
+        )
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{role}: {counted(count, 'parameter')}, {counted(int(state.step), 'step')}, in {folder}")
     return state

@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purify import models
+from purify import checkpoint, models
 from purify.checkpoint import (
     HASHES,
     ROLES,
@@ -24,8 +25,10 @@ from purify.checkpoint import (
     load_defense,
     load_score,
     read_settings,
+    settings_name,
     weight_hash,
 )
+from purify.files import FileError
 from purify.jsonl import write_json
 from purify.train import init_state
 from purify.train_options import TrainOptions
@@ -131,15 +134,19 @@ def test_one_training_has_a_folder_to_itself_and_readers_may_look(tmp_path):
     save(tmp_path, STATE, 2)  # it was released
 
 
+UNFINISHED = "30.orbax-checkpoint-tmp"  # as earlier versions left it
+
+
 def test_a_reader_leaves_a_save_in_progress_alone_and_the_next_training_clears_it(saved, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    unfinished = tmp_path / "checkpoints/30.orbax-checkpoint-tmp"
-    unfinished.mkdir()
-    (unfinished / "part").write_bytes(b"half")
+    unfinished = [tmp_path / "checkpoints" / name for name in (".30.0a.partial", UNFINISHED)]
+    for folder in unfinished:
+        folder.mkdir()
+        (folder / "part").write_bytes(b"half")
     restore(tmp_path)
-    assert (unfinished / "part").exists()
+    assert all((folder / "part").exists() for folder in unfinished)
     save(tmp_path, STATE, 40)
-    assert not unfinished.exists()
+    assert not any(folder.exists() for folder in unfinished)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 40
 
@@ -161,15 +168,14 @@ def damage(path, fault: str, rng) -> None:
 @pytest.mark.parametrize(("fault", "times"), [("missing", 1), ("cut", 1), ("changed", 3)])
 def test_damage_to_any_file_of_a_checkpoint_is_one_clear_line(saved, tmp_path, capfd, fault, times):
     rng = np.random.default_rng(0)
-    files = [p.relative_to(saved) for p in saved.rglob("checkpoints/20/**/*") if p.is_file()]
+    found = [path for path in saved.rglob("checkpoints/20/**/*") if path.is_file()]
+    # Orbax marks what is whole by empty files.
+    files = [p.relative_to(saved) for p in found if fault == "missing" or p.stat().st_size]
     assert len(files) > 5
     for number, file in enumerate(files * times):
         folder = tmp_path / str(number)
         shutil.copytree(saved, folder)
         damage(folder / file, fault, rng)
-        if (fault, file.name) == ("missing", HASHES):  # no weight is lost with it
-            assert weight_hash(restore(folder)) == weight_hash(STATE)
-            continue
         with pytest.raises(ValueError) as caught:
             restore(folder)
         message = str(caught.value)
@@ -186,12 +192,68 @@ def test_damage_to_any_file_of_a_checkpoint_is_one_clear_line(saved, tmp_path, c
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_unreadable_files_whose_hashes_a_killed_run_did_not_write_are_one_line_too(saved, tmp_path):
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"state/_METADATA": 5}', "[" * 10_000])
+def test_a_checkpoint_that_no_list_of_hashes_vouches_for_is_not_believed(saved, tmp_path, content):
+    """Orbax reads flipped bits as other weights. Training goes on from the one before it."""
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "checkpoints/20" / HASHES).unlink()
-    (tmp_path / "checkpoints/20/state/_METADATA").write_text("{")
-    with pytest.raises(ValueError, match="^checkpoint .*/20 cannot be read .* the one before it$"):
+    hashes = tmp_path / "checkpoints/20" / HASHES
+    hashes.unlink() if content is None else hashes.write_text(content)
+    with pytest.raises(FileError, match=f"^checkpoint .*/20 .*{HASHES}.*the one before it$"):
         restore(tmp_path)
+
+
+def test_training_moves_a_checkpoint_without_hashes_aside_and_goes_on_before_it(
+    saved, tmp_path, capsys
+):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    for _ in range(2):
+        (tmp_path / "checkpoints/20" / HASHES).unlink()
+        with Checkpoints(tmp_path, training=True) as checkpoints:
+            assert checkpoints.steps == [10]
+            checkpoints.save(20, STATE)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"10", "20", "20.unchecked", "20.unchecked-2"}
+    assert f"20 has no {HASHES}, so that nobody knows" in capsys.readouterr().err
+    assert weight_hash(restore(tmp_path)) == weight_hash(STATE)
+
+
+def test_a_checkpoint_has_its_hashes_before_it_has_its_name(tmp_path, monkeypatch):
+    """Whenever the process ends, what has the name of a checkpoint is known to be whole."""
+    seen = []
+    rename = Path.rename
+
+    def look(path, target):
+        seen.append((path.name, target.name, (path / HASHES).exists()))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", look)
+    save(tmp_path, STATE, 1)
+    ((temporary, name, whole),) = [each for each in seen if each[1] == "1"]
+    assert temporary.startswith(".1.") and temporary.endswith(".partial") and whole
+
+
+def test_a_reader_looks_again_where_a_trainer_has_removed_what_it_reads(tmp_path, monkeypatch):
+    save(tmp_path, STATE, 1)
+    reader = Checkpoints(tmp_path)
+    check, newer = checkpoint._check_files, iter([2, 3])
+
+    def slow(path):
+        for step in newer:
+            save(tmp_path, STATE.replace(step=jnp.asarray(step)), step)
+        check(path)
+
+    monkeypatch.setattr(checkpoint, "_check_files", slow)
+    assert reader.latest_step == 1
+    assert reader.restore()["step"] == 3
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "checkpoints/20", "checkpoints/20/state"])
+def test_no_link_leads_out_of_a_run(saved, tmp_path, part):
+    shutil.copytree(saved, tmp_path / "run")
+    (tmp_path / "run" / part).rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / part).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileError, match=f"{tmp_path}/run/{part}"):
+        restore(tmp_path / "run")
 
 
 def test_the_only_checkpoint_is_never_said_to_have_one_before_it(tmp_path):
@@ -209,7 +271,7 @@ def test_what_the_system_lacks_is_not_taken_for_damage(saved, monkeypatch, error
         raise KeyError("as Orbax wraps it") from error
 
     with Checkpoints(saved) as checkpoints:
-        monkeypatch.setattr(checkpoints._checkpointer, "load", load)
+        monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", load)
         with pytest.raises(type(error)) as caught:
             checkpoints.restore()
     assert caught.value is error
@@ -220,19 +282,19 @@ def test_whole_files_that_cannot_be_loaded_are_to_be_kept(saved, monkeypatch):
         raise ValueError("RESOURCE_EXHAUSTED: Out of memory")
 
     with Checkpoints(saved) as checkpoints:
-        monkeypatch.setattr(checkpoints._checkpointer, "load", load)
+        monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", load)
         with pytest.raises(ValueError, match="Out of memory.; its files are those that were saved"):
             checkpoints.restore()
 
 
 def test_a_save_is_read_back_before_it_counts_as_whole(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, training=True) as checkpoints:
-        load = checkpoints._checkpointer.load
+        load = checkpoints._load
         changed = lambda *a: jax.tree.map(lambda leaf: leaf + 1, load(*a))  # noqa: E731
-        monkeypatch.setattr(checkpoints._checkpointer, "load", changed)
+        monkeypatch.setattr(checkpoints, "_load", changed)
         with pytest.raises(ValueError, match="/1 reads otherwise than it was written"):
             checkpoints.save(1, STATE)
-        assert not (tmp_path / "checkpoints/1" / HASHES).exists()
+        assert not checkpoints.steps
 
 
 # Folders of any name
@@ -356,6 +418,47 @@ def test_a_run_is_claimed_by_its_settings_and_refused_to_others_by_field(tmp_pat
     assert read_settings(tmp_path / "new/run") == json.loads(json.dumps(settings))
 
 
+def test_what_is_refused_changes_nothing(tmp_path):
+    """The lock comes first: of two commands, one does not write its settings over the other's."""
+    held = claim(tmp_path, {"seed": 0})
+    before = (tmp_path / "settings.json").read_bytes()
+    with pytest.raises(ValueError, match="is being written by another process"):
+        claim(tmp_path, {"seed": 1})
+    held.release()
+    with pytest.raises(ValueError, match="made with other settings: seed: 0 -> 1"):
+        claim(tmp_path, {"seed": 1})
+    assert (tmp_path / "settings.json").read_bytes() == before
+    claim(tmp_path, {"seed": 0})  # and whoever was refused has left the lock
+
+
+@pytest.mark.parametrize("left", ["checkpoints", "images.jsonl", "arrays", "results.json"])
+def test_results_without_their_settings_are_no_other_commands(tmp_path, left):
+    (tmp_path / left).mkdir()
+    with pytest.raises(FileError, match=f"{tmp_path} has {left}, but no settings.json"):
+        claim(tmp_path, {"seed": 1})
+    assert not (tmp_path / "settings.json").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_the_folder_of_an_evaluation_says_its_settings_by_its_name(tmp_path, content):
+    folder = tmp_path / settings_name({"seed": 1})
+    folder.mkdir()
+    (folder / "images.jsonl").write_text("")
+    if content:
+        (folder / "settings.json").write_text(content)
+    claim(folder, {"seed": 1})
+    assert read_settings(folder) == {"seed": 1}
+    assert (folder / "settings.json.damaged").exists() == bool(content)
+
+
+def test_nothing_is_written_through_a_link_to_a_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(FileError, match=f"'{tmp_path}/link' is a link; name the folder that it"):
+        claim(tmp_path / "link", {"seed": 1})
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_differing_fields_lists_every_leaf_once():
     assert differing_fields({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "c": 2}) == []
     assert differing_fields({"a": {"b": 1}}, {"a": 5}) == ["a: {'b': 1} -> 5"]
@@ -370,7 +473,9 @@ def test_damaged_settings_are_named(score_workdir, tmp_path, content):
         lambda: load_score(tmp_path),
         lambda: claim(tmp_path / "score", SCORE_SETTINGS),
     ):
-        with pytest.raises(ValueError, match="settings.json is damaged; bring it back, or move "):
+        with pytest.raises(
+            ValueError, match="settings.json is damaged .*; bring it back, or move "
+        ):
             fails()
 
 

@@ -282,7 +282,9 @@ def run(folder, dataset, options=None, **spying):
     spy = Spy(small_step(options), **spying)
     state = init_state(small_variables(), options.optimizer())
     folder.mkdir(exist_ok=True)
-    return fit(state, spy, dataset, options, seed=SEED, folder=folder, name_metrics=dict), spy
+    with Checkpoints(folder, training=True) as checkpoints:
+        own = dict(seed=SEED, checkpoints=checkpoints, name_metrics=dict)
+        return fit(state, spy, dataset, options, **own), spy
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +319,9 @@ def test_one_compilation_serves_a_run_and_its_resumption(tmp_path, dataset):
         spy = Spy(step, stop_at=stop_at)
         state = init_state(small_variables(), options.optimizer())
         try:
-            fit(state, spy, dataset, options, seed=SEED, folder=tmp_path, name_metrics=dict)
+            with Checkpoints(tmp_path, training=True) as checkpoints:
+                own = dict(seed=SEED, checkpoints=checkpoints, name_metrics=dict)
+                fit(state, spy, dataset, options, **own)
         except Interrupted:
             pass
     assert len(traces) == before + 1
