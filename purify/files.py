@@ -15,7 +15,7 @@ from typing import BinaryIO
 from purify.messages import shown
 
 MEMORY = 2**30  # bytes that one input may take
-PARTIAL = ".partial"  # how the names of temporary files and folders end
+PARTIAL = ".partial"  # in the names of temporary files and folders
 
 
 class FileError(ValueError):
@@ -69,7 +69,7 @@ def append(path: Path, content: bytes) -> None:
     """Append to a regular file, made if it is not there, in one write that reaches the disk."""
     new = not path.exists()
     descriptor = open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    with _named(path), os.fdopen(descriptor, "ab") as file:
+    with naming(path), os.fdopen(descriptor, "ab") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -92,7 +92,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = temporary_name(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _named(path), _removed_on_failure(temporary):
+    with naming(path), _removed_on_failure(temporary):
         with os.fdopen(os.open(temporary, flags, 0o666), "w+b") as file:
             yield file
             file.flush()
@@ -106,7 +106,7 @@ def making(folder: Path) -> Iterator[Path]:
     """A new folder that gets the name `folder` once the block has ended and its files are on disk;
     FileError where that exists by then. Temporary as in `writing`."""
     temporary = temporary_name(folder)
-    with _named(folder), _removed_on_failure(temporary):
+    with naming(folder), _removed_on_failure(temporary):
         temporary.mkdir()
         yield temporary
         sync_tree(temporary)
@@ -116,15 +116,15 @@ def making(folder: Path) -> Iterator[Path]:
         sync_folder(folder.parent)
 
 
-def temporary_name(path: Path) -> Path:
-    """A name beside `path` that nobody can foresee."""
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}{PARTIAL}")
+def temporary_name(path: Path, suffix: str = "") -> Path:
+    """A name beside `path` that nobody can foresee, which ends in `suffix`."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}{PARTIAL}{suffix}")
 
 
 def clear_partial(folder: Path) -> None:
     """Remove what killed processes left under temporary names in a folder; for the process that has
     the folder to itself."""
-    for path in folder.glob(f".*{PARTIAL}"):
+    for path in folder.glob(f".*{PARTIAL}*"):
         remove(path)
 
 
@@ -183,7 +183,7 @@ def open_descriptor(path: Path, flags: int, follow: bool = False) -> int:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Errors of the system name the path: those of a full disk come from a write, which knows no
     name."""
     try:

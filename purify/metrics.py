@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tensorboardX
 
-from purify import parallel
+from purify import parallel, schema
 from purify.jsonl import append_lines, read_lines, write_lines
 
 
@@ -21,7 +21,8 @@ class MetricWriter:
         if not self._writes:
             return
         self._path = folder / "metrics.jsonl"
-        kept = [line for line in read_lines(self._path) if line["step"] <= first_step]
+        lines = read_lines(self._path, schema.metrics, mend=True)
+        kept = [line for line in lines if line["step"] <= first_step]
         write_lines(self._path, kept)
         # TensorBoard hides what earlier files hold of purge_step and of later steps.
         self._events = tensorboardX.SummaryWriter(str(folder / "events"), purge_step=first_step + 1)

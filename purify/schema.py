@@ -39,3 +39,14 @@ def hashes(value: Any) -> dict[str, str]:
     if not found:
         raise ValueError("an empty list")
     return found
+
+
+class Metrics(TypedDict):
+    """A line of a metrics.jsonl; the other fields are numbers by name."""
+
+    step: Index
+
+
+def metrics(value: Any) -> dict:
+    """A line of a metrics.jsonl."""
+    return dict(check(value, Metrics))

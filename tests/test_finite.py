@@ -123,7 +123,8 @@ def test_a_choice_among_images_without_an_answer_is_none(tmp_path):
         evaluation = an_evaluation(store)
         evaluation.progress = Silent()
         for each in (row, other):
-            evaluation.attacked_images(each)[:] = 0.79
+            images = np.full((3, 4, 4, 1), 0.79, np.float32)
+            store.write(each.crafted, images.shape, range(3), images)
             done = {"loss": 1.0, "start_loss": 0.0, "interim_success": True, "distance": 0.3}
             costs = dict(queries=1, nfe=0, nge=0, seconds=0.0)
             store.append(

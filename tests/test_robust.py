@@ -46,6 +46,7 @@ from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store, read_records
 from purify.evals.strongest import Strongest
 from purify.evals.versions import read_versions
+from purify.files import FileError
 from purify.image_io import to_uint8
 from purify.jsonl import read_lines, write_lines
 from purify.locking import Lock
@@ -731,7 +732,9 @@ def test_two_processes_are_not_let_into_one_evaluation(trained, workdir):
     assert trained.main(*arguments).returncode == 0
 
 
-def test_records_are_enough_for_the_table_but_not_to_go_on(evaluated, trained, workdir):
+def test_records_are_enough_for_the_table_and_lost_images_are_attacked_again(
+    evaluated, trained, workdir, capsys
+):
     """Where the attacked images were lost, or left out for their size."""
     copy = workdir / "eval_robust" / evaluated.folder.name
     shutil.copytree(evaluated.folder, copy)
@@ -745,8 +748,12 @@ def test_records_are_enough_for_the_table_but_not_to_go_on(evaluated, trained, w
     lines = (copy / "images.jsonl").read_text().splitlines(keepends=True)
     scored = [line for line in lines if '"row": "adp-exact"' not in line]
     (copy / "images.jsonl").write_text("".join(scored))
-    with pytest.raises(ValueError, match="arrays/adp-exact.npy lacks images that images.jsonl"):
-        robust.run(whole(trained), workdir)
+    capsys.readouterr()
+    robust.run(whole(trained), workdir)
+    assert "attack:adp-exact, index 0: arrays/adp-exact.npy lacks its im" in capsys.readouterr().err
+    assert untimed(read_lines(copy / "images.jsonl")) == untimed(evaluated.records)
+    same = [np.load(at / "arrays/adp-exact.npy")[:6] for at in (copy, evaluated.folder)]
+    np.testing.assert_array_equal(*same)
 
 
 def test_a_record_that_is_none_or_contradicts_another_is_reported(tmp_path):
@@ -754,10 +761,25 @@ def test_a_record_that_is_none_or_contradicts_another_is_reported(tmp_path):
     record = {"row": "adp-clean", "index": 3, "correct": [True], "seconds": 1.0}
     write_lines(file, [record, record | {"seconds": 2.0}])  # the same, computed twice
     assert read_records(file) == {"adp-clean": {3: record}}
-    for line in ({"row": "adp-clean"}, 3, record | {"correct": [False]}):
-        write_lines(file, [record, line])
-        with pytest.raises(ValueError, match=r"images.jsonl: line 2 (is no record|has other val)"):
+    said = {
+        "Object missing required field `index`": {"row": "adp-clean"},
+        "Expected `object`, got `int`": 3,
+        "other values than line 1, of the same row and image": record | {"correct": [False]},
+        "all runs of a draw say 7, the label is 7, and 'correct' is False": {
+            **record, "index": 4, "correct": [True, False], "predictions": [[7], [7]], "label": 7,
+        },
+    }  # fmt: skip
+    for why, line in said.items():
+        write_lines(file, [record, record | {"index": 5}, line])
+        damaged = rf"images.jsonl: line [13] is damaged \(.*{re.escape(why).replace('1', '[13]')}"
+        with pytest.raises(FileError, match=damaged):
             read_records(file)
+        assert read_records(file, mend=True)["adp-clean"][5]["index"] == 5
+        kept = [r["index"] for r in read_lines(file)]
+        assert kept == ([5] if "other values" in why else [3, 5])
+        aside = tmp_path / "images.jsonl.damaged"
+        assert json.dumps(line) in aside.read_text()
+        aside.unlink()
 
 
 def test_a_record_without_a_field_is_named_where_the_field_is_asked_for(tmp_path):
@@ -767,26 +789,100 @@ def test_a_record_without_a_field_is_named_where_the_field_is_asked_for(tmp_path
         read_records(file)["adp-clean"][3]["correct"]
 
 
-def test_a_damaged_array_is_named(tmp_path):
-    with Store(tmp_path, "eval_robust", {}) as store:
-        (store.folder / "arrays").mkdir()
-        (store.folder / "arrays/blind.npy").write_bytes(b"junk")
-        with pytest.raises(ValueError, match=r"arrays/blind.npy is damaged .*; bring it back"):
-            store.array("blind", (1, 2))
-
-
 def test_an_evaluation_whose_signatures_were_lost_says_that_it_does_not_know(tmp_path):
     with Store(tmp_path, "eval_robust", {}) as store:
         assert [signature["commit"] for signature in store.signatures()] == ["unknown"]
 
 
-def test_a_damaged_record_is_reported_and_not_skipped(evaluated, trained, workdir):
-    folder = evaluated.folder
-    copy = workdir / "eval_robust" / folder.name
-    shutil.copytree(folder, copy)
-    lines = (folder / "images.jsonl").read_text().splitlines(keepends=True)
-    (copy / "images.jsonl").write_text("".join([*lines[:3], lines[3][:20] + "\n", *lines[4:]]))
-    with pytest.raises(ValueError, match="line 4 is damaged"):
+def copied(evaluated, workdir) -> Path:
+    """The evaluation, in a workdir of the test's own."""
+    copy = workdir / "eval_robust" / evaluated.folder.name
+    shutil.copytree(evaluated.folder, copy)
+    return copy
+
+
+def test_a_damaged_record_is_put_aside_and_computed_again(evaluated, trained, workdir, capsys):
+    copy = copied(evaluated, workdir)
+    lines = (copy / "images.jsonl").read_text().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if '"row": "adp-clean"' in line)
+    lines[at] = lines[at][:20] + "\n"
+    (copy / "images.jsonl").write_text("".join(lines))
+    robust.run(whole(trained), workdir)
+    assert f"images.jsonl: left out: line {at + 1} (no JSON" in capsys.readouterr().err
+    assert untimed(read_lines(copy / "images.jsonl")) == untimed(evaluated.records)
+    assert (copy / "images.jsonl.damaged").read_text() == lines[at]
+
+
+def spoil_zero(array):
+    array[3] = 0
+
+
+def spoil_exchange(array):
+    array[[0, 1]] = array[[1, 0]]
+
+
+def spoil_bit(array):
+    array.reshape(-1).view(np.uint32)[0] ^= 1
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["sealed", "of an earlier version"])
+@pytest.mark.parametrize("spoil", [spoil_zero, spoil_exchange, spoil_bit])
+def test_other_images_than_those_that_were_attacked_are_not_taken_for_them(
+    evaluated, trained, workdir, spoil, old
+):
+    """Neither for more scores nor as files; records of earlier versions have no seals, but the
+    distance."""
+    if old and spoil is spoil_bit:
+        return  # a change within rounding, where nothing else is known
+    copy = copied(evaluated, workdir)
+    lines = read_lines(copy / "images.jsonl")
+    if old:
+        lines = [{k: v for k, v in line.items() if k != "arrays"} for line in lines]
+        write_lines(copy / "images.jsonl", lines)
+    path = copy / "arrays/adp-exact.npy"
+    array = np.load(path)
+    spoil(array)
+    np.save(path, array)
+    before = (copy / "attacked/adp-exact.npz").read_bytes()
+    with pytest.raises(FileError, match=r"arrays/adp-exact.npy is damaged .*move it away"):
+        robust.run(whole(trained), workdir)
+    assert (copy / "attacked/adp-exact.npz").read_bytes() == before
+    path.unlink()
+    write_lines(copy / "images.jsonl", [line for line in lines if line["row"] != "adp-exact"])
+    robust.run(whole(trained), workdir)
+    assert untimed(read_lines(copy / "images.jsonl")).keys() == untimed(evaluated.records).keys()
+
+
+def test_answers_that_the_logits_do_not_give_are_no_answers(evaluated, trained, workdir):
+    copy = copied(evaluated, workdir)
+    lines = read_lines(copy / "images.jsonl")
+    for line in lines:
+        if line["row"] == "adp-clean":
+            line.pop("arrays")
+            line["predictions"] = [
+                [(label + 1) % 10 for label in runs] for runs in line["predictions"]
+            ]
+            line["correct"] = [
+                (runs[0] == line["label"]) if len(set(runs)) == 1 else correct
+                for runs, correct in zip(line["predictions"], line["correct"], strict=True)
+            ]
+    write_lines(copy / "images.jsonl", lines)
+    with pytest.raises(FileError, match="arrays of adp-clean, index 0, do not agree: the predict"):
+        robust.run(whole(trained), workdir)
+
+
+def test_labels_that_are_not_those_of_the_images_are_named(evaluated, trained, workdir):
+    copy = copied(evaluated, workdir)
+    lines = read_lines(copy / "images.jsonl")
+    for line in lines:
+        if line["row"] == "adp-clean":
+            line["correct"] = [not any(c) for c in zip(line["correct"], strict=True)]
+            line["label"] = (line["label"] + 1) % 10
+            for at, runs in enumerate(line["predictions"]):
+                if len(set(runs)) == 1:
+                    line["correct"][at] = runs[0] == line["label"]
+    write_lines(copy / "images.jsonl", lines)
+    with pytest.raises(FileError, match="adp-clean, index 0, do not agree: label"):
         robust.run(whole(trained), workdir)
 
 

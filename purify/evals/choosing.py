@@ -9,6 +9,7 @@ import numpy as np
 
 from purify import parallel
 from purify.compilation import compile_lowered
+from purify.evals.arrays import sealed
 from purify.evals.programs import check_finite
 from purify.evals.rows import Row
 from purify.evals.strongest import Strongest, measure
@@ -96,17 +97,17 @@ def _take_strongest(
     evaluation: "Evaluation", row: Row, pending: Sequence[int], measured: dict[str, dict]
 ) -> None:
     """Write each image's candidate of highest loss and what was spent on all of them."""
-    store, chosen = evaluation.store, evaluation.attacked_images(row)
+    store = evaluation.store
     candidates = {CLEAN: evaluation.images}
     candidates |= {stage.crafted: evaluation.attacked_images(stage) for stage in row.stages}
     attacks = {name: store.records(f"attack:{name}") for name in candidates}
     asking = {stage.crafted for stage in row.stages if stage.asks_defense}
-    records = []
+    records, chosen = [], []
     for at in pending:
         index = evaluation.index(at)
         tried = {name: of[index] for name, of in measured.items() if index in of}
         best = highest(tried)
-        chosen[at] = candidates[best][at]
+        chosen.append(candidates[best][at])
         spent = [*tried.values(), *(attacks[name][index] for name in tried if name != CLEAN)]
         records.append(
             {
@@ -121,5 +122,5 @@ def _take_strongest(
                 **{cost: sum(record[cost] for record in spent) for cost in COSTS},
             }
         )
-    chosen.flush()
-    store.append(f"attack:{row.crafted}", records)
+    seals = store.write(row.crafted, evaluation.images.shape, pending, np.stack(chosen))
+    store.append(f"attack:{row.crafted}", sealed(records, {row.crafted: seals}))

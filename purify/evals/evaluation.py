@@ -1,7 +1,7 @@
 """Rows of an evaluation, image by image, into a Store: attacks crafted, fresh draws scored."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -9,10 +9,13 @@ import numpy as np
 from attacks.types import Attacked
 from purify import parallel
 from purify.compilation import compile_lowered
+from purify.evals.agreement import check_logits
+from purify.evals.arrays import WAY_OUT, seal, sealed
 from purify.evals.choosing import choose
 from purify.evals.programs import Scored, check_finite, check_in_ball, craft, score
 from purify.evals.rows import Row, crafting, with_stages
 from purify.evals.store import Store
+from purify.files import FileError
 from purify.progress import Progress, progress
 from purify.random import check_seed, image_keys, keys_apart
 from purify.types import Key
@@ -57,12 +60,15 @@ class Evaluation:
         self.progress: Progress = None
         self._estimated: set[str] = set()  # the kinds of work whose speed was told
         self._asks_score = False
+        self._in_ball: dict[tuple, set[int]] = {}  # positions of images that were looked at
 
     def run(self, rows: list[Row], images_of: ImagesOf | None = None) -> None:
         """Do whatever is not done yet, with a progress bar in units of work (see Row).
 
         images_of: the images of a row without an attack, where they are not the clean ones.
+        Raises FileError where what was done before is not what it was.
         """
+        self._forget_lost(rows)
         attacking = self.attacking(rows)
         left = sum(
             len(self.pending(f"attack:{row.crafted}", row)) * row.attack_work
@@ -82,6 +88,8 @@ class Evaluation:
                     self.attack(row)
                 self._score(row, images_of)
             self.progress.set_description("all rows done")
+        for row in rows:
+            self._check_answers(row)
 
     def attacking(self, rows: list[Row]) -> list[Row]:
         """The rows, and stages of rows, whose attacks may be missing."""
@@ -104,12 +112,109 @@ class Evaluation:
         return parallel.balanced(self._batch_size, row.num_images, blocks=_couples(row))
 
     def attacked_images(self, row: Row) -> np.ndarray:
-        """The attacked images of a row, float32 [n, H, W, C], NaN where not attacked yet."""
-        return self.store.array(row.crafted, self.images.shape)
+        """The attacked images of a row, float32 [n, H, W, C], to be read only, NaN where not
+        attacked yet.
+
+        Raises FileError where one is not what its record says: other bytes, another distance, or
+        out of the ball or the box.
+        """
+        images, name = self._crafted(row.crafted), f"attack:{row.crafted}"
+        known = self._in_ball.setdefault((row.crafted, *row.ball), set())
+        records = self.store.records(name)
+        at = [i for i in self._positions(records) if i not in known and _there(images[i])]
+        if at:
+            try:
+                distances = check_in_ball(images[at], self.images[at], *row.ball)
+                recorded = [records[self.index(i)]["distance"] for i in at]
+                if not np.allclose(distances, recorded, rtol=1e-6, atol=1e-9):
+                    raise RuntimeError("images have another distance than their records say")
+            except RuntimeError as error:
+                raise FileError(
+                    f"{self.store.folder}/arrays/{row.crafted}.npy is damaged ({error}); {WAY_OUT}"
+                ) from None
+            known.update(at)
+        return images
+
+    def _crafted(self, name: str) -> np.ndarray:
+        return self.store.array(name, self.images.shape, f"attack:{name}", self.indices)
+
+    def _positions(self, records: Collection[int]) -> list[int]:
+        """The positions of the images with these indices, ascending."""
+        return [at for at, index in enumerate(self.indices.tolist()) if index in records]
 
     def check_there(self, images: np.ndarray, positions: Sequence[int], name: str) -> None:
-        """ValueError unless the attacked images at these positions are there."""
-        self.store.check_there(images, positions, name, f"attack:{name}")
+        """FileError unless the attacked images at these positions are there."""
+        if not all(_there(images[at]) for at in positions):
+            raise FileError(
+                f"{self.store.folder}/arrays/{name}.npy lacks images that images.jsonl has lines "
+                "of; bring the file back"
+            )
+
+    def _forget_lost(self, rows: list[Row]) -> None:
+        """Attacked images that are needed, but are gone, are attacked again; and scores of others
+        than those are not theirs."""
+        lost = True
+        while lost:  # what is made again may need more
+            needed: list[tuple[str, Collection[int]]] = []
+            for row in (row for row in self.attacking(rows) if row.attack):
+                pending = self.pending(f"attack:{row.crafted}", row)
+                needed += [(name, pending) for name in row.starts]
+                needed += [(stage.crafted, pending) for stage in row.stages]
+            scored = (row for row in rows if row.attack)
+            needed += [(row.crafted, self.pending(row.name, row)) for row in scored]
+            lost = any([self._forget_gone(name, positions) for name, positions in needed])
+        for row in rows:
+            if row.attack:
+                self._forget_stale(row)
+
+    def _forget_gone(self, name: str, positions: Collection[int]) -> bool:
+        """Whether attacked images of that name at these positions were done, but are not there."""
+        records = self.store.records(f"attack:{name}")
+        done = [at for at in positions if self.index(at) in records]
+        images = self._crafted(name) if done else np.empty(0)
+        gone = [self.index(at) for at in done if not _there(images[at])]
+        if gone:
+            self.store.forget(f"attack:{name}", gone, f"arrays/{name}.npy lacks its image")
+        return bool(gone)
+
+    def _forget_stale(self, row: Row) -> None:
+        """Scores of other attacked images than those that are there now."""
+
+        def seal_in(record: Mapping) -> str | None:
+            return record.get("arrays", {}).get(row.crafted)
+
+        attacks = self.store.records(f"attack:{row.crafted}")
+        stale = [
+            index
+            for index, record in self.store.records(row.name).items()
+            if seal_in(record) and seal_in(attacks.get(index, {})) not in (None, seal_in(record))
+        ]
+        if stale:
+            self.store.forget(row.name, stale, "it is of another attacked image")
+
+    def _check_answers(self, row: Row) -> None:
+        """FileError unless labels and logits, where these are there, say what the records do."""
+        records, logits = self.store.records(row.name), None
+        for at in self._positions(records):
+            record = records[self.index(at)]
+            try:
+                if record["label"] != self.labels[at]:
+                    raise ValueError(f"label {record['label']}, of an image of {self.labels[at]}")
+                if logits is None:
+                    logits = self._logits(row, np.shape(record["predictions"]))
+                if _there(logits[at]):
+                    check_logits(record, logits[at], row.defense.average)
+            except ValueError as error:
+                raise FileError(
+                    f"{self.store.folder}: images.jsonl and arrays of {row.name}, index "
+                    f"{record['index']}, do not agree: {error}; bring them back, or move the "
+                    "folder elsewhere"
+                ) from None
+
+    def _logits(self, row: Row, runs: tuple[int, ...]) -> np.ndarray:
+        """Of the runs of all draws, [n, N, S, K], NaN where not scored yet."""
+        shape = (len(self.images), *runs, row.defense.classifier.num_classes)
+        return self.store.array(f"{row.name}.logits", shape, row.name, self.indices)
 
     def attack(self, row: Row, among: Sequence[int] | None = None) -> None:
         """Attack the images of a row that were not attacked before, by it or by a row like it;
@@ -127,7 +232,6 @@ class Evaluation:
         arguments, static = (row.attack, attacked, beside), {"fixed_key": row.fixed_key}
         lowered = craft.lower(*arguments, *self._attack_batch(row, pending), **static)
         program = compile_lowered(lowered)
-        adversarial = self.attacked_images(row)
         for at in self.batches(pending, self.row_size(row), f"{row.name}: attacking"):
             batch = self._attack_batch(row, at)
             result, seconds = self.timed(program, attacked, beside, *batch)
@@ -140,27 +244,24 @@ class Evaluation:
             ):
                 check_finite(values, self.indices[at], f"{row.name}: {what}")
             distance = check_in_ball(result.image, self.images[at], row.attack.norm, row.attack.eps)
-            adversarial[at] = result.image
-            adversarial.flush()
+            seals = self.store.write(row.crafted, self.images.shape, at, result.image)
             seen = (result.loss, result.start_loss, result.interim)
             each = zip(self.indices[at], *seen, distance, strict=True)
-            self.store.append(
-                name,
-                [
-                    {
-                        "index": int(index),
-                        "loss": float(loss),
-                        "start_loss": float(start_loss),
-                        "interim_success": bool(interim),
-                        "distance": float(distance),
-                        "queries": row.attack_queries,
-                        "nfe": row.attack_nfe,
-                        "nge": row.attack_nge,
-                        "seconds": seconds / len(at),
-                    }
-                    for index, loss, start_loss, interim, distance in each
-                ],
-            )
+            records = [
+                {
+                    "index": int(index),
+                    "loss": float(loss),
+                    "start_loss": float(start_loss),
+                    "interim_success": bool(interim),
+                    "distance": float(distance),
+                    "queries": row.attack_queries,
+                    "nfe": row.attack_nfe,
+                    "nge": row.attack_nge,
+                    "seconds": seconds / len(at),
+                }
+                for index, loss, start_loss, interim, distance in each
+            ]
+            self.store.append(name, sealed(records, {row.crafted: seals}))
             self.progress.update(len(at) * row.attack_work)
             self._say_estimate(row, "attacking", seconds / len(at), row.attack_work, row.attack_nfe)
 
@@ -182,21 +283,18 @@ class Evaluation:
             keys, batch, _ = self.batch(pending, images, size, "defense")
             lowered = score.lower(defense, keys, batch, num_draws=row.num_draws)
             self._scorers[key] = compile_lowered(lowered)
-        logits_file = None
         for at in self.batches(pending, size, f"{row.name}: scoring"):
             keys, batch, _ = self.batch(at, images, size, "defense")
             scored, seconds = self.timed(self._scorers[key], defense, keys, batch)
             logits = scored.logits[: len(at)]
             check_finite(logits, self.indices[at], f"{row.name}: logits of the defence")
-            if logits_file is None:
-                shape = (len(self.images), *scored.logits.shape[1:])
-                logits_file = self.store.array(f"{row.name}.logits", shape)
-            logits_file[at] = logits
-            logits_file.flush()
+            name, shape = f"{row.name}.logits", (len(self.images), *logits.shape[1:])
+            seals = {name: self.store.write(name, shape, at, logits)}
+            if row.attack:
+                seals[row.crafted] = [seal(images[i]) for i in at]
             each = zip(at, *scored, strict=False)  # the shorter `at` leaves the padding out
-            self.store.append(
-                row.name, [self._record(row, i, Scored(*s), seconds / len(at)) for i, *s in each]
-            )
+            records = [self._record(row, i, Scored(*s), seconds / len(at)) for i, *s in each]
+            self.store.append(row.name, sealed(records, seals))
             self.progress.update(len(at) * row.score_work)
             self._say_estimate(row, "scoring", seconds / len(at), row.score_work, row.score_nfe)
 
@@ -253,7 +351,7 @@ class Evaluation:
         """What `craft` takes of one batch."""
         size = self.row_size(row)
         at = np.resize(positions, size)
-        points = {name: self.store.array(name, self.images.shape) for name in row.starts}
+        points = {name: self._crafted(name) for name in row.starts}
         for name, images in points.items():
             self.check_there(images, at, name)
         given = [images[at] for images in points.values()]
@@ -282,6 +380,10 @@ class Evaluation:
         start = time.perf_counter()
         result = parallel.fetch(program(*args))
         return result, time.perf_counter() - start
+
+
+def _there(entry: np.ndarray) -> bool:
+    return bool(np.isfinite(entry).all())
 
 
 def _couples(row: Row) -> bool:

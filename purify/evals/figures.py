@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from purify.files import subfolder, temporary_name
+
 T = TypeVar("T")
 
 
@@ -21,12 +23,17 @@ def drawn(path: Path, draw: Callable[[Path], object]) -> list[Path]:
     """The figure at `path` that `draw` makes there, in a list; an empty list where it fails, and no
     figure then, not even of earlier results."""
 
+    temporary = temporary_name(path, path.suffix)
+
     def make() -> list[Path]:
-        path.parent.mkdir(exist_ok=True)
-        draw(path)
+        subfolder(path.parent.parent, path.parent.name)
+        try:
+            draw(temporary)
+            temporary.replace(path)
+        except BaseException:
+            for file in (temporary, path):
+                file.unlink(missing_ok=True)
+            raise
         return [path]
 
-    if (paths := attempted(path, make)) is None:
-        attempted(path, lambda: path.unlink(missing_ok=True))
-        return []
-    return paths
+    return attempted(path, make) or []

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from purify import schema
 from purify.checkpoint import ROLES, read_settings
 from purify.evals import plots
 from purify.evals.evaluation import Evaluation
@@ -33,6 +34,7 @@ from purify.evals.terminal import (
     with_interval,
 )
 from purify.evals.versions import read_versions, save_versions, versions_path
+from purify.files import subfolder, writing
 from purify.image_io import to_float
 from purify.jsonl import read_lines, write_json
 
@@ -205,17 +207,15 @@ def _has_images(evaluation, row: Row) -> bool:
 
 def _save_attacked(evaluation, row: Row) -> Path:
     """<crafted>.npz with images, labels and index: what --mode=eval_robust --input reads."""
-    path = evaluation.store.folder / "attacked" / f"{row.crafted}.npz"
-    path.parent.mkdir(exist_ok=True)
+    path = subfolder(evaluation.store.folder, "attacked") / f"{row.crafted}.npz"
     n = row.num_images
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(
-        partial,
-        images=evaluation.attacked_images(row)[:n],
-        labels=evaluation.labels[:n],
-        index=evaluation.indices[:n],
-    )
-    partial.replace(path)
+    with writing(path) as file:
+        np.savez_compressed(
+            file,
+            images=evaluation.attacked_images(row)[:n],
+            labels=evaluation.labels[:n],
+            index=evaluation.indices[:n],
+        )
     return path
 
 
@@ -250,7 +250,11 @@ def _other_figures(config, evaluation, rows: list[Row], inputs: Inputs) -> list[
 
 def _training_metrics(runs: Mapping[str, Path]) -> dict[str, list[dict]]:
     """role -> what its training told, of the roles whose training is known."""
-    found = {role: read_lines(runs[role] / "metrics.jsonl") for role in ROLES if role in runs}
+    found = {
+        role: read_lines(runs[role] / "metrics.jsonl", schema.metrics)
+        for role in ROLES
+        if role in runs
+    }
     return {role: lines for role, lines in found.items() if lines}
 
 

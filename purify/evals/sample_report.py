@@ -14,6 +14,7 @@ from purify.evals.results import purifier_fields
 from purify.evals.sampling import SAMPLES, ShownPath, path_shape
 from purify.evals.store import Store
 from purify.evals.terminal import print_reservations, tell_written
+from purify.files import writing
 from purify.jsonl import write_json
 from purify.langevin import AnnealedLangevin
 from purify.random import image_keys
@@ -48,7 +49,7 @@ def write(
     write_json(results, told)
     print_reservations(told)
     if sampler:
-        samples = np.array(store.array(SAMPLES, centres.images.shape))
+        samples = _samples(store, centres)
         written += drawn(figures / "samples.png", lambda path: plots.image_grid(path, samples))
         if config.sample.start == "noised":
             draw = functools.partial(
@@ -61,13 +62,16 @@ def write(
     tell_written(written)
 
 
+def _samples(store: Store, centres: Inputs) -> np.ndarray:
+    return np.array(store.array(SAMPLES, centres.images.shape, SAMPLES, centres.indices))
+
+
 def _write_samples(config, store: Store, centres: Inputs) -> Path:
-    samples = np.array(store.array(SAMPLES, centres.images.shape))
+    samples = _samples(store, centres)
     given = {"labels": centres.labels} if config.sample.start == "noised" else {}
     path = store.folder / "samples.npz"
-    partial = path.with_name("partial.npz")
-    np.savez(partial, images=samples, index=centres.indices, **given)
-    partial.replace(path)
+    with writing(path) as file:
+        np.savez(file, images=samples, index=centres.indices, **given)
     return path
 
 
@@ -105,7 +109,8 @@ def _path_entries(store: Store, path: ShownPath, followed: Inputs) -> list[dict]
 
 def _path_figure(file: Path, store: Store, path: ShownPath, followed: Inputs) -> None:
     """A strip for each image: itself, noised, and after each step, or the result alone."""
-    images = store.array(path.row, path_shape(path, followed))
+    shape = path_shape(path, followed)
+    images = store.array(path.row, shape, path.row, followed.indices)
     last = path.length - 1
     columns = np.unique(np.rint(np.linspace(1, last, FIGURE_COLUMNS - 1)).astype(int))
     columns = np.append(0, columns)

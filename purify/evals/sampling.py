@@ -11,6 +11,7 @@ from purify import parallel
 from purify.compilation import compile_lowered
 from purify.defense import first_run
 from purify.detection import score_norm
+from purify.evals.arrays import sealed
 from purify.evals.evaluation import Evaluation
 from purify.evals.inputs import Inputs
 from purify.evals.programs import check_finite
@@ -123,7 +124,6 @@ class Sampling:
             self._progress.set_description("all done")
 
     def _sample(self, sampler: AnnealedLangevin, centres: Inputs, missing: list[int]) -> None:
-        samples = self._store.array(SAMPLES, centres.images.shape)
         batches = self._batches(SAMPLES, sample, (sampler,), centres, missing, stream="sample")
         for at, images, seconds in batches:
             if not np.isfinite(images).all():
@@ -131,14 +131,12 @@ class Sampling:
                     f"samples are not finite: config.sample.step_size={sampler.step_size:.3g} is "
                     "too large"
                 )
-            samples[at] = images
-            samples.flush()
+            seals = self._store.write(SAMPLES, centres.images.shape, at, images)
             records = [{"index": int(centres.indices[i]), "seconds": seconds} for i in at]
-            self._store.append(SAMPLES, records)
+            self._store.append(SAMPLES, sealed(records, {SAMPLES: seals}))
             self._progress.update(len(at) * sampler.nfe)
 
     def _follow(self, path: ShownPath, images: Inputs, missing: list[int], cost: int) -> None:
-        shown = self._store.array(path.row, path_shape(path, images))
         # The norms that its steps see are of its own model, where it has one.
         fixed = (path.purifier, path.classifier, getattr(path.purifier, "score", self._score))
         for at, followed, seconds in self._batches(
@@ -147,8 +145,7 @@ class Sampling:
             for values in (followed.norms, followed.logits):
                 if values is not None:
                     check_finite(values, images.indices[at], f"{path.row}: score norms or logits")
-            shown[at] = followed.images
-            shown.flush()
+            seals = self._store.write(path.row, path_shape(path, images), at, followed.images)
             predictions = None if followed.logits is None else followed.logits.argmax(-1).tolist()
             records = [
                 {
@@ -163,17 +160,18 @@ class Sampling:
                 }
                 for n, i in enumerate(at)
             ]
-            self._store.append(path.row, records)
+            self._store.append(path.row, sealed(records, {path.row: seals}))
             self._progress.update(len(at) * cost)
 
     def _missing(self, row: str, inputs: Inputs, shape: tuple[int, ...]) -> list[int]:
-        """Positions that have no record; ValueError where one that has it lacks its images."""
-        records = self._store.records(row)
-        there = np.array([int(index) in records for index in inputs.indices])
-        if there.any():
-            array = self._store.array(row, shape)
-            self._store.check_there(array, np.flatnonzero(there), row, row)
-        return np.flatnonzero(~there).tolist()
+        """Positions that have no record, or had one and lack their images."""
+        indices, records = inputs.indices.tolist(), self._store.records(row)
+        done = [at for at, index in enumerate(indices) if index in records]
+        if done:
+            array = self._store.array(row, shape, row, indices)
+            gone = [indices[at] for at in done if not np.isfinite(array[at]).all()]
+            self._store.forget(row, gone, f"arrays/{row}.npy lacks its image")
+        return [at for at, index in enumerate(indices) if index not in records]
 
     def _size(self, inputs: Inputs) -> int:
         return parallel.balanced(self._batch_size, len(inputs.indices))

@@ -1,24 +1,32 @@
 """The folder of one evaluation: per-image records and arrays that survive a crash."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from purify import parallel
-from purify.checkpoint import claim, differing_settings
-from purify.jsonl import append_lines, read_lines
-from purify.locking import Lock
+from purify import parallel, schema
+from purify.checkpoint import claim, differing_settings, read_settings, settings_name
+from purify.evals import arrays
+from purify.evals.agreement import check_scored
+from purify.files import FileError, clear_partial, inside, subfolder
+from purify.jsonl import (
+    append_lines,
+    numbered_lines,
+    parse,
+    read_lines,
+    set_aside,
+    tell_damaged,
+)
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -36,49 +44,69 @@ class Record(dict):
         self.where = where
 
     def __missing__(self, field: str):
-        raise ValueError(
-            f"{self.where} has no {field!r}: it is damaged; remove it, and the same command "
-            "computes that image again"
+        raise FileError(
+            f"{self.where} has no {field!r}: it is damaged; move it elsewhere, and the same "
+            "command computes that image again"
         )
 
 
-def read_records(path: Path, *, repair: bool = False) -> dict[str, dict[int, dict]]:
-    """row -> dataset index -> record, of an images.jsonl; repair: as in read_lines.
+def read_records(path: Path, *, mend: bool = False) -> dict[str, dict[int, dict]]:
+    """row -> dataset index -> record, of an images.jsonl.
 
-    ValueError where a line is no record, or has other values, but for seconds, than an earlier one
-    of its row and image: which of the two is right nobody knows. And where a field is asked for
-    that its record lacks.
+    A line is damaged where it is no record (see schema.record), or has other values, but for
+    seconds, than another of its row and image: which of the two is right nobody knows. mend:
+    damaged lines are told of and put into images.jsonl.damaged, and what is not whole is cut off,
+    for the process that computes such images again; else they are a FileError, as is asking for a
+    field that a record lacks.
     """
-
-    def untimed(record: dict) -> dict:
-        return {name: value for name, value in record.items() if not name.endswith("seconds")}
-
     records: dict[str, dict[int, dict]] = {}
-    for number, record in enumerate(read_lines(path, mend=repair), start=1):
-        if not isinstance(record, dict) or not {"row", "index"} <= record.keys():
-            raise ValueError(f"{path}: line {number} is no record of an image and row")
-        record = Record(record, f"{path}: line {number}")
-        first = records.setdefault(record["row"], {}).setdefault(record["index"], record)
-        if first is not record and untimed(first) != untimed(record):
-            raise ValueError(
-                f"{path}: line {number} has other values than an earlier one of the same row and "
-                "image; remove the wrong one"
-            )
+    damaged: dict[int, str] = {}
+    first: dict[tuple[str, int], int] = {}
+    for number, line in numbered_lines(path, cut=mend).items():
+        try:
+            record = Record(schema.record(parse(line)), f"{path}: line {number}")
+            if {"predictions", "correct", "label"} <= record.keys():
+                check_scored(record)
+        except ValueError as error:
+            damaged[number] = str(error)
+            continue
+        row, index = record["row"], record["index"]
+        earlier = records.setdefault(row, {}).setdefault(index, record)
+        if _untimed(earlier) != _untimed(record):
+            other = first[row, index]
+            damaged[number] = f"other values than line {other}, of the same row and image"
+            damaged[other] = f"other values than line {number}, of the same row and image"
+        first.setdefault((row, index), number)
+    if damaged and not mend:
+        number, why = min(damaged.items())
+        raise FileError(
+            f"{path}: line {number} is damaged ({why}); the command of its evaluation, given "
+            "again, puts it aside and computes that image anew"
+        )
+    if damaged:
+        tell_damaged(path, damaged)
+        set_aside(path, damaged)
+        wrong = {each for each, number in first.items() if number in damaged}
+        for row, index in wrong:
+            del records[row][index]
     return records
 
 
+def _untimed(record: Mapping) -> dict:
+    return {name: value for name, value in record.items() if not name.endswith("seconds")}
+
+
 def folder_of(workdir: Path, mode: str, settings: Mapping) -> Path:
-    """<workdir>/<mode>/<8 hex of the settings' SHA-256>, made or not; or the folder of the same
-    evaluation that is there already under another path of its data set, see differing_settings."""
-    text = json.dumps(settings, sort_keys=True)
-    named = workdir / mode / hashlib.sha256(text.encode()).hexdigest()[:8]
+    """<workdir>/<mode>/<see settings_name>, made or not; or the folder of the same evaluation that
+    is there already under another path of its data set, see differing_settings."""
+    named = workdir / mode / settings_name(settings)
     if not settings.get("data", {}).get("path") or named.exists():
         return named
-    for path in sorted((workdir / mode).glob("*/settings.json")):
+    settings = json.loads(json.dumps(settings))
+    for folder in sorted((workdir / mode).glob("*")):
         with contextlib.suppress(ValueError, OSError):  # another's: its own command says so
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(there, dict) and not differing_settings(there, json.loads(text)):
-                return path.parent
+            if not differing_settings(read_settings(folder), settings):
+                return folder
     return named
 
 
@@ -86,11 +114,11 @@ class Store:
     """The folder of these settings (see folder_of), made on first use.
 
     Records (dicts with 'row' and 'index') live in images.jsonl, one line an image, and arrays in
-    files of their own, [n, ...] float32, written in place. An image is done when its line is there;
-    its arrays are on disk before that. What computed them is in provenance.jsonl, one line for
-    every process that did. Where several processes share the work, all but the first keep their
-    records in a copy that goes with them. One evaluation has the folder to itself (see Lock) until
-    it is closed: `with Store(...) as store`.
+    files of their own (see purify.evals.arrays). An image is done when its line is there; its
+    entries of arrays are on disk before that, and their seals in the line. What computed them is in
+    provenance.jsonl, one line for every process that did. Where several processes share the work,
+    all but the first keep their records in a copy that goes with them. One evaluation has the
+    folder to itself (see claim) until it is closed: `with Store(...) as store`.
 
     stopped: what --max_images left for later, in words, see terminal.stopped_early; '' for nothing.
     """
@@ -98,14 +126,19 @@ class Store:
     def __init__(self, workdir: Path, mode: str, settings: Mapping, *, stopped: str = ""):
         self.stopped = stopped
         self.folder = folder_of(workdir, mode, settings)
-        claim(self.folder, settings)
-        self._lock = Lock(self.folder)
+        self._lock = claim(self.folder, settings)
+        if parallel.is_first_process():
+            for folder in (self.folder, *filter(Path.is_dir, self.folder.iterdir())):
+                clear_partial(folder)
         parallel.wait_for_all("the folder is there")
         if not parallel.is_first_process():
             self._copy = tempfile.TemporaryDirectory()
-            self.folder = Path(shutil.copytree(self.folder, self._copy.name, dirs_exist_ok=True))
+            copy = Path(self._copy.name)
+            shutil.copytree(self.folder, copy, dirs_exist_ok=True, ignore=_irregular)
+            self.folder = copy
         parallel.wait_for_all("the folder is copied")
-        self._records = read_records(self._path, repair=True)
+        self._records = read_records(self._path, mend=True)
+        self._known: dict[str, set[int]] = {}  # images whose entries of an array were looked at
         self._signed = False
 
     def __enter__(self):
@@ -125,12 +158,12 @@ class Store:
             return
         self._signed = True
         path = self.folder / "provenance.jsonl"
-        read_lines(path, mend=True)
+        read_lines(path, _signature, mend=True)
         append_lines(path, [provenance() | shape])
 
     def signatures(self) -> list[dict]:
         """`provenance` of every process that computed records, in order."""
-        return read_lines(self.folder / "provenance.jsonl") or [LOST]
+        return read_lines(self.folder / "provenance.jsonl", _signature) or [LOST]
 
     def computed_by(self) -> dict:
         """What results.json says of it: the last of the signatures, field by field, and all; and
@@ -142,7 +175,7 @@ class Store:
         """dataset index -> record, of the images of that row that are done."""
         return self._records.get(row, {})
 
-    def append(self, row: str, records: list[dict]) -> None:
+    def append(self, row: str, records: Sequence[dict]) -> None:
         """Those of images that are done already are left out: where a batch decides together it was
         computed whole again."""
         done = self._records.setdefault(row, {})
@@ -150,37 +183,60 @@ class Store:
         append_lines(self._path, new)
         done.update((record["index"], record) for record in new)
 
-    def array(self, name: str, shape: tuple[int, ...]) -> np.memmap:
-        """The float32 array arrays/<name>.npy, NaN where nothing was written yet."""
-        path = self.folder / "arrays" / f"{name}.npy"
-        if path.exists():
-            try:
-                array = np.lib.format.open_memmap(path, mode="r+")
-            except ValueError as error:
-                raise ValueError(
-                    f"{path} is damaged ({error}); bring it back, or move it away"
-                ) from None
-            if array.shape != shape:
-                raise ValueError(f"{path} has shape {array.shape}, expected {shape}; move it away")
-            return array
-        path.parent.mkdir(exist_ok=True)
-        # Filled under another name first: a file that exists is whole, and has its place on disk.
-        partial = path.with_suffix(".partial")
-        with open(partial, "wb") as file:
-            np.save(file, np.full(shape, np.nan, np.float32))
-        partial.rename(path)
-        return np.lib.format.open_memmap(path, mode="r+")
+    def forget(self, row: str, indices: Collection[int], why: str) -> None:
+        """Put the records of these images aside, for them to be computed again."""
+        lost, indices = {}, set(indices) & self.records(row).keys()
+        for number, line in numbered_lines(self._path).items():
+            record = parse(line)
+            if record["row"] == row and record["index"] in indices:
+                lost[number] = f"{row}, index {record['index']}: {why}"
+        if lost:
+            tell_damaged(self._path, lost)
+            set_aside(self._path, lost)
+        for index in indices:
+            del self._records[row][index]
 
-    def check_there(
-        self, images: np.ndarray, positions: Sequence[int], name: str, row: str
-    ) -> None:
-        """ValueError unless the images of arrays/<name>.npy are there at these positions, which
-        lines of that row say are done."""
-        if not np.isfinite(images[positions]).all():
-            raise ValueError(
-                f"{self.folder}/arrays/{name}.npy lacks images that images.jsonl has lines of; "
-                f"bring the file back, or remove the lines whose row is {row!r}"
-            )
+    def array(
+        self, name: str, shape: tuple[int, ...], row: str = "", indices: Sequence[int] = ()
+    ) -> np.ndarray:
+        """The array of arrays/<name>.npy, float32, to be read only; NaN where nothing was written.
+
+        row, indices: where given, entry i is of the image with dataset index indices[i], and must
+        be what the records of that row have the seal of, or NaN: FileError otherwise.
+        """
+        path = inside(self.folder, "arrays", f"{name}.npy")
+        array, known = arrays.read(path, shape), self._known.setdefault(name, set())
+        for at, index in enumerate(map(int, indices)):
+            expected = self.records(row).get(index, {}).get("arrays", {}).get(name)
+            if index in known or expected is None or np.isnan(array[at]).all():
+                continue
+            if arrays.seal(array[at]) != expected:
+                raise FileError(
+                    f"{path} is damaged: its entry of index {index} is not the one that was "
+                    f"written; {arrays.WAY_OUT}"
+                )
+            known.add(index)
+        return array
+
+    def write(
+        self, name: str, shape: tuple[int, ...], at: Sequence[int], entries: np.ndarray
+    ) -> list[str]:
+        """Write entries of arrays/<name>.npy, which is made if it is not there; their seals, for
+        the records that are appended then."""
+        subfolder(self.folder, "arrays")
+        return arrays.write(inside(self.folder, "arrays", f"{name}.npy"), shape, at, entries)
+
+
+def _signature(value: dict) -> dict:
+    return schema.check(value, dict)
+
+
+def _irregular(folder: str, names: list[str]) -> set[str]:
+    """What is no folder of results, nor a file of one."""
+    paths = {name: Path(folder) / name for name in names}
+    return {
+        n for n, path in paths.items() if path.is_symlink() or not (path.is_file() or path.is_dir())
+    }
 
 
 def provenance() -> dict:

@@ -1,5 +1,6 @@
 """What a defence does to attacked images: each as it was, attacked, noised and purified."""
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from purify.compilation import jit
 from purify.defense import first_run
 from purify.evals.evaluation import Evaluation
 from purify.evals.rows import Row
+from purify.files import subfolder, writing
 from purify.image_io import MAX_INTEGER, load_npz, take_images, take_integers, to_uint8
 from purify.noise import add_noise
 from purify.progress import progress
@@ -42,8 +44,9 @@ def save_versions(evaluation: Evaluation, row: Row) -> Path:
     """
     path = versions_path(evaluation, row)
     index = evaluation.indices[: row.num_images]
-    if path.exists() and np.array_equal(read_versions(path).index, index):
-        return path
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is made anew
+        if np.array_equal(read_versions(path).index, index):
+            return path
     attacked, keys = evaluation.attacked_images(row), image_keys(evaluation.seed, index)
     parts, batch_size = [], evaluation.row_size(row)
     starts = range(0, row.num_images, batch_size)
@@ -57,11 +60,10 @@ def save_versions(evaluation: Evaluation, row: Row) -> Path:
         parts.append({name: array[: len(own)] for name, array in batch.items()})
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     arrays |= {name: to_uint8(arrays[name]) for name in VERSIONS}
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
+    subfolder(path.parent.parent, path.parent.name)
     labels = evaluation.labels[: row.num_images]
-    np.savez_compressed(partial, **arrays, labels=labels, index=index)
-    partial.replace(path)
+    with writing(path) as file:
+        np.savez_compressed(file, **arrays, labels=labels, index=index)
     return path
 
 
