@@ -180,7 +180,8 @@ class Report(TypedDict, total=False):
 
 # How the rows of a kind of records begin; those of others are told by their fields.
 _PREFIXES = {"attack:": Attack, "choice:": Choice}
-_FIELDS = {"step_sizes": Path, "counts": Certified, "radius": Certified}
+_FIELDS = dict.fromkeys(("step_sizes", "score_norms"), Path)
+_FIELDS |= dict.fromkeys(("counts", "radius"), Certified)
 _ROWS = {"probe": Probed, "samples": Sample}
 
 
