@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from purify.messages import few, shown
+from purify.messages import as_text, few, shown
 from purify.png_jpeg import image_files, other_contents
 
 # Made by archivers, operating systems and file servers beside what users put there.
@@ -53,7 +53,7 @@ def find_classes(root: Path, where: str) -> ClassFolders:
     names = _ordered(splits.values(), where)
     labels = {name: label for label, name in enumerate(names)}
     files = {
-        shown(split.name): sorted(
+        as_text(split.name): sorted(
             (
                 (file, labels[class_name(folder)])
                 for folder, images in folders.items()
@@ -69,7 +69,7 @@ def find_classes(root: Path, where: str) -> ClassFolders:
 
 def class_name(folder: Path) -> str:
     """The class of a folder: its name with composed accents (NFC), which macOS writes apart."""
-    return unicodedata.normalize("NFC", shown(folder.name))
+    return unicodedata.normalize("NFC", as_text(folder.name))
 
 
 def _images_of(split: Path) -> dict[Path, list[Path]]:
@@ -143,7 +143,7 @@ def _ordered(splits: Iterable[Folders], where: str) -> tuple[str, ...]:
     """The names of the classes, label by label; ValueError for two that are the same number."""
     spellings: dict[str, set[str]] = {}
     for folder in (folder for folders in splits for folder in folders):
-        spellings.setdefault(class_name(folder), set()).add(shown(folder.name))
+        spellings.setdefault(class_name(folder), set()).add(as_text(folder.name))
     if not all(name.isdecimal() for name in spellings):
         # By the name as it is on the disk: names that are composed late keep their place.
         return tuple(sorted(spellings, key=lambda name: min(spellings[name])))

@@ -97,21 +97,23 @@ def test_what_is_no_such_array_is_named_and_left_as_it_is(tmp_path, spoil, said)
 def test_an_entry_is_what_its_record_was_sealed_with(tmp_path):
     with Store(tmp_path, "eval_robust", {}) as store:
         seals = store.write("a", SHAPE, [3, 1], ENTRIES)
-        records = arrays.sealed([{"index": 13}, {"index": 11}], {"a": seals})
-        assert records[0] == {"index": 13, "arrays": {"a": seals[0]}}
-        store.append("row", records)
+        records = arrays.sealed(
+            [{"index": 13, "seconds": 1.0}, {"index": 11, "seconds": 1.0}], {"a": seals}
+        )
+        assert records[0] == {"index": 13, "seconds": 1.0, "arrays": {"a": seals[0]}}
+        store.append("samples", records)
     indices = np.arange(10, 15)
     with Store(tmp_path, "eval_robust", {}) as store:
-        np.testing.assert_array_equal(store.array("a", SHAPE, "row", indices)[3], ENTRIES[0])
+        np.testing.assert_array_equal(store.array("a", SHAPE, "samples", indices)[3], ENTRIES[0])
     with Store(tmp_path, "eval_robust", {}) as store:
         store.write("a", SHAPE, [1], ENTRIES[:1])
         with pytest.raises(FileError, match="a.npy is damaged: its entry of index 11 is not the"):
-            store.array("a", SHAPE, "row", indices)
-        store.forget("row", [11], "for a test")
-        assert store.records("row").keys() == {13}
-        store.array("a", SHAPE, "row", indices)
+            store.array("a", SHAPE, "samples", indices)
+        store.forget("samples", [11], "for a test")
+        assert store.records("samples").keys() == {13}
+        store.array("a", SHAPE, "samples", indices)
     with Store(tmp_path, "eval_robust", {}) as store:
-        assert store.records("row").keys() == {13}
+        assert store.records("samples").keys() == {13}
 
 
 def test_a_name_leads_to_no_other_folder(tmp_path):

@@ -35,36 +35,20 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-da
 LOST: dict = dict.fromkeys(("time", "commit", "python", "machine"), "unknown") | {"versions": {}}
 
 
-class Record(dict):
-    """A line of an images.jsonl; `where`: its place, which the error says where a field is
-    missing."""
-
-    def __init__(self, fields: Mapping, where: str):
-        super().__init__(fields)
-        self.where = where
-
-    def __missing__(self, field: str):
-        raise FileError(
-            f"{self.where} has no {field!r}: it is damaged; move it elsewhere, and the same "
-            "command computes that image again"
-        )
-
-
 def read_records(path: Path, *, mend: bool = False) -> dict[str, dict[int, dict]]:
     """row -> dataset index -> record, of an images.jsonl.
 
     A line is damaged where it is no record (see schema.record), or has other values, but for
     seconds, than another of its row and image: which of the two is right nobody knows. mend:
     damaged lines are told of and put into images.jsonl.damaged, and what is not whole is cut off,
-    for the process that computes such images again; else they are a FileError, as is asking for a
-    field that a record lacks.
+    for the process that computes such images again; else they are a FileError.
     """
     records: dict[str, dict[int, dict]] = {}
     damaged: dict[int, str] = {}
     first: dict[tuple[str, int], int] = {}
     for number, line in numbered_lines(path, cut=mend).items():
         try:
-            record = Record(schema.record(parse(line)), f"{path}: line {number}")
+            record = schema.record(parse(line))
             if {"predictions", "correct", "label"} <= record.keys():
                 check_scored(record)
         except ValueError as error:
@@ -158,12 +142,12 @@ class Store:
             return
         self._signed = True
         path = self.folder / "provenance.jsonl"
-        read_lines(path, _signature, mend=True)
+        read_lines(path, schema.signature, mend=True)
         append_lines(path, [provenance() | shape])
 
     def signatures(self) -> list[dict]:
         """`provenance` of every process that computed records, in order."""
-        return read_lines(self.folder / "provenance.jsonl", _signature) or [LOST]
+        return read_lines(self.folder / "provenance.jsonl", schema.signature) or [LOST]
 
     def computed_by(self) -> dict:
         """What results.json says of it: the last of the signatures, field by field, and all; and
@@ -225,10 +209,6 @@ class Store:
         the records that are appended then."""
         subfolder(self.folder, "arrays")
         return arrays.write(inside(self.folder, "arrays", f"{name}.npy"), shape, at, entries)
-
-
-def _signature(value: dict) -> dict:
-    return schema.check(value, dict)
 
 
 def _irregular(folder: str, names: list[str]) -> set[str]:

@@ -1,0 +1,9 @@
+"""What the JSON files of runs and evaluations hold: their types, checked at one door where they are
+read. Values stay as they are: fields that no type names are kept."""
+
+from purify.schema.atoms import check
+from purify.schema.evaluations import VERSION, results
+from purify.schema.folders import hashes, settings
+from purify.schema.records import metrics, record, signature
+
+__all__ = ["VERSION", "check", "hashes", "metrics", "record", "results", "settings", "signature"]

@@ -1,0 +1,72 @@
+"""Whether a results.json is one of its mode, and whole."""
+
+import collections
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
+
+from purify.schema.atoms import check
+from purify.schema.modes import MODES
+
+VERSION = 1  # of what is written; a file of an earlier one has none
+
+
+def results(value: Any, mode: str) -> dict:
+    """What a results.json of that mode holds, of this version or an earlier one; ValueError that
+    says what is wrong with it."""
+    version = check(value, dict[str, Any]).get("version", 0)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise ValueError("`$.version` is no number of a version")
+    if version > VERSION:
+        raise ValueError(
+            f"it is of version {version}, later than {VERSION}, the latest that this code knows; "
+            "read it with the code that wrote it"
+        )
+    check(value, MODES[mode])
+    for name, section in value["config"].items():
+        if name != "seed" and not isinstance(section, dict):
+            raise ValueError(f"Expected `object` - at `$.config.{name}`")
+    _WHOLE.get(mode, lambda _: None)(value)
+    return value
+
+
+def _robust_is_whole(value: Mapping) -> None:
+    """Each attack on each defence has a main row."""
+    named: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+    for row in value["rows"]:
+        name, protocol = row["defense"]["name"], row["protocol"]
+        single = protocol == "mean" and row["single_run"] and row["defense"]["S"] == 1
+        named[name, row["attack"]].add("S=1" if single else protocol)
+    for (defense, attack), protocols in named.items():
+        if not protocols & {"mean", "fixed_key"}:
+            raise ValueError(f"`$.rows` lack the mean of draws of {defense} under {attack}")
+        if defense not in value["config"]["eval"]["defenses"]:
+            raise ValueError(f"`$.config.eval.defenses` lack {defense}, of which there are rows")
+    for defense, attack in value["headline"].items():
+        if any(name == defense for name, _ in named) and (defense, attack) not in named:
+            raise ValueError(f"`$.rows` lack the headline of {defense}, {attack}")
+
+
+def _certified_is_whole(value: Mapping) -> None:
+    """All rows are of the same radii."""
+    entries = [*value["rows"], *value["differences"]]
+    _same("radii", ([at["radius"] for at in entry["certified"]] for entry in entries))
+
+
+def _corruptions_are_whole(value: Mapping) -> None:
+    """All corruptions are of the same defences."""
+    lines: dict[str, list[str]] = collections.defaultdict(list)
+    for entry in value["means"]:
+        lines[entry["corruption"]].append(entry["defense"]["name"])
+    _same("defences", lines.values())
+
+
+def _same(what: str, found: Iterable[Iterable[Hashable]]) -> None:
+    if len({tuple(each) for each in found}) > 1:
+        raise ValueError(f"its entries are not all of the same {what}: some are missing")
+
+
+_WHOLE: dict[str, Callable[[Mapping], None]] = {
+    "eval_robust": _robust_is_whole,
+    "certify": _certified_is_whole,
+    "eval_corruptions": _corruptions_are_whole,
+}

@@ -1,0 +1,148 @@
+"""Types of records, settings and results: what was ever written passes, all else is told."""
+
+import gzip
+import json
+import math
+import re
+
+import pytest
+
+from purify import schema
+from tests.command import ROOT
+
+DOCS = ROOT / "docs"
+COSTS = {"queries": 0, "nfe": 20, "nge": 0, "seconds": 0.5}
+SCORED = {
+    **{"row": "adp-clean", "index": 3, "label": 6, "correct": [True, False]},
+    **{"predictions": [[6, 6], [5, 6]], "defense_nfe": 10.0, "defense_seconds": 0.1, **COSTS},
+}
+# One of each kind of row.
+RECORDS = {
+    "scored": SCORED,
+    "attack": {"row": "attack:adp-bpda", "index": 0, "loss": 9.3, "start_loss": 0.1}
+    | {"interim_success": True, "distance": 0.03, **COSTS},
+    "choice": {"row": "choice:adp-strongest:adp-bpda", "index": 1, "loss": 1.0, "settled": False}
+    | COSTS,
+    "certified": {"row": "adp-0.25", "index": 2, "label": 1, "top": 1, "answer": -1}
+    | {"counts": [3, 4], "p_low": 0.25, "radius": 0.0, "samples": 7, "nfe": 70, "seconds": 1.0},
+    "statistics": {"row": "statistics:clean", "index": 0, "score_norm": [0.5], "energy": [1, 2]},
+    "probe": {"row": "probe", "index": 0, "gain": 0.1, "predicted": 0.2, "random_gain": -0.1}
+    | {"resolution": 1e-5, "gap": 0.0, "cosine": -0.5},
+    "path": {"row": "path-adp", "index": 4, "label": 1, "steps": 2, "step_sizes": [0.5, 0.25]}
+    | {"score_norms": [1.0, 0.5], "predictions": None, "nfe": 5, "seconds": 0.1},
+    "sample": {"row": "samples", "index": 5, "seconds": 0.1},
+}
+SIGNATURE = {"time": "", "commit": "unknown", "versions": {}, "python": "3", "machine": "m"}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_record_of_each_kind_needs_all_its_fields(kind):
+    value = RECORDS[kind]
+    assert schema.record(value) == value
+    for field in set(value) - {"interim_success", "score_norm", "energy"}:
+        with pytest.raises(ValueError, match="missing required field"):
+            schema.record({name: each for name, each in value.items() if name != field})
+
+
+def test_fields_that_no_type_names_are_kept_but_statistics_are_lists():
+    assert schema.record(SCORED | {"later": {"a": 1}})["later"] == {"a": 1}
+    with pytest.raises(ValueError, match="Expected `array`, got `float`"):
+        schema.record(RECORDS["statistics"] | {"energy": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"index": -1}, r"Expected `int` >= 0 - at `\$.index`"),
+        ({"index": "3"}, r"Expected `int`, got `str` - at `\$.index`"),
+        ({"index": True}, r"Expected `int`, got `bool`"),
+        ({"label": 2 * 10**9}, r"at `\$.label`"),
+        ({"correct": []}, r"length >= 1 - at `\$.correct`"),
+        ({"correct": [1, 0]}, r"Expected `bool`, got `int` - at `\$.correct\[0\]`"),
+        ({"correct": [True]}, "`predictions` are not of as many runs in each draw of `correct`"),
+        ({"predictions": [[6, 6], [6]]}, "are not of as many runs"),
+        ({"predictions": [[6], [[6]]]}, r"Expected `int`, got `array`"),
+        ({"predictions": [6, 6]}, r"Expected `array`, got `int`"),
+        ({"seconds": math.inf}, r"at `\$.seconds`"),
+        ({"seconds": math.nan}, r"at `\$.seconds`"),
+        ({"distance": -0.1}, r"at `\$.distance`"),
+        ({"row": "/../../x"}, r"Expected `str` of another form - at `\$.row`"),
+        ({"row": ".."}, r"at `\$.row`"),
+        ({"row": None}, r"got `null`"),
+        ({"\ud800": 1}, "no Unicode text"),
+    ],
+)
+def test_a_field_of_another_type_or_range_is_named(changes, said):
+    with pytest.raises(ValueError, match=said):
+        schema.record(SCORED | changes)
+
+
+@pytest.mark.parametrize("value", [None, 3, [], "x", [SCORED], {}])
+def test_what_is_no_record_is_told(value):
+    with pytest.raises(ValueError, match="Expected `object`|missing required field"):
+        schema.record(value)
+
+
+def test_every_record_of_the_published_results_is_one():
+    for file in sorted(DOCS.glob("**/images.jsonl.gz")):
+        with gzip.open(file, "rt") as lines:
+            for number, line in enumerate(lines):
+                if number % 50 == 0:  # each row has that many images, or twice as many
+                    schema.record(json.loads(line))
+
+
+def test_every_settings_and_signature_of_the_published_results_is_one():
+    files = [*DOCS.glob("**/settings.json")]
+    for file in files:
+        schema.settings(json.loads(file.read_text()))
+    signatures = [file.read_text() for file in DOCS.glob("**/provenance.jsonl")]
+    lines = "".join(signatures).splitlines()
+    for line in lines:
+        schema.signature(json.loads(line))
+    assert len(files) >= 6 and len(lines) >= 20
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([], "Expected `object`, got `array`"),
+        ({"seed": "0"}, r"at `\$.seed`"),
+        ({"image_shape": [8, 8]}, r"length >= 3 - at `\$.image_shape`"),
+        ({"image_shape": [8, 8, 0]}, r"at `\$.image_shape\[2\]`"),
+        ({"num_classes": 2 * 10**9}, r"at `\$.num_classes`"),
+        ({"network": "unet"}, r"at `\$.network`"),
+        ({"class_names": [1]}, r"at `\$.class_names\[0\]`"),
+        ({"attacks": {"../x": {}}}, r"at `key` in `\$.attacks`"),
+    ],
+)
+def test_settings_of_other_types_are_told(value, said):
+    with pytest.raises(ValueError, match=said):
+        schema.settings(value)
+
+
+def test_hashes_are_of_files_in_the_folder():
+    right = {"d/data": "0" * 64}
+    assert schema.hashes(right) == right
+    for wrong in ({}, [], {"a": "0" * 63}, {"a": "G" * 64}, {"a": 1}, {"a": "0" * 64 + "\n"}):
+        with pytest.raises(ValueError, match=re.compile("Expected")):
+            schema.hashes(wrong)
+    for name in ("/etc/passwd", "../x", "a//b", "a/./b", ""):
+        with pytest.raises(ValueError, match="below the folder"):
+            schema.hashes({name: "0" * 64})
+
+
+def test_lines_of_metrics_and_of_provenance_are_typed():
+    assert schema.metrics({"step": 1, "loss": math.nan})["step"] == 1
+    for wrong in (
+        {"loss": 1.0},
+        {"step": -1},
+        {"step": 1, "loss": "1"},
+        [],
+        {"step": 1, "a": None},
+    ):
+        with pytest.raises(ValueError, match="Expected|missing"):
+            schema.metrics(wrong)
+    schema.signature(SIGNATURE)
+    for wrong in (SIGNATURE | {"versions": []}, SIGNATURE | {"devices": 0}, {}):
+        with pytest.raises(ValueError, match="Expected|missing"):
+            schema.signature(wrong)
