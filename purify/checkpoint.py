@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -128,12 +128,16 @@ class Checkpoints:
         parallel.wait_for_all(f"checkpoint {step} has its name")
 
     def restore(self, abstract_state: PyTree | None = None) -> PyTree:
-        """The newest state, placed as abstract_state says, by default NumPy arrays on the host
-        (whatever devices saved it); ValueError if its files are damaged."""
+        """The newest state, see `restore_latest`."""
+        return self.restore_latest(abstract_state)[1]
+
+    def restore_latest(self, abstract_state: PyTree | None = None) -> tuple[int, PyTree]:
+        """(step, state) of the newest checkpoint, placed as abstract_state says, by default NumPy
+        arrays on the host (whatever devices saved it); FileError if its files are damaged."""
         path = self.latest_path
         while True:
             try:
-                return self._restore(path, abstract_state)
+                return int(path.name), self._restore(path, abstract_state)
             except Exception:
                 # A trainer saves newer ones meanwhile, and removes those that this one reads.
                 newer = self.latest_path
@@ -343,17 +347,30 @@ def differing_fields(old, new, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix[:-1]}: {old!r} -> {new!r}"]
 
 
+class Loaded(NamedTuple):
+    """The newest checkpoint of a run: averaged variables, settings, and the step it is of."""
+
+    variables: PyTree
+    settings: dict
+    step: int
+
+
 def load_classifier(workdir: Path | str) -> Classifier:
     """The classifier trained in `workdir`, averaged (EMA) weights."""
-    variables, settings = load_variables(Path(workdir), "classifier")
-    shape = tuple(settings["image_shape"])
-    return Classifier(variables, models.build(**settings["network"]), image_shape=shape)
+    return build_network("classifier", load_run(Path(workdir), "classifier"))
 
 
 def load_score(workdir: Path | str) -> Score:
     """The score model trained in `workdir`, averaged (EMA) weights."""
-    variables, settings = load_variables(Path(workdir), "score")
+    return build_network("score", load_run(Path(workdir), "score"))
+
+
+def build_network(role: str, loaded: Loaded) -> Any:
+    """The Classifier or Score of a loaded run."""
+    variables, settings, _ = loaded
     network, shape = models.build(**settings["network"]), tuple(settings["image_shape"])
+    if role == "classifier":
+        return Classifier(variables, network, image_shape=shape)
     return Score(variables, network, settings["head"], image_shape=shape)
 
 
@@ -375,20 +392,21 @@ def load_defense(
     return Defense(built, load_classifier(workdir), num_runs=num_runs, average=average)
 
 
-def load_variables(workdir: Path, role: str) -> tuple[PyTree, dict]:
-    """(averaged variables, settings) of the role's newest checkpoint in `workdir`."""
+def load_run(workdir: Path, role: str) -> Loaded:
+    """The newest checkpoint of a role in `workdir`; MissingCheckpoint where there is none."""
     if role not in ROLES:
         raise ValueError(
             f"'{workdir / role}' is no run: its last part must be {' or '.join(ROLES)}"
         )
     folder = workdir / role
-    if not (folder / "settings.json").exists():
+    if not (folder / SETTINGS).exists():
         raise MissingCheckpoint(folder, role)
     with Checkpoints(folder) as checkpoints:
         if checkpoints.latest_step is None:
             raise MissingCheckpoint(folder, role)
-        state = checkpoints.restore()
-    return jax.tree.map(jax.numpy.asarray, state["ema"]), read_settings(folder)
+        step, state = checkpoints.restore_latest()
+    variables = jax.tree.map(jax.numpy.asarray, state["ema"])
+    return Loaded(variables, read_settings(folder), step)
 
 
 def image_hash(images: np.ndarray, labels: np.ndarray) -> str:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from purify import weight_files
-from purify.checkpoint import load_variables
+from purify.checkpoint import load_run
 
 
 def run(config, workdir: Path | None, input: str | None, output: str | None) -> None:
@@ -18,6 +18,6 @@ def run(config, workdir: Path | None, input: str | None, output: str | None) -> 
     if Path(output).suffix.lower() != ".safetensors":
         raise ValueError(f"--output={output} must end in .safetensors")
     folder = Path(input)
-    variables, settings = load_variables(folder.parent, folder.name)
+    variables, settings, _ = load_run(folder.parent, folder.name)
     weight_files.save(Path(output), settings, jax.tree.map(np.asarray, variables))
     print(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import attacks
-from purify.checkpoint import Checkpoints, claim, load_variables
+from purify.checkpoint import Checkpoints, claim, load_run
 from purify.defense import Defense
 from purify.evals import ablate, certify, corruptions, detect, gradient_health, robust, sample
 from purify.evals.certification import Certification, SmoothedRow
@@ -26,7 +26,7 @@ def broken(trained, tmp_path_factory):
     """A workdir whose score model is sound, and whose classifier has one NaN among its weights."""
     workdir = tmp_path_factory.mktemp("broken")
     (workdir / "score").symlink_to(trained.workdir / "score")
-    variables, settings = load_variables(trained.workdir, "classifier")
+    variables, settings, _ = load_run(trained.workdir, "classifier")
     leaves, structure = jax.tree.flatten(variables)
     leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(jnp.nan)
     claim(workdir / "classifier", settings)

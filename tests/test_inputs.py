@@ -1,6 +1,8 @@
 """What evaluations read: labels that mean the same class, images known by what they are, networks
 that fit each other, and no more networks than are needed."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -208,7 +210,8 @@ def test_where_moved_images_cannot_be_read_nobody_says_that_they_were_not_seen(
 ):
     moved = shutil.copytree(animals[0], tmp_path / "moved")
     (moved / "train" / "cat" / "0.png").write_bytes(b"damaged")
-    inputs = SimpleNamespace(runs={"classifier": animals[1] / "classifier"}, notes=())
+    runs = {"classifier": animals[1] / "classifier"}
+    inputs = SimpleNamespace(runs=runs, notes=(), unfinished=list)
     seen = tell_seen(of_animals(trained, moved).data, inputs, range(4))
     assert seen == ["classifier (unknown)"] and "is unknown" in capsys.readouterr().out
 
@@ -249,6 +252,8 @@ def test_runs_are_compared_by_their_images_wherever_these_lay(tmp_path):
         data = {"name": "folder", "path": path, "test_split": "test"}
         claim(tmp_path / name, {"seed": 0, "data": data} | changes)
         record = {"row": "adp-clean", "index": 0, "label": 1, "correct": [True]}
+        record |= {"predictions": [[1]], "queries": 0, "nfe": 0, "nge": 0, "seconds": 1.0}
+        record |= {"defense_nfe": 0.0, "defense_seconds": 1.0}
         (tmp_path / name / "images.jsonl").write_text(json.dumps(record) + "\n")
         return read_run(tmp_path / name)
 
@@ -384,6 +389,23 @@ def test_gradient_checks_and_samples_say_what_the_networks_have_seen(
     shown = dict(sample__num_images=0, sample__purifiers=("one_step",), sample__positions=(3, 5))
     sample.run(trained.config(**small, **shown), workdir)
     assert "note: the score was trained on 2 of these images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_weights_of_unfinished_training_are_said_to_be_that(trained, animals, tmp_path, steps):
+    """Before the work, on the table and in the results, which say the step."""
+    shutil.copytree(animals[1] / "classifier", tmp_path / "classifier")
+    settings = read_settings(tmp_path / "classifier")
+    step = settings["train"]["num_steps"]
+    settings["train"]["num_steps"] += steps
+    (tmp_path / "classifier/settings.json").write_text(json.dumps(settings))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        robust.run(of_animals(trained, animals[0]), tmp_path)
+    results = accuracy(tmp_path)
+    assert results["trained"]["classifier"]["step"] == step
+    line = f"classifier: unfinished training, step {step} of {step + steps}"
+    told = [text.splitlines().count(line) for text in (out.getvalue(), results["title"])]
+    assert told == [steps, steps] and (f"note: {line}" in out.getvalue()) == bool(steps)
 
 
 @pytest.mark.parametrize(

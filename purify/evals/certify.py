@@ -54,12 +54,13 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
             records, indices = store.records(row.name), inputs.indices[: row.num_images]
             done.append((row, [records[int(index)] for index in indices]))
         results = {
-            "title": _title(config),
+            "title": inputs.titled(_title(config)),
             "rows": [_result(*each, cfg, seed=config.seed) for each in done],
             "differences": _differences(done, cfg, seed=config.seed),
             "meaning": MEANING,
             **settings,
             **store.computed_by(),
+            "trained": inputs.trained(),
             "config": config.to_dict(),
         }
         paths = [store.folder / "results.json", store.folder / "images.jsonl"]

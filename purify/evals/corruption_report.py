@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from purify.checkpoint import read_settings
 from purify.corruptions import EXTRA
 from purify.evals import plots
 from purify.evals.figures import drawn
+from purify.evals.inputs import Inputs
 from purify.evals.results import cost_fields, defense_fields, estimate
 from purify.evals.rows import Row
 from purify.evals.stats import paired_difference
@@ -41,7 +41,7 @@ def write(
     rows: list[Row],
     cases: Sequence,
     settings: dict,
-    runs: Mapping[str, Path],
+    inputs: Inputs,
     *,
     source: str | None,
 ) -> None:
@@ -57,14 +57,14 @@ def write(
         done[row.defense_name, row.attack_name] = row, [records[int(index)] for index in indices]
     frost = not source and any(case.corruption == "frost" for case in cases)
     results = {
-        "title": _title(config, rows[0].num_images, source, settings),
+        "title": inputs.titled(_title(config, rows[0].num_images, source, settings)),
         "note": FROST if frost else "",
         "rows": result_rows(done, cases, seed=seed),
         "means": corruption_means(done, cases, seed=seed),
         "source": source,
         "weights": settings["weights"],
         **store.computed_by(),
-        "trained": {name: read_settings(folder) for name, folder in runs.items()},
+        "trained": inputs.trained(),
         "config": config.to_dict(),
     }
     write_json(store.folder / "results.json", results)

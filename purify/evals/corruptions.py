@@ -119,9 +119,7 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
         _tell_work(evaluation, rows, len(defenses), len(cases))
         tell_seen(config.data, inputs, range(taken))
         evaluation.run(rows, CaseImages(images, cases, make))
-        corruption_report.write(
-            config, evaluation, rows, cases, settings, inputs.runs, source=input
-        )
+        corruption_report.write(config, evaluation, rows, cases, settings, inputs, source=input)
 
 
 def plan_rows(

@@ -83,7 +83,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
             attacks = [(name, row) for name, row in rows.items() if row.attack]
             sets |= {name: evaluation.attacked_images(row) for name, row in attacks}
             values |= measure_images(evaluation, statistics, sets, taken, draws)
-        detect_report.write(config, evaluation, rows, values, settings, seen)
+        detect_report.write(config, evaluation, rows, values, settings, seen, inputs)
 
 
 def _check(config) -> None:

@@ -20,6 +20,7 @@ from purify.evals.detect_results import (
 from purify.evals.detection import JOINT, RATE, UNKNOWING
 from purify.evals.evaluation import Evaluation
 from purify.evals.figures import attempted, drawn
+from purify.evals.inputs import Inputs
 from purify.evals.results import attack_fields, cost_fields
 from purify.evals.roc import curve
 from purify.evals.rows import Row
@@ -42,6 +43,7 @@ def write(
     values: Values,
     settings: Mapping,
     seen: Sequence[str],
+    inputs: Inputs,
 ) -> None:
     """Write results.json and figures; print the table and the paths.
 
@@ -61,7 +63,7 @@ def write(
         if row.attack
     }
     results = {
-        "title": _title(config, rows, values),
+        "title": inputs.titled(_title(config, rows, values)),
         "rows": result_rows(
             values, right, thresholds, attacks, num_draws=num_draws, seed=config.seed
         ),
@@ -71,6 +73,7 @@ def write(
         "note": seen_note(seen),
         **settings,
         **store.computed_by(),
+        "trained": inputs.trained(),
         "config": config.to_dict(),
     }
     paths = [store.folder / "results.json", store.folder / "images.jsonl"]

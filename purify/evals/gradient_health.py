@@ -191,10 +191,11 @@ def run(config, workdir: Path) -> None:
             f"{budget.restarts} x {budget.num_steps} steps, EOT {budget.eot_samples}"
         )
         results = {
-            "title": title,
+            "title": inputs.titled(title),
             "checks": [verdict._asdict() for verdict in verdicts],
             **settings,
             **store.computed_by(),
+            "trained": inputs.trained(),
             "config": config.to_dict(),
         }
         write_json(store.folder / "results.json", results)

@@ -3,17 +3,18 @@
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from purify import data
 from purify.checkpoint import (
     ROLES,
+    Loaded,
+    build_network,
     has_checkpoint,
     image_hash,
-    load_classifier,
-    load_score,
+    load_run,
     read_settings,
     weight_hash,
 )
@@ -34,15 +35,16 @@ _IMAGES = ("images", "labels", "indices")
 class Inputs:
     """The networks of an evaluation and the images that they are evaluated on.
 
-    runs, networks: name (see `network_run`) -> folder of the run that made the network, and the
-    network. num_classes: of the classifiers, 0 where there are none. class_names: as the classifier
-    has learnt them, or else as the data set has them, for all labels and all classes; where neither
-    has names their numbers.
+    runs, steps, networks: name (see `network_run`) -> folder of the run that made the network, the
+    step of its training at which its weights were saved, and the network. num_classes: of the
+    classifiers, 0 where there are none. class_names: as the classifier has learnt them, or else as
+    the data set has them, for all labels and all classes; where neither has names their numbers.
     notes: what a reader should know of the labels.
     images: float32 [n, H, W, C] in [0, 1]; labels, indices (in the data set): int [n].
     """
 
     runs: Mapping[str, Path]
+    steps: Mapping[str, int]
     networks: Networks
     num_classes: int
     class_names: tuple[str, ...]
@@ -76,6 +78,22 @@ class Inputs:
         """Of the images, in batches of config.eval.batch_size, into that store."""
         arrays = self.images, self.labels, self.indices
         return Evaluation(store, *arrays, seed=config.seed, batch_size=config.eval.batch_size)
+
+    def trained(self) -> dict[str, dict]:
+        """Name -> the settings of the run that made the network, and its step."""
+        return {n: read_settings(run) | {"step": self.steps[n]} for n, run in self.runs.items()}
+
+    def unfinished(self) -> list[str]:
+        """A line for each network whose training has not come to its end."""
+        return [
+            f"{name}: unfinished training, step {of['step']} of {of['train']['num_steps']}"
+            for name, of in self.trained().items()
+            if of["step"] < of.get("train", {}).get("num_steps", 0)
+        ]
+
+    def titled(self, title: str) -> str:
+        """The title of a table of these networks' results, with what is unfinished."""
+        return "\n".join([title, *self.unfinished()])
 
     def settings(self, config) -> dict:
         """Seed, data set, networks and the images themselves: files of the same name may hold
@@ -113,14 +131,17 @@ def load_inputs(
     """
     check_seed(config.seed, "config.seed")
     runs = network_runs(config, workdir, defenses, needed=needed)
-    networks, shape = load_networks(runs), shape_of(runs)
+    loaded, shape = _load_runs(runs), shape_of(runs)
+    networks = {name: build_network(runs[name].name, each) for name, each in loaded.items()}
+    steps = {name: each.step for name, each in loaded.items()}
     num_classes = _agreed_classes(runs)
     images = _load_images(config, shape, runs, input)
     labels = images.labels
     numbered = map(str, range(len(images.names), max(num_classes, labels.max(initial=-1) + 1)))
     names = (*images.names, *numbered)
     return Inputs(
-        runs, networks, num_classes, names, images.notes, images.images, labels, images.indices
+        *(runs, steps, networks, num_classes, names),
+        *(images.notes, images.images, labels, images.indices),
     )
 
 
@@ -144,8 +165,12 @@ def network_runs(
 
 def load_networks(runs: Mapping[str, Path]) -> Networks:
     """The networks of `network_runs`."""
-    load: dict[str, Any] = {"classifier": load_classifier, "score": load_score}
-    return {name: load[run.name](run.parent) for name, run in runs.items()}
+    loaded = _load_runs(runs)
+    return {name: build_network(runs[name].name, each) for name, each in loaded.items()}
+
+
+def _load_runs(runs: Mapping[str, Path]) -> dict[str, Loaded]:
+    return {name: load_run(run.parent, run.name) for name, run in runs.items()}
 
 
 def shape_of(runs: Mapping[str, Path]) -> tuple[int, int, int]:
@@ -210,7 +235,7 @@ def tell_seen(cfg, inputs: Inputs, positions: Iterable[int], split: str = "") ->
     """Say what a reader should know of the images at these positions of a split, by default the
     test split: whose labels they have, which networks were trained on some of them, and where that
     is not known; and return the names of those networks."""
-    for note in () if split else inputs.notes:
+    for note in () if split else (*inputs.notes, *inputs.unfinished()):
         print(f"note: {note}")
     where = dict(data_dir=cfg.dir, path=cfg.path)
     members = data.members(cfg.name, split or cfg.test_split, **where)

@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from purify import schema
-from purify.checkpoint import ROLES, read_settings
+from purify.checkpoint import ROLES
 from purify.evals import plots
 from purify.evals.evaluation import Evaluation
 from purify.evals.figures import attempted, drawn
@@ -126,14 +126,14 @@ def summary(config, evaluation: Evaluation, done: Done, settings: dict, inputs: 
         exact_beside = row.name not in alone if "bpda" in row.gradients else None
         entries += result_rows(row, records, unattacked, seed=seed, exact_beside=exact_beside)
     return {
-        "title": _title(config, rows, settings),
+        "title": inputs.titled(_title(config, rows, settings)),
         "rows": entries,
         "headline": headlines(done),
         "comparisons": comparisons(config, done, seed=seed),
         "class_names": inputs.class_names,
         "weights": settings["weights"],
         **store.computed_by(),
-        "trained": {name: read_settings(folder) for name, folder in inputs.runs.items()},
+        "trained": inputs.trained(),
         "config": config.to_dict(),
     }
 

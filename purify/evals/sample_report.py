@@ -44,6 +44,7 @@ def write(
         "meaning": MEANING,
         **settings,
         **store.computed_by(),
+        "trained": followed.trained(),
         "config": config.to_dict(),
     }
     write_json(results, told)
