@@ -765,7 +765,7 @@ def test_a_record_that_is_none_or_contradicts_another_is_reported(tmp_path):
     assert read_records(file) == {"adp-clean": {3: record}}
     said = {
         "Object missing required field `index`": {"row": "adp-clean"},
-        "Object missing required field `correct`": {"row": "adp-clean", "index": 3},
+        "Object missing required field `queries`": {"row": "adp-clean", "index": 3},
         "Expected `object`, got `int`": 3,
         "other values than line 1, of the same row and image": {
             **record, "label": 6, "correct": [False],
@@ -842,7 +842,7 @@ def test_other_images_than_those_that_were_attacked_are_not_taken_for_them(
     spoil(array)
     np.save(path, array)
     before = (copy / "attacked/adp-exact.npz").read_bytes()
-    with pytest.raises(FileError, match=r"arrays/adp-exact.npy is damaged .*move it away"):
+    with pytest.raises(FileError, match=r"arrays/adp-exact.npy is damaged.*move it away"):
         robust.run(whole(trained), workdir)
     assert (copy / "attacked/adp-exact.npz").read_bytes() == before
     path.unlink()

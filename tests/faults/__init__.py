@@ -1,0 +1,1 @@
+"""Commands that end at any of their changes to the disk, and go on."""
