@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from purify import models, parallel, purifiers
+from purify import models, parallel, purifiers, schema
 from purify.defense import Defense
-from purify.jsonl import write_json
+from purify.files import FileError, inside
+from purify.jsonl import read_json, write_json
 from purify.locking import Lock
 from purify.networks import Classifier, Score
 from purify.paths import as_given, is_of_system, plain_spelling, same_path
@@ -196,12 +197,13 @@ def claim(folder: Path, settings: Mapping) -> None:
 
 
 def read_settings(folder: Path) -> dict:
-    path = folder / "settings.json"
+    path = inside(folder, "settings.json")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(
-            f"{path} is damaged; bring it back, or move {folder} elsewhere and make it anew"
+        return schema.settings(read_json(path))
+    except ValueError as error:
+        raise FileError(
+            f"{path} is damaged; bring it back, or move {folder} elsewhere and make it anew "
+            f"({error})"
         ) from None
 
 

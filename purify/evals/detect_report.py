@@ -20,6 +20,7 @@ from purify.evals.detect_results import (
 from purify.evals.detection import JOINT, RATE, UNKNOWING
 from purify.evals.evaluation import Evaluation
 from purify.evals.figures import attempted, drawn
+from purify.evals.result_files import write_results
 from purify.evals.results import attack_fields, cost_fields
 from purify.evals.roc import curve
 from purify.evals.rows import Row
@@ -31,7 +32,6 @@ from purify.evals.terminal import (
     variant_lines,
     with_interval,
 )
-from purify.jsonl import write_json
 from purify.messages import counted
 
 
@@ -73,8 +73,7 @@ def write(
         **store.computed_by(),
         "config": config.to_dict(),
     }
-    paths = [store.folder / "results.json", store.folder / "images.jsonl"]
-    write_json(paths[0], results)
+    paths = [write_results(store.folder, results), store.folder / "images.jsonl"]
     print_wide(results_table(results))
     if seen:
         print(results["note"])

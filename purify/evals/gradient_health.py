@@ -32,6 +32,7 @@ from purify.evals.gradient_checks import (
 from purify.evals.inputs import load_inputs, tell_seen
 from purify.evals.probes import Local, Probe, derivative_errors, probe_batch
 from purify.evals.programs import check_finite
+from purify.evals.result_files import write_results
 from purify.evals.rows import Row
 from purify.evals.store import Store
 from purify.evals.terminal import (
@@ -41,7 +42,6 @@ from purify.evals.terminal import (
     tell_written,
     telling_done_before,
 )
-from purify.jsonl import write_json
 from purify.messages import counted
 from purify.progress import progress
 from purify.tables import choose
@@ -197,11 +197,11 @@ def run(config, workdir: Path) -> None:
             **store.computed_by(),
             "config": config.to_dict(),
         }
-        write_json(store.folder / "results.json", results)
+        written = write_results(store.folder, results)
         print_wide(results_table(results))
         print(conclusion(results))
         print_reservations(results)
-        tell_written(store.folder / name for name in ("results.json", "images.jsonl"))
+        tell_written([written, store.folder / "images.jsonl"])
 
 
 def _budget(config) -> Budget:

@@ -12,6 +12,7 @@ from purify.evals import plots
 from purify.evals.evaluation import Evaluation
 from purify.evals.figures import attempted, drawn
 from purify.evals.inputs import Inputs
+from purify.evals.result_files import write_results
 from purify.evals.results import (
     MAIN,
     SINGLE_RUN,
@@ -34,7 +35,7 @@ from purify.evals.terminal import (
 )
 from purify.evals.versions import read_versions, save_versions, versions_path
 from purify.image_io import to_float
-from purify.jsonl import read_lines, write_json
+from purify.jsonl import read_lines
 
 FIGURE_IMAGES = 10
 
@@ -140,11 +141,11 @@ def write(config, evaluation: Evaluation, rows: list[Row], settings: dict, input
     """Write results.json, attacked images (.npz) and figures; print the table and the paths."""
     store, done = evaluation.store, done_rows(evaluation, rows)
     results = summary(config, evaluation, done, settings, inputs)
-    write_json(store.folder / "results.json", results)
+    written = write_results(store.folder, results)
     print_wide(results_table(results))
     print("\n".join(comparison_lines(results)))
     print_reservations(results)
-    paths = [store.folder / "results.json", store.folder / "images.jsonl"]
+    paths = [written, store.folder / "images.jsonl"]
     # Records may outlive the images, which are a hundred times as large.
     kept = {row.crafted for row in crafting(rows) if _has_images(evaluation, row)}
     paths += [_save_attacked(evaluation, row) for row in crafting(rows) if row.crafted in kept]

@@ -10,11 +10,11 @@ import numpy as np
 from purify.evals import plots
 from purify.evals.figures import drawn
 from purify.evals.inputs import Inputs
+from purify.evals.result_files import write_results
 from purify.evals.results import purifier_fields
 from purify.evals.sampling import SAMPLES, ShownPath, path_shape
 from purify.evals.store import Store
 from purify.evals.terminal import print_reservations, tell_written
-from purify.jsonl import write_json
 from purify.langevin import AnnealedLangevin
 from purify.random import image_keys
 
@@ -32,8 +32,7 @@ def write(
     settings: dict,
 ) -> None:
     """Write all of it, and say where."""
-    results, figures = store.folder / "results.json", store.folder / "figures"
-    written = [results, store.folder / "images.jsonl"]
+    figures, written = store.folder / "figures", [store.folder / "images.jsonl"]
     if sampler:
         written.append(_write_samples(config, store, centres))
     shown = paths if len(followed.labels) else []
@@ -45,7 +44,7 @@ def write(
         **store.computed_by(),
         "config": config.to_dict(),
     }
-    write_json(results, told)
+    written.insert(0, write_results(store.folder, told))
     print_reservations(told)
     if sampler:
         samples = np.array(store.array(SAMPLES, centres.images.shape))

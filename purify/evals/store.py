@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from purify import parallel
+from purify import parallel, schema
 from purify.checkpoint import claim, differing_settings
 from purify.jsonl import append_lines, read_lines
 from purify.locking import Lock
@@ -54,9 +54,7 @@ def read_records(path: Path, *, repair: bool = False) -> dict[str, dict[int, dic
         return {name: value for name, value in record.items() if not name.endswith("seconds")}
 
     records: dict[str, dict[int, dict]] = {}
-    for number, record in enumerate(read_lines(path, mend=repair), start=1):
-        if not isinstance(record, dict) or not {"row", "index"} <= record.keys():
-            raise ValueError(f"{path}: line {number} is no record of an image and row")
+    for number, record in enumerate(read_lines(path, schema.record, mend=repair), start=1):
         record = Record(record, f"{path}: line {number}")
         first = records.setdefault(record["row"], {}).setdefault(record["index"], record)
         if first is not record and untimed(first) != untimed(record):
