@@ -11,8 +11,10 @@ from typing import Any
 from purify.files import FileError, append, open_file, read_bytes, write_bytes
 from purify.messages import few
 
-MAX_JSON = 2**28  # bytes of one file
-MAX_LINE = 2**24  # bytes of one line
+# Bytes of one file, and of one line: what they hold takes up to 25 times as many in memory.
+MAX_JSON = 2**25
+MAX_LINE = 2**24
+MAX_DEPTH = 100  # of values within values: what goes through them calls itself as often
 
 Fit = Callable[[Any], Any]  # what a value stands for; ValueError that says why it is none
 
@@ -20,13 +22,28 @@ Fit = Callable[[Any], Any]  # what a value stands for; ValueError that says why 
 def parse(text: bytes | str) -> Any:
     """The value of a JSON text; ValueError, which says why, for any that is none."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if _depth(value) > MAX_DEPTH:
+            raise RecursionError
+        return value
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeDecodeError:
         raise ValueError("no UTF-8") from None
     except ValueError as error:
         raise ValueError(f"no JSON: {error}") from None
+
+
+def _depth(value: Any) -> int:
+    """How many values are within each other, counted up to just above MAX_DEPTH."""
+    level, depth = [value], 0
+    while depth <= MAX_DEPTH:
+        inner = [e for e in level if isinstance(e, dict | list)]
+        if not inner:
+            break
+        level = [e for each in inner for e in (each.values() if isinstance(each, dict) else each)]
+        depth += 1
+    return depth
 
 
 def read_json(path: Path, *, follow: bool = False) -> Any:

@@ -17,7 +17,7 @@ from purify.evals.robust_report import done_rows, summary
 from purify.evals.rows import Row
 from purify.evals.store import Store, folder_of, read_records
 from purify.evals.terminal import stopped_early, tell_work
-from purify.messages import counted
+from purify.messages import counted, shown
 from purify.tables import choose
 
 # The networks and images are the same at all points: these fields of the config decide them.
@@ -67,8 +67,8 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         tell_seen(config.data, default.inputs, range(taken))
         measured: dict[Path, Measured] = {}
         for number, (folder, point) in enumerate(planned.items(), start=1):
-            where = f"into {folder}" if lacking[folder].runs else f"done before, in {folder}"
-            print(f"{number} of {len(planned)}: {titles[folder]}, {where}")
+            where = "into" if lacking[folder].runs else "done before, in"
+            print(f"{number} of {len(planned)}: {titles[folder]}, {where} {shown(folder)}")
             measured[folder] = _measure(point, workdir)
         ablation_report.write(
             config,

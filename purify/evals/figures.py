@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from purify.messages import printable, shown
+
 T = TypeVar("T")
 
 
@@ -13,7 +15,7 @@ def attempted(path: Path, make: Callable[[], T]) -> T | None:
         return make()
     except Exception as error:  # whatever it is: the numbers are there already
         reason = str(error).strip().partition("\n")[0]
-        print(f"left out: {path} ({type(error).__name__}: {reason})")
+        print(f"left out: {shown(path)} ({type(error).__name__}: {printable(reason)})")
         return None
 
 

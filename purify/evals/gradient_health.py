@@ -42,7 +42,7 @@ from purify.evals.terminal import (
     tell_written,
     telling_done_before,
 )
-from purify.messages import counted
+from purify.messages import counted, shown
 from purify.progress import progress
 from purify.tables import choose
 from purify.types import Purifier
@@ -179,7 +179,7 @@ def run(config, workdir: Path) -> None:
     images, labels = inputs.images, inputs.labels
     settings = _settings(config, surrogate, budget, defense) | inputs.settings(config)
     with Store(workdir, "check_gradients", settings) as store:
-        print(f"checking {name} on {counted(len(labels), 'image')}, into {store.folder}")
+        print(f"checking {name} on {counted(len(labels), 'image')}, into {shown(store.folder)}")
         tell_seen(config.data, inputs, range(len(labels)))
         other = build_purifier(config, surrogate, inputs.networks) if surrogate else None
         given = dict(surrogate=other, seed=config.seed, batch_size=config.eval.batch_size)

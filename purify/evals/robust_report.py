@@ -36,6 +36,7 @@ from purify.evals.terminal import (
 from purify.evals.versions import read_versions, save_versions, versions_path
 from purify.image_io import to_float
 from purify.jsonl import read_lines
+from purify.messages import printable, shown
 
 FIGURE_IMAGES = 10
 
@@ -143,7 +144,7 @@ def write(config, evaluation: Evaluation, rows: list[Row], settings: dict, input
     results = summary(config, evaluation, done, settings, inputs)
     written = write_results(store.folder, results)
     print_wide(results_table(results))
-    print("\n".join(comparison_lines(results)))
+    print("\n".join(map(printable, comparison_lines(results))))
     print_reservations(results)
     paths = [written, store.folder / "images.jsonl"]
     # Records may outlive the images, which are a hundred times as large.
@@ -154,7 +155,7 @@ def write(config, evaluation: Evaluation, rows: list[Row], settings: dict, input
     tell_written(paths)
     print(
         "checkpoints:\n"
-        + "\n".join(f"  {folder / 'checkpoints'}" for folder in inputs.runs.values())
+        + "\n".join(f"  {shown(folder / 'checkpoints')}" for folder in inputs.runs.values())
     )
 
 
