@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from purify.files import FileError, append, open_file, read_bytes, write_bytes
-from purify.messages import few
+from purify.messages import few, shown
 
 # Bytes of one file, and of one line: what they hold takes up to 25 times as many in memory.
 MAX_JSON = 2**25
@@ -52,7 +52,7 @@ def read_json(path: Path, *, follow: bool = False) -> Any:
     try:
         return parse(content)
     except ValueError as error:
-        raise FileError(f"{path} is damaged ({error})") from None
+        raise FileError(f"{shown(path)} is damaged ({error})") from None
 
 
 def read_lines(path: Path, fit: Fit = lambda value: value, *, mend: bool = False) -> list:
@@ -86,7 +86,8 @@ def numbered_lines(path: Path, *, cut: bool = False) -> dict[int, bytes]:
     with open_file(path) as file:
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
-                raise FileError(f"{path}: line {len(lines) + 1} has more than {MAX_LINE:,} bytes")
+                number = len(lines) + 1
+                raise FileError(f"{shown(path)}: line {number} has more than {MAX_LINE:,} bytes")
             if not line.endswith(b"\n"):
                 break
             lines[len(lines) + 1] = line
@@ -97,7 +98,7 @@ def numbered_lines(path: Path, *, cut: bool = False) -> dict[int, bytes]:
 
 def tell_damaged(path: Path, damaged: Mapping[int, str]) -> None:
     said = (f"line {number} ({why})" for number, why in damaged.items())
-    print(f"warning: {path}: left out: {few([*said])}", file=sys.stderr)
+    print(f"warning: {shown(path)}: left out: {few([*said])}", file=sys.stderr)
 
 
 def set_aside(path: Path, numbers: Iterable[int]) -> None:
