@@ -315,6 +315,7 @@ def main(argv: list[str]) -> None:
     # Imported here, so that --help and a mistyped flag answer at once.
     from purify.checkpoint import NeedsMode
     from purify.compilation import trace_without_pauses
+    from purify.messages import printable_lines
 
     trace_without_pauses()
     try:
@@ -326,11 +327,11 @@ def main(argv: list[str]) -> None:
             config_file = config_of(error.workdir)
         arguments = [f"--config={config_file}", f"--mode={error.mode}"]
         command = ["python", sys.argv[0], *arguments, f"--workdir={error.workdir}"]
-        fail(f"{error}\nrun: {shlex.join(command)}")
+        fail(printable_lines(f"{error}\nrun: {shlex.join(command)}"))
     except (ValueError, OSError) as error:
         if _TRACEBACK.value:
             raise
-        fail(str(error))
+        fail(printable_lines(str(error)))
 
 
 if __name__ == "__main__":

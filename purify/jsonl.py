@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from purify.files import FileError, append, open_file, read_bytes, write_bytes
-from purify.messages import few
+from purify.messages import few, shown
 
-MAX_JSON = 2**28  # bytes of one file
-MAX_LINE = 2**24  # bytes of one line
+# Bytes of one file, and of one line: what they hold takes up to 25 times as many in memory.
+MAX_JSON = 2**25
+MAX_LINE = 2**24
+MAX_DEPTH = 100  # of values within values: what goes through them calls itself as often
 
 Fit = Callable[[Any], Any]  # what a value stands for; ValueError that says why it is none
 
@@ -20,7 +22,10 @@ Fit = Callable[[Any], Any]  # what a value stands for; ValueError that says why 
 def parse(text: bytes | str) -> Any:
     """The value of a JSON text; ValueError, which says why, for any that is none."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if _depth(value) > MAX_DEPTH:
+            raise RecursionError
+        return value
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeDecodeError:
@@ -29,13 +34,25 @@ def parse(text: bytes | str) -> Any:
         raise ValueError(f"no JSON: {error}") from None
 
 
+def _depth(value: Any) -> int:
+    """How many values are within each other, counted up to just above MAX_DEPTH."""
+    level, depth = [value], 0
+    while depth <= MAX_DEPTH:
+        inner = [e for e in level if isinstance(e, dict | list)]
+        if not inner:
+            break
+        level = [e for each in inner for e in (each.values() if isinstance(each, dict) else each)]
+        depth += 1
+    return depth
+
+
 def read_json(path: Path, *, follow: bool = False) -> Any:
     """The value of a JSON file; FileError that names it where it holds none."""
     content = read_bytes(path, limit=MAX_JSON, follow=follow)
     try:
         return parse(content)
     except ValueError as error:
-        raise FileError(f"{path} is damaged ({error})") from None
+        raise FileError(f"{shown(path)} is damaged ({error})") from None
 
 
 def read_lines(path: Path, fit: Fit = lambda value: value, *, mend: bool = False) -> list:
@@ -69,7 +86,8 @@ def numbered_lines(path: Path, *, cut: bool = False) -> dict[int, bytes]:
     with open_file(path) as file:
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
-                raise FileError(f"{path}: line {len(lines) + 1} has more than {MAX_LINE:,} bytes")
+                number = len(lines) + 1
+                raise FileError(f"{shown(path)}: line {number} has more than {MAX_LINE:,} bytes")
             if not line.endswith(b"\n"):
                 break
             lines[len(lines) + 1] = line
@@ -80,7 +98,7 @@ def numbered_lines(path: Path, *, cut: bool = False) -> dict[int, bytes]:
 
 def tell_damaged(path: Path, damaged: Mapping[int, str]) -> None:
     said = (f"line {number} ({why})" for number, why in damaged.items())
-    print(f"warning: {path}: left out: {few([*said])}", file=sys.stderr)
+    print(f"warning: {shown(path)}: left out: {few([*said])}", file=sys.stderr)
 
 
 def set_aside(path: Path, numbers: Iterable[int]) -> None:

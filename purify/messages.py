@@ -32,7 +32,14 @@ def printable(text: object, limit: int = LONGEST) -> str:
     text = str(text)
     if len(text) > limit:
         text = f"{text[: limit - limit // 3]}...{text[len(text) - limit // 3 :]}"
-    return "".join(map(_escaped, text))
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def printable_lines(text: str) -> str:
+    """The same of a text of several lines, which stay lines; of any length."""
+    if text.isprintable():
+        return text
+    return "\n".join(printable(line, limit=len(line)) for line in text.split("\n"))
 
 
 def as_text(name: str | Path) -> str:

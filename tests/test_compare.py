@@ -8,6 +8,7 @@ from purify.evals.compare import compare, read_run
 from purify.evals.stats import mcnemar, paired_difference
 from purify.jsonl import write_json, write_lines
 from tests.command import main
+from tests.written import RECORDS, scored
 
 SETTINGS = {
     "seed": 0,
@@ -25,11 +26,11 @@ def make_run(folder, rows: dict[str, dict[int, list[bool]]], labels=None, **chan
     folder.mkdir(parents=True)
     write_json(folder / "settings.json", SETTINGS | changes)
     records = [
-        {"row": row, "index": i, "label": (labels or {}).get(i, 1), "correct": draws}
+        scored(row, i, draws, (labels or {}).get(i, 1))
         for row, outcomes in rows.items()
         for i, draws in outcomes.items()
     ]
-    attacks = [{"row": "attack:adp-bpda", "index": i, "loss": 0.0} for i in range(3)]
+    attacks = [RECORDS["attack"] | {"index": i} for i in range(3)]
     write_lines(folder / "images.jsonl", records + attacks)
     return folder
 

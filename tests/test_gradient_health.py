@@ -37,6 +37,7 @@ from purify.evals.gradient_checks import (
     beats_random,
     doubled,
     equals_differences,
+    has_gradient,
     judge,
 )
 from purify.evals.gradient_health import CURED, STILL_FAIL, check, exact
@@ -47,9 +48,11 @@ from purify.evals.probes import (
     Local,
     Probe,
     derivative_errors,
+    probe_batch,
 )
 from purify.evals.store import Store
 from purify.purifiers import Identity, NoiseOnly, Schedule
+from purify.random import image_keys
 from tests.oracles import QUICK, GaussianScore, LinearClassifier, QuadraticClassifier, near
 
 SIGMA, EPS = 0.25, 0.15
@@ -526,6 +529,29 @@ def test_single_points_by_hand():
     )
     still = measured(gain=[0.0], random_gain=[0.0], predicted=[0.0], resolution=[1e-3])
     assert beats_random(still).verdict == as_predicted(still).verdict == NOT_INFORMATIVE
+
+
+def test_a_loss_that_cannot_move_fails_a_check():
+    """Of answers so large that the cross-entropy is exactly zero, and so is its gradient."""
+    images, labels = (jnp.asarray(array[:20]) for array in held_out())
+    keys = image_keys(0, np.arange(20), stream="defense")
+    found = {}
+    for scale in (1.0, 1e4):
+        network = Changed(trained_network(), after=lambda logits, by=scale: by * logits)
+        defense = Defense(Identity(), network, num_runs=1)
+        local = probe_batch(Probe(defense, exact(defense), eps=EPS), keys, keys, images, labels)
+        found[scale] = has_gradient(measured(**jax.device_get(local)._asdict()))
+    assert found[1.0].verdict == PASS and found[1.0].numbers == {"without": 0, "of": 20}
+    assert found[1e4].verdict == FAIL and found[1e4].numbers["without"] > 10
+
+
+@pytest.mark.parametrize(("flat", "verdict"), [(0, PASS), (1, PASS), (2, FAIL), (10, FAIL)])
+def test_a_tenth_of_the_images_may_lie_where_the_loss_is_flat(flat, verdict):
+    values = [0.0] * flat + [0.1] * (10 - flat)
+    assert has_gradient(measured(gain=values, predicted=values)).verdict == verdict
+    step = [0.0, 0.1] * 5  # a gain alone may be lost in rounding
+    assert has_gradient(measured(gain=[0.0] * 10, predicted=step)).verdict == FAIL
+    assert has_gradient(measured(gain=[0.0] * 10, predicted=[0.1] * 10)).verdict == PASS
 
 
 def test_checks_share_one_level():

@@ -27,6 +27,7 @@ from purify.evals.inputs import load_inputs, network_runs, tell_seen
 from purify.evals.store import folder_of
 from purify.paths import same_path
 from purify.png_jpeg import encode_image
+from tests.written import scored
 
 ANIMALS = ("cat", "dog", "frog")
 SHADES = dict(zip(ANIMALS, (40, 120, 210), strict=True))
@@ -251,9 +252,7 @@ def test_runs_are_compared_by_their_images_wherever_these_lay(tmp_path):
     def made(name: str, path: str, **changes):
         data = {"name": "folder", "path": path, "test_split": "test"}
         claim(tmp_path / name, {"seed": 0, "data": data} | changes)
-        record = {"row": "adp-clean", "index": 0, "label": 1, "correct": [True]}
-        record |= {"predictions": [[1]], "queries": 0, "nfe": 0, "nge": 0, "seconds": 1.0}
-        record |= {"defense_nfe": 0.0, "defense_seconds": 1.0}
+        record = scored("adp-clean", 0, [True])
         (tmp_path / name / "images.jsonl").write_text(json.dumps(record) + "\n")
         return read_run(tmp_path / name)
 

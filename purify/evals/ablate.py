@@ -10,14 +10,14 @@ import jax
 from purify.evals import ablation_report, robust
 from purify.evals.ablation_report import Measured
 from purify.evals.inputs import Inputs, load_inputs, network_runs, tell_seen
+from purify.evals.result_files import write_results
 from purify.evals.results import per_image
 from purify.evals.robust import Planned
 from purify.evals.robust_report import done_rows, summary
 from purify.evals.rows import Row
 from purify.evals.store import Store, folder_of, read_records
 from purify.evals.terminal import stopped_early, tell_work
-from purify.jsonl import write_json
-from purify.messages import counted
+from purify.messages import counted, shown
 from purify.tables import choose
 
 # The networks and images are the same at all points: these fields of the config decide them.
@@ -67,8 +67,8 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         tell_seen(config.data, default.inputs, range(taken))
         measured: dict[Path, Measured] = {}
         for number, (folder, point) in enumerate(planned.items(), start=1):
-            where = f"into {folder}" if lacking[folder].runs else f"done before, in {folder}"
-            print(f"{number} of {len(planned)}: {titles[folder]}, {where}")
+            where = "into" if lacking[folder].runs else "done before, in"
+            print(f"{number} of {len(planned)}: {titles[folder]}, {where} {shown(folder)}")
             measured[folder] = _measure(point, workdir)
         ablation_report.write(
             config,
@@ -268,7 +268,7 @@ def _measure(planned: Planned, workdir: Path) -> Measured:
         done = done_rows(evaluation, planned.rows)
         arguments = planned.config, evaluation, done, planned.settings, planned.inputs
         results = summary(*arguments)
-        write_json(store.folder / "results.json", results)
+        write_results(store.folder, results)
     values = {
         (row.attack_name, protocol): dict(
             zip((record["index"] for record in records), each, strict=True)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from purify.evals import plots
 from purify.evals.figures import drawn
+from purify.evals.result_files import write_results
 from purify.evals.results import MAIN, protocol_name
 from purify.evals.stats import paired_difference
 from purify.evals.store import Store
@@ -22,7 +23,7 @@ from purify.evals.terminal import (
     variant_lines,
     with_interval,
 )
-from purify.jsonl import write_json, write_text
+from purify.jsonl import write_text
 
 if TYPE_CHECKING:
     from purify.evals.ablate import Factor
@@ -110,9 +111,9 @@ def write(
         "trained": default["trained"],
         "config": config.to_dict(),
     }
-    paths = [folder / name for name in ("ablation.csv", "results.json")]
+    paths = [folder / "ablation.csv"]
     write_text(paths[0], _csv(lines))
-    write_json(paths[1], results)
+    paths.append(write_results(folder, results))
     print_wide(results_table(results))
     print_reservations(results)
     tell_written([*paths, *draw_figures(folder / "figures", results)])

@@ -13,6 +13,7 @@ from purify.evals.certification import Certification, SmoothedRow, smoothed
 from purify.evals.defenses import defense_settings, purifier_options
 from purify.evals.figures import drawn
 from purify.evals.inputs import Inputs, load_inputs, tell_seen
+from purify.evals.result_files import write_results
 from purify.evals.results import purifier_fields
 from purify.evals.stats import bootstrap_mean, paired_difference, proportion
 from purify.evals.store import Store
@@ -23,7 +24,6 @@ from purify.evals.terminal import (
     stopped_early,
     tell_written,
 )
-from purify.jsonl import write_json
 from purify.messages import counted
 
 
@@ -63,8 +63,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
             "trained": inputs.trained(),
             "config": config.to_dict(),
         }
-        paths = [store.folder / "results.json", store.folder / "images.jsonl"]
-        write_json(paths[0], results)
+        paths = [write_results(store.folder, results), store.folder / "images.jsonl"]
         print_wide(results_table(results))
         if differences := differences_table(results):
             print_wide(differences)

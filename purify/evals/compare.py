@@ -1,5 +1,6 @@
 """--mode=compare: two evaluations, row by row, on the images that both have."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,8 +9,12 @@ from purify.evals.labels import labels
 from purify.evals.results import pair
 from purify.evals.store import read_records
 from purify.evals.terminal import empty_table, print_wide
+from purify.files import FileError, inside
 from purify.jsonl import write_json
+from purify.messages import as_text, few, printable, shown
 from purify.paths import same_path, split_paths
+
+IMAGES = ("name", "path", "test_split")  # of the settings' data: which images it is about
 
 
 class Run(NamedTuple):
@@ -30,30 +35,37 @@ def run(config, workdir: Path | None, input: str | None, output: str | None) -> 
     folders = split_paths(input or "")
     if len(folders) != 2:
         raise ValueError("--mode=compare needs --input=RUN_A,RUN_B, two folders of evaluations")
-    if output and Path(output).exists():
-        raise ValueError(f"'{output}' exists already; choose another --output, or move it away")
+    if output and os.path.lexists(output):
+        raise ValueError(
+            f"'{shown(output)}' exists already; choose another --output, or move it away"
+        )
     a, b = map(read_run, folders)
     comparison = compare(a, b)
     print_comparison(comparison)
     if output:
         write_json(Path(output), comparison)
-        print(f"\nwritten: {output}")
+        print(f"\nwritten: {shown(output)}")
 
 
 def read_run(folder: Path) -> Run:
     """The evaluation in `folder`, finished or not; ValueError where there is none."""
-    found = [path.parent for path in sorted(folder.glob("eval_robust/*/images.jsonl"))]
-    if (folder / "images.jsonl").is_file():
-        found = [folder]
-    if len(found) != 1:
-        some = f"has {len(found)} of them: {', '.join(map(str, found))}" if found else "is none"
-        raise ValueError(f"'{folder}' must be the folder of an evaluation, but {some}")
+    found = [path.parent.name for path in sorted(folder.glob("eval_robust/*/images.jsonl"))]
+    own = os.path.lexists(folder / "images.jsonl")
+    if not own and len(found) != 1:
+        some = f"has {len(found)} of them: {few(found)}" if found else "is none"
+        raise ValueError(f"'{shown(folder)}' must be the folder of an evaluation, but {some}")
+    folder = folder if own else inside(folder, "eval_robust", found[0])
     rows = {
         name: list(records.values())
-        for name, records in read_records(found[0] / "images.jsonl").items()
+        for name, records in read_records(inside(folder, "images.jsonl")).items()
         if all("correct" in record for record in records.values())  # others: what an attack did
     }
-    return Run(found[0], read_settings(found[0]), rows)
+    settings = read_settings(folder)
+    for field, holds in (("seed", settings), *((f, settings.get("data", {})) for f in IMAGES)):
+        if field not in holds:
+            name = field if field == "seed" else f"data.{field}"
+            raise FileError(f"'{shown(folder / 'settings.json')}' lacks {name}: bring it back")
+    return Run(folder, settings, rows)
 
 
 def compare(a: Run, b: Run) -> dict:
@@ -62,15 +74,17 @@ def compare(a: Run, b: Run) -> dict:
     shared = [name for name in a.rows if name in b.rows]
     if not shared:
         raise ValueError(
-            f"no row is in both: {a.folder} has {', '.join(a.rows)}; {b.folder} has "
-            f"{', '.join(b.rows)}"
+            f"no row is in both: {shown(a.folder)} has {few(a.rows, limit=20)}; {shown(b.folder)} "
+            f"has {few(b.rows, limit=20)}"
         )
     entries = []
     for name in shared:
         ours, theirs = ({r["index"]: r for r in run.rows[name]} for run in (a, b))
         common = sorted(ours.keys() & theirs.keys())
         if any(ours[i]["label"] != theirs[i]["label"] for i in common):
-            raise ValueError(f"{name}: the images of equal index have other labels in the other")
+            raise ValueError(
+                f"{printable(name)}: the images of equal index have other labels in the other"
+            )
         if not common:
             continue
         sides = [[side[i] for i in common] for side in (ours, theirs)]
@@ -98,23 +112,26 @@ def _check_same_images(a: Run, b: Run) -> None:
     if not given and len(hashes) == 1 and None not in hashes:
         return
     data = [of["data"] for of in settings]
-    for field in ("name", "path", "test_split"):
+    for field in IMAGES:
         ours, theirs = (of[field] for of in data)
         if not (same_path(ours, theirs) if field == "path" else ours == theirs):
             raise ValueError(
-                f"{a.folder} and {b.folder} are of different images: data.{field} {ours!r} and "
-                f"{theirs!r}"
+                f"{shown(a.folder)} and {shown(b.folder)} are of different images: data.{field} "
+                f"{printable(repr(ours))} and {printable(repr(theirs))}"
             )
     if not given and len(hashes) > 1:
         raise ValueError(
-            f"{a.folder} and {b.folder} are of different images: the files of data.name "
-            f"{data[0]['name']!r} held others"
+            f"{shown(a.folder)} and {shown(b.folder)} are of different images: the files of "
+            f"data.name {printable(repr(data[0]['name']))} held others"
         )
 
 
 def print_comparison(comparison: dict) -> None:
     sides = [(side, comparison[side.lower()], comparison["labels"][side.lower()]) for side in "AB"]
-    said = [f"{side}: {folder}{f', {label}' if label else ''}" for side, folder, label in sides]
+    said = [
+        printable(f"{side}: {as_text(folder)}{f', {label}' if label else ''}", limit=2000)
+        for side, folder, label in sides
+    ]
     table = empty_table("\n".join(said), CAPTION)
     for column in ("row", "n", "A", "B", "A - B [95 %]", "p"):
         table.add_column(column, justify="left" if column == "row" else "right", no_wrap=True)
@@ -131,7 +148,7 @@ def print_comparison(comparison: dict) -> None:
     print_wide(table)
     differing = comparison["differing_settings"]
     print("settings that differ, A -> B:" if differing else "all settings are the same")
-    print("\n".join(f"  {line}" for line in differing))
+    print("\n".join(f"  {printable(line)}" for line in differing))
 
 
 CAPTION = """\

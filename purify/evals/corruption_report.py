@@ -14,6 +14,7 @@ from purify.corruptions import EXTRA
 from purify.evals import plots
 from purify.evals.figures import drawn
 from purify.evals.inputs import Inputs
+from purify.evals.result_files import write_results
 from purify.evals.results import cost_fields, defense_fields, estimate
 from purify.evals.rows import Row
 from purify.evals.stats import paired_difference
@@ -27,7 +28,6 @@ from purify.evals.terminal import (
     variant_lines,
     with_interval,
 )
-from purify.jsonl import write_json
 
 CLEAN = "clean"
 UNDEFENDED = "identity"
@@ -67,8 +67,7 @@ def write(
         "trained": inputs.trained(),
         "config": config.to_dict(),
     }
-    write_json(store.folder / "results.json", results)
-    paths = [store.folder / "results.json", store.folder / "images.jsonl"]
+    paths = [write_results(store.folder, results), store.folder / "images.jsonl"]
     print_wide(results_table(results))
     print_reservations(results)
     tell_written([*paths, *draw_figures(store.folder / "figures", results)])
@@ -165,7 +164,7 @@ def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[P
 
 def results_table(results: Mapping) -> Table:
     """Corruptions by defences, means over severities; then mean corruption errors."""
-    caption = "\n".join(filter(None, [CAPTION, results["note"]]))
+    caption = "\n".join(filter(None, [CAPTION, results.get("note")]))
     table = empty_table(results["title"], caption)
     names = list(dict.fromkeys(entry["defense"]["name"] for entry in results["means"]))
     table.add_column("corruption", no_wrap=True)

@@ -22,7 +22,7 @@ from purify.evals.roc import threshold
 from purify.evals.rows import Row
 from purify.evals.store import Store
 from purify.evals.terminal import stopped_early, telling_done_before
-from purify.messages import counted
+from purify.messages import counted, shown
 from purify.tables import choose
 
 # What an attack on a detector cannot have of its own.
@@ -61,7 +61,7 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         print(
             f"{counted(len(statistics), 'statistic')}, set on "
             f"{counted(len(calibration.labels), 'natural image')}, on {counted(taken, 'other')} "
-            f"and on what attacks make of them; into {store.folder}"
+            f"and on what attacks make of them; into {shown(store.folder)}"
         )
         tell_seen(config.data, inputs, range(taken))
         split = cfg.calibration_split

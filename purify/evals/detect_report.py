@@ -21,6 +21,7 @@ from purify.evals.detection import JOINT, RATE, UNKNOWING
 from purify.evals.evaluation import Evaluation
 from purify.evals.figures import attempted, drawn
 from purify.evals.inputs import Inputs
+from purify.evals.result_files import write_results
 from purify.evals.results import attack_fields, cost_fields
 from purify.evals.roc import curve
 from purify.evals.rows import Row
@@ -32,7 +33,6 @@ from purify.evals.terminal import (
     variant_lines,
     with_interval,
 )
-from purify.jsonl import write_json
 from purify.messages import counted
 
 
@@ -76,8 +76,7 @@ def write(
         "trained": inputs.trained(),
         "config": config.to_dict(),
     }
-    paths = [store.folder / "results.json", store.folder / "images.jsonl"]
-    write_json(paths[0], results)
+    paths = [write_results(store.folder, results), store.folder / "images.jsonl"]
     print_wide(results_table(results))
     if seen:
         print(results["note"])

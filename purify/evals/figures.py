@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from purify.files import subfolder, temporary_name
+from purify.messages import printable, shown
 
 T = TypeVar("T")
 
@@ -15,7 +16,7 @@ def attempted(path: Path, make: Callable[[], T]) -> T | None:
         return make()
     except Exception as error:  # whatever it is: the numbers are there already
         reason = str(error).strip().partition("\n")[0]
-        print(f"left out: {path} ({type(error).__name__}: {reason})")
+        print(f"left out: {shown(path)} ({type(error).__name__}: {printable(reason)})")
         return None
 
 

@@ -28,6 +28,7 @@ FAR = 0.5  # of Linf: such a ball holds mid-grey whatever its centre
 FACTOR = 2.0  # a gain may be so many times its prediction, or its prediction the gain
 SAME = 1e-3  # median gap of logits, over the largest, that rounding may leave
 TOLERANCE = 1e-5  # relative error of a derivative in double precision
+FLAT = 0.1  # of the images: so many may lie where the loss saturates
 KINKED = 1  # images whose difference may straddle a kink, as by chance one in thousands does
 
 
@@ -225,6 +226,15 @@ def beats_random(measured: Measured) -> Finding:
     return Finding(numbers, float(binom.cdf(ahead, ahead + behind, 0.5)))
 
 
+def has_gradient(measured: Measured) -> Finding:
+    """The loss has a gradient at most images: where it is exactly zero, as that of a cross-entropy
+    which saturates, the step along it stays where it is."""
+    local = measured.local
+    flat = int(np.sum((local.gain == 0) & (local.predicted == 0)))
+    of = len(local.gain)
+    return Finding({"without": flat, "of": of}, verdict=FAIL if flat > FLAT * of else PASS)
+
+
 def as_predicted(measured: Measured) -> Finding:
     """That step gains what the gradient predicts within FACTOR, on most of the images where so
     small a gain can be told from rounding."""
@@ -280,6 +290,7 @@ CHECKS: dict[str, Callable[[Measured], Finding]] = {
     f"Linf {FAR} leaves at most a constant's share": LittleLeft("far"),
     f"a step of {STEP} eps beats {NUM_DIRECTIONS} random ones": beats_random,
     f"its gain is as predicted, within {FACTOR:g} times": as_predicted,
+    "the loss has a gradient": has_gradient,
     "the attacked function is the defence": same_function,
     "exact equals finite differences": equals_differences,
     "attacked images are in ball and box": in_ball,

@@ -32,6 +32,7 @@ from purify.evals.gradient_checks import (
 from purify.evals.inputs import load_inputs, tell_seen
 from purify.evals.probes import Local, Probe, derivative_errors, probe_batch
 from purify.evals.programs import check_finite
+from purify.evals.result_files import write_results
 from purify.evals.rows import Row
 from purify.evals.store import Store
 from purify.evals.terminal import (
@@ -41,8 +42,7 @@ from purify.evals.terminal import (
     tell_written,
     telling_done_before,
 )
-from purify.jsonl import write_json
-from purify.messages import counted
+from purify.messages import counted, shown
 from purify.progress import progress
 from purify.tables import choose
 from purify.types import Purifier
@@ -179,7 +179,7 @@ def run(config, workdir: Path) -> None:
     images, labels = inputs.images, inputs.labels
     settings = _settings(config, surrogate, budget, defense) | inputs.settings(config)
     with Store(workdir, "check_gradients", settings) as store:
-        print(f"checking {name} on {counted(len(labels), 'image')}, into {store.folder}")
+        print(f"checking {name} on {counted(len(labels), 'image')}, into {shown(store.folder)}")
         tell_seen(config.data, inputs, range(len(labels)))
         other = build_purifier(config, surrogate, inputs.networks) if surrogate else None
         given = dict(surrogate=other, seed=config.seed, batch_size=config.eval.batch_size)
@@ -198,11 +198,11 @@ def run(config, workdir: Path) -> None:
             "trained": inputs.trained(),
             "config": config.to_dict(),
         }
-        write_json(store.folder / "results.json", results)
+        written = write_results(store.folder, results)
         print_wide(results_table(results))
         print(conclusion(results))
         print_reservations(results)
-        tell_written(store.folder / name for name in ("results.json", "images.jsonl"))
+        tell_written([written, store.folder / "images.jsonl"])
 
 
 def _budget(config) -> Budget:

@@ -24,6 +24,7 @@ from purify.evals.defenses import Networks, build_defense, has_score, network_ru
 from purify.evals.evaluation import Evaluation
 from purify.evals.store import Store
 from purify.image_io import load_labelled_npz, to_float
+from purify.messages import printable
 from purify.networks import Score
 from purify.paths import same_path
 from purify.random import check_seed
@@ -236,7 +237,7 @@ def tell_seen(cfg, inputs: Inputs, positions: Iterable[int], split: str = "") ->
     test split: whose labels they have, which networks were trained on some of them, and where that
     is not known; and return the names of those networks."""
     for note in () if split else (*inputs.notes, *inputs.unfinished()):
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     where = dict(data_dir=cfg.dir, path=cfg.path)
     members = data.members(cfg.name, split or cfg.test_split, **where)
     evaluated = {members[position] for position in positions}
@@ -251,13 +252,14 @@ def tell_seen(cfg, inputs: Inputs, positions: Iterable[int], split: str = "") ->
             continue
         if trained["data"]["name"] != cfg.name and not split:
             of = trained["data"]["name"]
-            print(f"note: the {name} was trained on {of}, these images are {cfg.name}")
+            print(f"note: the {name} was trained on {printable(of)}, these images are {cfg.name}")
         try:
             if not _same_data(trained, cfg):
                 continue
         except ValueError as error:
             told.append(f"{name} (unknown)")
-            print(f"note: whether the {name} was trained on these images is unknown: {error}")
+            why = printable(error)
+            print(f"note: whether the {name} was trained on these images is unknown: {why}")
             continue
         train_split = trained["data"]["train_split"]
         seen = evaluated.intersection(data.members(cfg.name, train_split, **where))
@@ -266,7 +268,7 @@ def tell_seen(cfg, inputs: Inputs, positions: Iterable[int], split: str = "") ->
             of = f"images of {split!r}" if split else "these images"
             print(
                 f"note: the {name} was trained on {len(seen)} of {of}; config.data."
-                f"test_split={cfg.test_split!r}, its train_split={train_split!r}"
+                f"test_split={cfg.test_split!r}, its train_split={printable(repr(train_split))}"
             )
     return told
 

@@ -11,7 +11,7 @@ from purify.evals.defenses import build_purifier, purifier_options
 from purify.evals.inputs import load_networks, network_runs, shape_of
 from purify.evals.programs import check_finite
 from purify.image_io import open_images
-from purify.messages import counted
+from purify.messages import counted, shown
 from purify.progress import progress
 from purify.random import check_seed, image_keys
 
@@ -51,4 +51,4 @@ def run(config, workdir: Path, input: str | None, output: str | None) -> None:
             check_finite(purified[at], at, f"images purified by {name}")
             bar.update(len(at))
     source.write(purified)
-    print(f"wrote {counted(len(purified), 'purified image')} to {output}")
+    print(f"wrote {counted(len(purified), 'purified image')} to {shown(output)}")

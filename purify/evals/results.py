@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 
+from attacks.ascent import Ascent
 from purify.detection import DetectThenPurify
 from purify.evals.rows import Row, main_ball
 from purify.evals.stats import (
@@ -70,6 +71,23 @@ def interim_accuracy(row: Row, records: list[dict], clean: list[dict]) -> float 
     wrong = {record["index"] for record in clean if not record["correct"][0]}
     failed = [record["interim_success"] or record["index"] in wrong for record in records]
     return 1.0 - float(np.mean(failed))
+
+
+def unmoved(row: Row, records: list[dict]) -> int | None:
+    """On how many images the loss of the row's attack is what it was at the clean image, where all
+    draws are right, too; None where that says nothing, or are too few to tell from chance.
+
+    Too few: not half of the images that stay right, or not a tenth of all. It is asked of attacks
+    that climb the loss of the defence's own answers (others see another function, and a penalty
+    may outweigh all that a climb gains).
+    """
+    if not isinstance(row.attack, Ascent) or not row.asks_defense:
+        return None
+    if row.penalty is not None or row.passes is not None:
+        return None
+    right = [record for record in records if all(record["correct"])]
+    still = sum(record["loss"] == record["start_loss"] for record in right)
+    return still if still and 2 * still >= len(right) and 10 * still >= len(records) else None
 
 
 def estimate(values: np.ndarray, *, one_outcome: bool, seed: int) -> Estimate:
@@ -145,6 +163,8 @@ def result_rows(
         "exact_beside": exact_beside,
         "interim_accuracy": interim_accuracy(row, records, clean),
     }
+    if still := unmoved(row, records):
+        shared["unmoved"] = still
     if row.stages:
         shared["chosen"] = dict(collections.Counter(r["chosen"] for r in records).most_common())
     cost = cost_fields(records)

@@ -13,6 +13,7 @@ from purify.evals import plots
 from purify.evals.evaluation import Evaluation
 from purify.evals.figures import attempted, drawn
 from purify.evals.inputs import Inputs
+from purify.evals.result_files import write_results
 from purify.evals.results import (
     MAIN,
     SINGLE_RUN,
@@ -36,14 +37,17 @@ from purify.evals.terminal import (
 from purify.evals.versions import read_versions, save_versions, versions_path
 from purify.files import subfolder, writing
 from purify.image_io import to_float
-from purify.jsonl import read_lines, write_json
+from purify.jsonl import read_lines
+from purify.messages import counted, printable, shown
 
 FIGURE_IMAGES = 10
 
 
 def results_table(results: Mapping) -> Table:
-    """The rows of results.json; '*' marks the lowest attacked mean of each defence."""
-    table = empty_table(results["title"], CAPTION)
+    """The rows of results.json; '*' marks the lowest attacked mean of each defence, '!' attacks
+    whose loss did not move."""
+    still = [row for row in results["rows"] if "unmoved" in row and protocol_name(row) in MAIN]
+    table = empty_table(results["title"], "\n".join([CAPTION, *_unmoved(still)]))
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in COLUMNS[:2] else "right", no_wrap=True)
     groups: dict[tuple[str, str], dict[str, dict]] = {}
@@ -59,6 +63,8 @@ def results_table(results: Mapping) -> Table:
         main = groups[key].get("mean") or groups[key]["fixed_key"]
         mark = "*" if results["headline"].get(defense) == attack else " "
         mark = "?" if main["exact_beside"] is False else mark
+        if still:
+            mark += "!" if "unmoved" in main else " "
         clean = main["clean_accuracy"]
         table.add_row(
             "" if previous == defense else defense,
@@ -86,6 +92,18 @@ nfe, nge: score-network forwards and gradients per image, attack and scoring
 s/image: median over images, without compiling
 *: a defence's lowest mean under attack on the images its attacks share: its headline
 ?: no attack with the exact gradient in this ball was tried: no evidence of robustness"""
+
+
+def _unmoved(rows: list[Mapping]) -> list[str]:
+    """What '!' says, if there is one."""
+    if not rows:
+        return []
+    told = "; ".join(
+        f"{row['defense']['name']} under {row['attack']}: on {row['unmoved']:,} of "
+        f"{counted(row['num_images'], 'image')}"
+        for row in rows
+    )
+    return [f"!: the attack's loss did not move, so it shows nothing. {told}"]
 
 
 def _percent(row: dict | None) -> str:
@@ -142,11 +160,11 @@ def write(config, evaluation: Evaluation, rows: list[Row], settings: dict, input
     """Write results.json, attacked images (.npz) and figures; print the table and the paths."""
     store, done = evaluation.store, done_rows(evaluation, rows)
     results = summary(config, evaluation, done, settings, inputs)
-    write_json(store.folder / "results.json", results)
+    written = write_results(store.folder, results)
     print_wide(results_table(results))
-    print("\n".join(comparison_lines(results)))
+    print("\n".join(map(printable, comparison_lines(results))))
     print_reservations(results)
-    paths = [store.folder / "results.json", store.folder / "images.jsonl"]
+    paths = [written, store.folder / "images.jsonl"]
     # Records may outlive the images, which are a hundred times as large.
     kept = {row.crafted for row in crafting(rows) if _has_images(evaluation, row)}
     paths += [_save_attacked(evaluation, row) for row in crafting(rows) if row.crafted in kept]
@@ -155,7 +173,7 @@ def write(config, evaluation: Evaluation, rows: list[Row], settings: dict, input
     tell_written(paths)
     print(
         "checkpoints:\n"
-        + "\n".join(f"  {folder / 'checkpoints'}" for folder in inputs.runs.values())
+        + "\n".join(f"  {shown(folder / 'checkpoints')}" for folder in inputs.runs.values())
     )
 
 

@@ -21,7 +21,7 @@ from purify.evals.sampling import Sampling, ShownPath
 from purify.evals.store import Store
 from purify.evals.terminal import telling_done_before
 from purify.langevin import AnnealedLangevin, balanced_step_size
-from purify.messages import counted
+from purify.messages import counted, shown
 from purify.tables import choose
 
 STARTS = ("noised", "prior")
@@ -52,7 +52,7 @@ def run(config, workdir: Path, input: str | None = None) -> None:
         if sampler:
             asked += f" of {counted(sampler.nfe, 'network evaluation')} each"
         of = counted(len(followed.labels), "image")
-        print(f"{asked}, {counted(len(paths), 'path')} of {of}; into {store.folder}")
+        print(f"{asked}, {counted(len(paths), 'path')} of {of}; into {shown(store.folder)}")
         if not input:
             noised = centres.indices if sampler and cfg.start == "noised" else []
             tell_seen(config.data, inputs, sorted({*noised, *followed.indices}))

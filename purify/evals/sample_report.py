@@ -10,12 +10,12 @@ import numpy as np
 from purify.evals import plots
 from purify.evals.figures import drawn
 from purify.evals.inputs import Inputs
+from purify.evals.result_files import write_results
 from purify.evals.results import purifier_fields
 from purify.evals.sampling import SAMPLES, ShownPath, path_shape
 from purify.evals.store import Store
 from purify.evals.terminal import print_reservations, tell_written
 from purify.files import writing
-from purify.jsonl import write_json
 from purify.langevin import AnnealedLangevin
 from purify.random import image_keys
 
@@ -33,8 +33,7 @@ def write(
     settings: dict,
 ) -> None:
     """Write all of it, and say where."""
-    results, figures = store.folder / "results.json", store.folder / "figures"
-    written = [results, store.folder / "images.jsonl"]
+    figures, written = store.folder / "figures", [store.folder / "images.jsonl"]
     if sampler:
         written.append(_write_samples(config, store, centres))
     shown = paths if len(followed.labels) else []
@@ -47,7 +46,7 @@ def write(
         "trained": followed.trained(),
         "config": config.to_dict(),
     }
-    write_json(results, told)
+    written.insert(0, write_results(store.folder, told))
     print_reservations(told)
     if sampler:
         samples = _samples(store, centres)

@@ -83,7 +83,7 @@ def _origin(result: Mapping) -> dict:
 def _fixed(row: Mapping, name: str, shares: list[float]):
     """What must agree of a field. shares: all so far; this one, or one like it, is added."""
     value, follows = row.get(name), _FOLLOWS.get(name)
-    if not (value and follows):
+    if not (value and follows and row[follows]):
         return value
     share = value / row[follows]
     shares.append(next((s for s in shares if math.isclose(s, share, rel_tol=_ROUNDING)), share))

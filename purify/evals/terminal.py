@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from purify.evals.defenses import purifier_options
 from purify.evals.store import Store
-from purify.messages import counted
+from purify.messages import counted, few, printable, printable_lines, shown
 from purify.purifiers import parts_of
 
 GAP, EDGE = 2, 1  # beside each column of a table, and at its left
@@ -43,16 +43,30 @@ def print_wide(table: Table) -> None:
     """In its full width or, where that is not there, in parts one below the other, each with the
     columns that name its lines. Long texts take more lines, numbers stay whole, and a word is
     broken only where it alone has no room."""
-    # A pipe has no width: give the table what it needs. Markup off: intervals have brackets.
+    table = _printable(table)
+    # A pipe has no width: give the table what it needs.
     needed = _needed(table, range(len(table.columns)))
     width = None if sys.stdout.isatty() else max(132, min(needed, 160))
     # Rich takes NO_COLOR for colours alone, and leaves the codes of bold and italic type.
     plain: dict[str, Any] = {"color_system": None} if os.environ.get("NO_COLOR") else {}
-    console = Console(width=width, markup=False, highlight=False, **plain)
+    # Brackets are of intervals, colons of names: neither is markup.
+    console = Console(width=width, markup=False, emoji=False, highlight=False, **plain)
     _print_lines(console, str(table.title or ""), "table.title")
     for columns in _parts(table, console.width):
         console.print(_part(table, columns, console.width))
     _print_lines(console, str(table.caption or ""), "table.caption")
+
+
+def _printable(table: Table) -> Table:
+    """The same table, whose texts a terminal shows and does not obey."""
+    safe = empty_table(*(printable_lines(str(text or "")) for text in (table.title, table.caption)))
+    for column in table.columns:
+        name = printable_lines(str(column.header))
+        safe.add_column(name, justify=column.justify, no_wrap=column.no_wrap)
+    cells = zip(*(column.cells for column in table.columns), strict=True)
+    for row, texts in zip(table.rows, cells, strict=True):
+        safe.add_row(*(printable_lines(str(t)) for t in texts), end_section=row.end_section)
+    return safe
 
 
 def _print_lines(console: Console, text: str, style: str) -> None:
@@ -148,9 +162,9 @@ def print_reservations(results: dict) -> None:
     commits = list(dict.fromkeys(signature["commit"] for signature in results["computed_by"]))
     if len(commits) > 1:
         versions = counted(len(commits), "version")
-        print(f"computed by {versions} of the code: {', '.join(commits)}")
+        print(f"computed by {versions} of the code: {few(commits, limit=len(commits))}")
     if results["stopped"]:
-        print(results["stopped"])
+        print(printable(results["stopped"]))
 
 
 def variant_lines(config, defenses: Iterable[str]) -> list[str]:
@@ -203,9 +217,9 @@ def tell_work(asked: str, cost: str, left: str, folder: Path) -> None:
     """Say what is asked for and takes at most that cost, and what of it is left to do; left: ''
     where all was done before."""
     if not left:
-        print(f"{asked}: all of it was done before, nothing is computed; in {folder}")
+        print(f"{asked}: all of it was done before, nothing is computed; in {shown(folder)}")
         return
-    print(f"{asked}: at most {cost}; into {folder}")
+    print(f"{asked}: at most {cost}; into {shown(folder)}")
     if left != cost:
         print(f"  a part of it was done before; left: at most {left}")
 
@@ -225,7 +239,7 @@ def telling_done_before(store: Store):
 
 
 def tell_written(paths: Iterable[Path]) -> None:
-    print("\nwritten:\n" + "\n".join(f"  {path}" for path in paths))
+    print("\nwritten:\n" + "\n".join(f"  {shown(path)}" for path in paths))
 
 
 def stopped_early(taken: int, needed: int, max_images: int | None) -> str:

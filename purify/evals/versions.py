@@ -11,8 +11,9 @@ from purify.compilation import jit
 from purify.defense import first_run
 from purify.evals.evaluation import Evaluation
 from purify.evals.rows import Row
-from purify.files import subfolder, writing
+from purify.files import open_file, subfolder, writing
 from purify.image_io import MAX_INTEGER, load_npz, take_images, take_integers, to_uint8
+from purify.messages import shown
 from purify.noise import add_noise
 from purify.progress import progress
 from purify.random import image_keys
@@ -68,16 +69,21 @@ def save_versions(evaluation: Evaluation, row: Row) -> Path:
 
 
 def read_versions(path: Path) -> Versions:
-    """What save_versions wrote; ValueError where the file is damaged."""
-    name = f"'{path}'"
-    arrays = load_npz(path, name)
+    """What save_versions wrote; ValueError where the file is damaged, FileError where it is a link
+    or no regular file."""
+    name = f"'{shown(path)}'"
+    with open_file(path):  # which looks at what kind of file it is
+        arrays = load_npz(path, name)
     shape = take_images(arrays, "clean", name).shape
     integers = {
         field: take_integers(arrays, field, name, shape[0], MAX_INTEGER)
         for field in (*map(_answers, VERSIONS), "labels", "index")
     }
+    images = {version: take_images(arrays, version, name, shape[1:]) for version in VERSIONS}
+    if any(len(array) != shape[0] for array in images.values()):
+        raise ValueError(f"{name} is damaged: its versions are not of as many images each")
     return Versions(
-        {version: take_images(arrays, version, name, shape[1:]) for version in VERSIONS},
+        images,
         {version: integers[_answers(version)] for version in VERSIONS},
         integers["labels"],
         integers["index"],

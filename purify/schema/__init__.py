@@ -2,8 +2,18 @@
 read. Values stay as they are: fields that no type names are kept."""
 
 from purify.schema.atoms import check
-from purify.schema.evaluations import VERSION, results
+from purify.schema.evaluations import VERSION, LaterVersion, results
 from purify.schema.folders import hashes, settings
 from purify.schema.records import metrics, record, signature
 
-__all__ = ["VERSION", "check", "hashes", "metrics", "record", "results", "settings", "signature"]
+__all__ = [
+    "LaterVersion",
+    "VERSION",
+    "check",
+    "hashes",
+    "metrics",
+    "record",
+    "results",
+    "settings",
+    "signature",
+]

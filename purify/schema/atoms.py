@@ -1,6 +1,5 @@
 """Types of single fields, and the check of a value against a type."""
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -10,7 +9,8 @@ FINITE = 1.7976931348623157e308
 MAX_CLASSES = 100_000
 
 # A part of the name of a file: never a way into another folder.
-Name = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]{1,255}\Z")]
+_NAME, _HASH = r"\A(?!\.{1,2}\Z)[^/\x00]{1,255}\Z", r"\A[0-9a-f]{64}\Z"
+Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Number = Annotated[float, msgspec.Meta(ge=-FINITE, le=FINITE)]
 Positive = Annotated[float, msgspec.Meta(ge=0, le=FINITE)]  # or 0
@@ -18,8 +18,11 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Index = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Class = Annotated[int, msgspec.Meta(ge=0, lt=MAX_CLASSES)]
 Answer = Annotated[int, msgspec.Meta(ge=-1, lt=MAX_CLASSES)]  # -1: none
-Hash = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Hash = Annotated[str, msgspec.Meta(pattern=_HASH)]
 Side = Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
+
+
+_MEANINGS = {_NAME: "a plain name, without '/'", _HASH: "64 hexadecimal digits"}
 
 
 def check(value: Any, kind: Any) -> Any:
@@ -27,7 +30,9 @@ def check(value: Any, kind: Any) -> Any:
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        said = re.sub(r"`str` matching regex .*?(?= - at |$)", "`str` of another form", str(error))
+        said = str(error)
+        for pattern, meaning in _MEANINGS.items():
+            said = said.replace(f"`str` matching regex {pattern!r}", meaning)
         raise ValueError(said) from None
     except UnicodeEncodeError:
         raise ValueError("a name that is no Unicode text") from None

@@ -10,6 +10,10 @@ from purify.schema.modes import MODES
 VERSION = 1  # of what is written; a file of an earlier one has none
 
 
+class LaterVersion(ValueError):
+    """A file is of a version that this code does not know."""
+
+
 def results(value: Any, mode: str) -> dict:
     """What a results.json of that mode holds, of this version or an earlier one; ValueError that
     says what is wrong with it."""
@@ -17,9 +21,9 @@ def results(value: Any, mode: str) -> dict:
     if not isinstance(version, int) or isinstance(version, bool) or version < 0:
         raise ValueError("`$.version` is no number of a version")
     if version > VERSION:
-        raise ValueError(
-            f"it is of version {version}, later than {VERSION}, the latest that this code knows; "
-            "read it with the code that wrote it"
+        raise LaterVersion(
+            f"is of version {version:,}, but {VERSION} is the latest that this code knows: read it "
+            "with the code that wrote it"
         )
     check(value, MODES[mode])
     for name, section in value["config"].items():

@@ -17,6 +17,7 @@ from purify.evals.plots.style import (
     WIDTH,
     interval,
     legend,
+    legible,
     marked,
     save,
     tidy,
@@ -28,6 +29,7 @@ from purify.messages import counted
 BAND, JOINED_BAND = 0.55, 0.15
 
 
+@legible
 def ablation_panels(path: str | Path, rows: Sequence[Mapping]) -> None:
     """Writes a panel for each factor: accuracy with 95 % whiskers at each of its values, which
     stand at equal distances; one colour and marker for each attack, the default on grey. Values
@@ -54,7 +56,7 @@ def ablation_panels(path: str | Path, rows: Sequence[Mapping]) -> None:
     styles = {attack: marked(i) for i, attack in enumerate(attacks)}
     for i, (axes, factor) in enumerate(zip(all_axes, factors, strict=False)):
         _draw_factor(axes, [row for row in rows if row["factor"] == factor], styles)
-        axes.set_title(factor, size=SMALL, color=INK, loc="left", parse_math=False)
+        axes.set_title(factor, size=SMALL, color=INK, loc="left")
         if i % across == 0:
             axes.set_ylabel("accuracy (%)", size=SMALL, color=GREY)
     for axes in all_axes[len(factors) :]:
@@ -100,7 +102,7 @@ def _draw_factor(axes: Axes, rows: list[Mapping], styles: Mapping[str, dict]) ->
     costs = {row["value"]: f"{row['defense_nfe_per_image']:,.0f}" for row in reversed(rows)}
     varies = len(set(costs.values())) > 1
     labels = [_label(value) + (f"\n{costs[value]} nfe" if varies else "") for value in values]
-    axes.set_xticks(range(len(values)), labels, size=SMALL, color=INK, parse_math=False)
+    axes.set_xticks(range(len(values)), labels, size=SMALL, color=INK)
     axes.tick_params(axis="x", length=0)
     for value in {row["value"] for row in rows if row["default"]}:
         at = values.index(value)

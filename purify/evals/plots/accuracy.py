@@ -24,6 +24,7 @@ from purify.evals.plots.style import (
     WIDTH,
     interval,
     legend,
+    legible,
     marked,
     save,
     text_width,
@@ -36,6 +37,7 @@ LINE = 1.5 * WIDTH  # inches; more defences go to the next line
 UNSHOWN = "no exact gradient was tried"
 
 
+@legible
 def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
     """Writes bars of accuracy with 95 % whiskers, grouped by defence, one colour for each attack.
 
@@ -80,6 +82,7 @@ def accuracy_bars(path: str | Path, rows: Sequence[Mapping]) -> None:
     save(fig, path)
 
 
+@legible
 def accuracy_by_cost(path: str | Path, rows: Sequence[Mapping]) -> None:
     """Writes one panel for each attack: accuracy with 95 % whiskers over what the defence costs,
     one colour and marker for each defence, a few per cent aside so that equal costs can be seen.
@@ -176,7 +179,7 @@ def _draw_groups(axes: Axes, line: list[_Group], attacks: list[str], *, number_b
         axes.text(x, high + 1.5, f"{value:.1f}{'?' if _is_unshown(row) else ''}", **label)
     tidy(axes)
     axes.set_ylabel("accuracy (%)", size=SMALL, color=GREY)
-    axes.set_xticks(*zip(*ticks, strict=True), size=BODY, color=INK, parse_math=False)
+    axes.set_xticks(*zip(*ticks, strict=True), size=BODY, color=INK)
     axes.tick_params(axis="x", length=0)
     if number_bars:
         labels = [f"{row['num_images']:,}" for _, row in bars]

@@ -7,11 +7,23 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from purify.evals.plots.style import DASHES, DPI, GREY, SMALL, WIDTH, legend, marked, save, tidy
+from purify.evals.plots.style import (
+    DASHES,
+    DPI,
+    GREY,
+    SMALL,
+    WIDTH,
+    legend,
+    legible,
+    marked,
+    save,
+    tidy,
+)
 from purify.evals.stats import proportion
 from purify.messages import counted
 
 
+@legible
 def certified_curves(path: str | Path, rows: Sequence[Mapping]) -> None:
     """Writes for each row the share of images that are right with a larger radius, with a band of
     exact 95 % intervals; a panel for each number of images and samples, since curves of different

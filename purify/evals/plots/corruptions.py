@@ -16,6 +16,7 @@ from purify.evals.plots.style import (
     WIDTH,
     interval,
     legend,
+    legible,
     marked,
     save,
 )
@@ -24,6 +25,7 @@ from purify.messages import counted
 PITCH = 0.075  # inches from one defence to the next within a corruption
 
 
+@legible
 def corruption_accuracies(path: str | Path, entries: Sequence[Mapping]) -> None:
     """Writes a dot with a 95 % whisker for each corruption, one line of the figure each, and
     defence, one colour and marker each.
@@ -64,7 +66,7 @@ def corruption_accuracies(path: str | Path, entries: Sequence[Mapping]) -> None:
             artist.set_clip_on(False)  # a marker at 100 is whole
     axes.set_xlim(0, 100)
     axes.set_ylim(len(corruptions) - 0.5, -0.5)
-    axes.set_yticks(range(len(corruptions)), corruptions, size=BODY, color=INK, parse_math=False)
+    axes.set_yticks(range(len(corruptions)), corruptions, size=BODY, color=INK)
     for border in range(1, len(corruptions)):
         axes.axhline(border - 0.5, color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)

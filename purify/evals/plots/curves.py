@@ -11,11 +11,23 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from purify.evals.plots.style import DPI, GREY, INK, SMALL, WIDTH, dashed, legend, save, tidy
+from purify.evals.plots.style import (
+    DPI,
+    GREY,
+    INK,
+    SMALL,
+    WIDTH,
+    dashed,
+    legend,
+    legible,
+    save,
+    tidy,
+)
 
 BY_SIGMA = "loss by noise level"
 
 
+@legible
 def training_curves(path: str | Path, curves: Mapping[str, Sequence[Mapping]]) -> None:
     """Writes one strip of panels over the training step for each network.
 

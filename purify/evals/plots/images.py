@@ -6,13 +6,25 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from purify.evals.plots.style import BODY, DPI, GREY, INK, SMALL, WIDTH, WRONG, save, text_width
+from purify.evals.plots.style import (
+    BODY,
+    DPI,
+    GREY,
+    INK,
+    SMALL,
+    WIDTH,
+    WRONG,
+    legible,
+    save,
+    text_width,
+)
 from purify.image_io import encode_image
 
 Captions = Mapping[str, Sequence[tuple[str, bool]]]
 Notes = Mapping[str, Mapping[str, Sequence[str]]]
 
 
+@legible
 def image_rows(
     path: str | Path,
     rows: Mapping[str, np.ndarray],
@@ -58,7 +70,7 @@ def image_rows(
     centres = left + column * np.arange(num) + (column - gap) / 2
 
     def write(x, y, text, **style):
-        fig.text(x / size[0], 1 - y / size[1], text, parse_math=False, **style)
+        fig.text(x / size[0], 1 - y / size[1], text, **style)
 
     def write_line(y, texts):
         for x, text in zip(centres, texts, strict=True):
@@ -84,6 +96,7 @@ def image_rows(
     save(fig, path)
 
 
+@legible
 def image_grid(path: str | Path, images: np.ndarray, *, columns: int = 8) -> None:
     """Writes images [n, H, W, 1 or 3] in [0, 1], `columns` in a row, as `image_rows` enlarges them,
     to about half its width.

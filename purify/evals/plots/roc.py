@@ -19,11 +19,13 @@ from purify.evals.plots.style import (
     WRONG,
     dashed,
     legend,
+    legible,
     save,
     tidy,
 )
 
 
+@legible
 def roc_curves(path: str | Path, panels: Mapping[str, Sequence[Mapping]], *, rate: float) -> None:
     """Writes a panel for each kind of attacker, with a curve for each statistic, one colour and one
     kind of dashes, and a rule at the false-positive rate of the thresholds.
@@ -65,6 +67,7 @@ def roc_curves(path: str | Path, panels: Mapping[str, Sequence[Mapping]], *, rat
     save(fig, path)
 
 
+@legible
 def statistic_ranges(
     path: str | Path,
     values: Mapping[str, Mapping[str, np.ndarray]],

@@ -6,8 +6,10 @@ and a darker yellow. Figures are made without pyplot, so no global state is set 
 open.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, ParamSpec
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,6 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
+
+from purify.messages import printable_lines
+
+P = ParamSpec("P")
 
 DPI = 200
 WIDTH = 8.0  # inches; 1,600 pixels, about twice the column of a README
@@ -28,6 +34,28 @@ DASHES: tuple = (
     *((0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (8, 2, 2, 2))),  # lengths of lines and gaps
 )
 WRONG, INK, GREY, RULE = "#D55E00", "#222222", "#666666", "#DDDDDD"
+
+
+def legible(draw: Callable[P, None]) -> Callable[P, None]:
+    """A function of a path and of what a figure shows, whose texts are names of others: they are
+    no formulas, and hold nothing that an SVG cannot."""
+
+    @functools.wraps(draw)
+    def drawing(*args: P.args, **options: P.kwargs) -> None:
+        path, *shown = args
+        with rc_context({"text.parse_math": False}):
+            draw(path, *map(_texts, shown), **{n: _texts(v) for n, v in options.items()})  # type: ignore[call-arg,arg-type]
+
+    return drawing
+
+
+def _texts(value: Any) -> Any:
+    """The same, with texts that can be drawn; legends leave out what begins with an underscore."""
+    if isinstance(value, str):
+        return printable_lines(f" {value}" if value.startswith("_") else value)
+    if isinstance(value, Mapping):
+        return {_texts(name): _texts(inner) for name, inner in value.items()}
+    return type(value)(map(_texts, value)) if type(value) in (list, tuple) else value
 
 
 def marked(i: int) -> dict:

@@ -13,6 +13,7 @@ from purify.evals.plots.style import (
     WIDTH,
     dashed,
     legend,
+    legible,
     marked,
     save,
     text_width,
@@ -22,6 +23,7 @@ from purify.evals.plots.style import (
 LETTERS = 90  # of a line of the legend
 
 
+@legible
 def accuracy_curves(
     path: str | Path, curves: Mapping[str, Sequence[Mapping]], field: str, axis: str
 ) -> None:

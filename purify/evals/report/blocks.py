@@ -3,16 +3,19 @@
 import base64
 import dataclasses
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
 from rich.table import Table as Terminal
 
 from purify.evals.plots.style import DPI
 from purify.evals.terminal import paragraphs
+from purify.files import FileError, read_bytes
+from purify.messages import shown
 
+MAX_FIGURE, MAX_PIXELS = 2**24, 2**26  # bytes of a file, pixels of a PNG
 INCH = 118  # pixels of the page: the small type of figures is then 12 of them high
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -143,15 +146,31 @@ def from_terminal(table: Terminal, caption: str) -> Table:
 
 
 def read_figure(path: Path, *, alt: str, caption: str) -> Figure:
-    """A figure of plots.style, .svg or .png: a page that has it needs no other file."""
-    content = path.read_bytes()
+    """A figure of plots.style, .svg or .png: a page that has it needs no other file.
+
+    FileError where it is a link, no PNG, or larger than figures are; of an SVG, which is drawn for
+    the page, the size alone is read.
+    """
+    content = read_bytes(path, limit=MAX_FIGURE)
     if path.suffix == ".svg":
         inches = float(re.search(rb'<svg[^>]* width="([\d.]+)pt"', content)[1]) / 72
     else:
-        with Image.open(path) as image:
-            inches = image.width / DPI
+        inches = _png_width(path, content) / DPI
     uri, width = data_uri(content, path.suffix), round(INCH * inches)
     return Figure(path.stem, uri, width, alt, caption)
+
+
+def _png_width(path: Path, content: bytes) -> int:
+    """In pixels, by the head of the file; FileError where it is no PNG of a figure's size."""
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:16] != b"IHDR" or len(content) < 33:
+        raise FileError(f"'{shown(path)}' is no PNG: move it out of the folder of figures")
+    width, height = struct.unpack(">II", content[16:24])
+    if not 0 < width * height <= MAX_PIXELS:
+        raise FileError(
+            f"'{shown(path)}' is a PNG of {width:,} x {height:,} pixels, which no figure is: move "
+            "it out of the folder of figures"
+        )
+    return width
 
 
 def data_uri(content: bytes, suffix: str) -> str:

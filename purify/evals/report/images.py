@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from purify.evals.report.blocks import Block, Prose, data_uri
 from purify.evals.report.runs import Run
 from purify.evals.results import MAIN, protocol_name
 from purify.evals.versions import VERSIONS, Versions, read_versions
+from purify.files import inside
 from purify.image_io import encode_image
 
 STRIP = 10  # images of a strip
@@ -42,7 +44,7 @@ class Card(NamedTuple):
     """One attacked image.
 
     number: its index in the data set. draws: whether each draw of the defence is right; runs: what
-    its single runs said, most often first, with how often. loss: None where the attack knows none.
+    its single runs said, most often first, with how often. loss, distance: None where nobody knows.
     chosen: of an attack that takes the strongest of several, which one; else ''.
     """
 
@@ -52,7 +54,7 @@ class Card(NamedTuple):
     draws: Sequence[bool]
     runs: Sequence[tuple[str, int]]
     loss: float | None
-    distance: float
+    distance: float | None
     chosen: str
 
     @property
@@ -113,17 +115,24 @@ def image_blocks(run: Run, *, budget: int = BUDGET) -> list[Block]:
     """
     defense = run.results["config"]["defense"]["purifier"]
     found: dict[str, tuple[Mapping, Versions]] = {}
-    lacking = []
+    lacking, unrecorded = [], []
     for row in run.results["rows"]:
-        attacked = row["defense"]["name"] == defense and row["method"] is not None
+        attacked = row["defense"]["name"] == defense and row["gradient"] is not None
         if not attacked or protocol_name(row) not in MAIN:
             continue
-        path = run.folder / "purified" / f"{defense}-{row['attack']}.npz"
-        if path.is_file():
-            found[row["attack"]] = row, read_versions(path)
-        else:
+        path = inside(run.folder, "purified", f"{defense}-{row['attack']}.npz")
+        if not os.path.lexists(path):
             lacking.append(row["attack"])
+        elif not run.records.get(f"{defense}-{row['attack']}"):
+            unrecorded.append(row["attack"])
+        else:
+            found[row["attack"]] = row, read_versions(path)
     notes = []
+    if unrecorded:
+        notes.append(
+            f"Left out: the images of {', '.join(unrecorded)}, of which {run.folder}/images.jsonl "
+            "has no records. The numbers above are those of results.json."
+        )
     if lacking:
         notes.append(
             f"Not kept: the images of {', '.join(lacking)}. Where the attacked ones are there, the "
@@ -188,6 +197,6 @@ def _cards(
             record["correct"],
             [(class_name(answer), count) for answer, count in answers.most_common()],
             loss if loss is not None and math.isfinite(loss) else None,
-            record["distance"],
+            record.get("distance"),
             record.get("chosen", ""),
         )

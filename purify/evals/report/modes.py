@@ -42,7 +42,7 @@ def _headline_says(results: Mapping) -> str:
     attack = results["headline"].get(name)
     rows = {row["attack"]: row for row in mean_rows(results) if row["defense"]["name"] == name}
     said = [f"{percent(rows['clean'])} clean"] if "clean" in rows else []
-    said += [f"{percent(rows[attack])} under {attack}"] if attack else []
+    said += [f"{percent(rows[attack])} under {attack}"] if attack in rows else []
     return f"{name}: {', '.join(said)}" if said else ""
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from purify.evals.report.runs import Run, find_runs
 from purify.evals.report.sections import provenance, sections
 from purify.evals.report.summary import summary
 from purify.jsonl import write_text
-from purify.messages import counted
+from purify.messages import counted, printable_lines, shown
 from purify.paths import split_paths
 
 HERE = Path(__file__).parent
@@ -39,27 +40,34 @@ def run(config, workdir: Path | None, input: str | None, output: str | None) -> 
     path = _output(output) if output else (workdir or found.runs[0].workdir) / "report.html"
     write_text(path, render(found.runs, found.points))
     for run in found.runs:
-        print(f"read: {run.folder}")
+        print(f"read: {shown(run.folder)}")
     for folder in found.unfinished:
-        print(f"left out, not finished: {folder}")
-    print(f"\nwritten:\n  {path}  ({path.stat().st_size / 1e6:.1f} MB)")
+        print(f"left out, not finished: {shown(folder)}")
+    print(f"\nwritten:\n  {shown(path)}  ({path.stat().st_size / 1e6:.1f} MB)")
     print(f"open it in a browser: {path.absolute().as_uri()}")
 
 
 def _output(output: str) -> Path:
     path = Path(output)
     if path.suffix.lower() != ".html":
-        raise ValueError(f"--output='{output}' must end in .html")
-    if path.exists():
-        raise ValueError(f"'{output}' exists already; choose another --output, or move it away")
+        raise ValueError(f"--output='{shown(path)}' must end in .html")
+    if os.path.lexists(path):
+        raise ValueError(
+            f"'{shown(path)}' exists already; choose another --output, or move it away"
+        )
     if not path.parent.is_dir():
-        raise ValueError(f"--output='{output}' needs a folder '{path.parent}': make it")
+        raise ValueError(f"--output='{shown(path)}' needs a folder '{shown(path.parent)}': make it")
     return path
 
 
 def unbroken(text: str) -> str:
     """The text with its brackets, as of an interval, on one line each."""
     return re.sub(r"\[[^\[\]]*\]", lambda bracket: bracket[0].replace(" ", "\u00a0"), text)
+
+
+def _shown(value: object) -> object:
+    """A text without what could turn, end or break it; all else as it is."""
+    return printable_lines(value) if type(value) is str else value
 
 
 def render(runs: Sequence[Run], points: Sequence[Run] = ()) -> str:
@@ -72,6 +80,7 @@ def render(runs: Sequence[Run], points: Sequence[Run] = ()) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,12 @@ from typing import NamedTuple
 from purify.checkpoint import NeedsMode, read_settings
 from purify.evals.labels import labels
 from purify.evals.report.modes import MODES
+from purify.evals.result_files import RESULTS, read_results
 from purify.evals.store import read_records
+from purify.files import FileError, inside
+from purify.messages import shown
+
+SETTINGS = "settings.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,8 +55,14 @@ class Run:
 
     @functools.cached_property
     def records(self) -> dict[str, dict[int, dict]]:
-        """row -> dataset index -> record."""
-        return read_records(self.folder / "images.jsonl")
+        """row -> dataset index -> record; none where there is no images.jsonl."""
+        return read_records(inside(self.folder, "images.jsonl"))
+
+    def files(self, folder: str, pattern: str) -> list[Path]:
+        """Its files of that pattern in a folder of its own, by name; FileError where one of them is
+        a link: it leads to what is none of the evaluation's."""
+        found = inside(self.folder, folder).glob(pattern)
+        return [inside(self.folder, folder, path.name) for path in sorted(found)]
 
 
 class Found(NamedTuple):
@@ -68,36 +79,35 @@ def find_runs(given: Iterable[Path]) -> Found:
     those that are not finished are left out.
 
     Raises NeedsMode where something is missing that a command makes, ValueError for folders that
-    are neither.
+    are neither, FileError for files that are damaged, or links to elsewhere.
     """
     named: list[Run] = []
-    inside: list[Run] = []
+    contained: list[Run] = []
     unfinished = []
     for folder in given:
         if not folder.is_dir():
             raise ValueError(
-                f"'{folder}' does not exist; give the folder of an evaluation, as "
+                f"'{shown(folder)}' does not exist; give the folder of an evaluation, as "
                 "runs/digits/eval_robust/0123abcd, or a workdir"
             )
         if _is_evaluation(folder):
             named.append(_named(folder))
             continue
-        found = [path for mode in MODES for path in sorted(folder.glob(f"{mode}/*"))]
-        found = [path for path in found if _is_evaluation(path)]
+        found = [path for mode in MODES for path in _evaluations(folder, mode)]
         done = [path for path in found if _is_finished(path)]
         if not found:
             raise NeedsMode(
-                f"there is no evaluation in '{folder}'", mode="eval_robust", workdir=folder
+                f"there is no evaluation in '{shown(folder)}'", mode="eval_robust", workdir=folder
             )
         if not done:
             raise _unfinished(found[0])
-        inside += map(_read, done)
+        contained += map(_read, done)
         unfinished += [path for path in found if path not in done]
     # Two names of one folder are one run.
-    each = {run.folder.resolve(): run for run in (*inside, *named)}
+    each = {run.folder.resolve(): run for run in (*contained, *named)}
     asked = {run.folder.resolve() for run in named}
     of_ablation = {
-        (run.workdir / "eval_robust" / row["run"]).resolve()
+        inside(run.workdir, "eval_robust", row["run"]).resolve()
         for run in each.values()
         if run.mode == "ablate"
         for row in run.results["rows"]
@@ -111,12 +121,18 @@ def find_runs(given: Iterable[Path]) -> Found:
     return Found([run for run in order if run not in points], points, unfinished)
 
 
+def _evaluations(workdir: Path, mode: str) -> list[Path]:
+    """The folders of evaluations of a mode, finished or not."""
+    folders = sorted(inside(workdir, mode).glob("*"))
+    return [inside(workdir, mode, path.name) for path in folders if _is_evaluation(path)]
+
+
 def _named(folder: Path) -> Run:
     """The one in that folder, which must be finished."""
     if (mode := folder.absolute().parent.name) not in MODES:
         raise ValueError(
-            f"'{folder}' is in the folder '{mode}', which is no mode whose results a report shows: "
-            f"{', '.join(MODES)}"
+            f"'{shown(folder)}' is in the folder '{shown(mode)}', which is no mode whose results a "
+            f"report shows: {', '.join(MODES)}"
         )
     if not _is_finished(folder):
         raise _unfinished(folder)
@@ -124,28 +140,28 @@ def _named(folder: Path) -> Run:
 
 
 def _is_evaluation(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("settings.json", "results.json"))
+    return any(os.path.lexists(folder / name) for name in (SETTINGS, RESULTS))
 
 
 def _is_finished(folder: Path) -> bool:
-    return (folder / "results.json").is_file()
+    return os.path.lexists(folder / RESULTS)
 
 
 def _unfinished(folder: Path) -> NeedsMode:
     mode, workdir = folder.absolute().parent.name, folder.absolute().parent.parent
     message = (
-        f"'{folder}' is not finished: it has no results.json; the command that began it ends it"
+        f"'{shown(folder)}' is not finished: it has no results.json; the command that began it "
+        "ends it"
     )
     return NeedsMode(message, mode=mode, workdir=workdir)
 
 
 def _read(folder: Path) -> Run:
-    path = folder / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        results = None
-    if not isinstance(results, dict) or "config" not in results:
-        raise ValueError(f"{path} is damaged; move it away and give the evaluation's command again")
     named = folder if folder.parent.name else folder.absolute()  # '.' does not say its mode
+    results = read_results(folder, named.parent.name)
+    if not os.path.lexists(folder / SETTINGS):
+        raise FileError(
+            f"'{shown(folder)}' has lost its {SETTINGS}, which says what was evaluated: bring it "
+            "back, or name the other folders alone"
+        )
     return Run(named, read_settings(folder), results)

@@ -62,13 +62,13 @@ def _numbers(run: Run, runs: Sequence[Run]) -> Section:
     if shown.table:
         rows = from_terminal(shown.table(results), caption)
     else:
-        rows = all_columns(results.get("rows") or results.get("paths") or [], caption)
+        rows = all_columns(results["paths"], caption)
     meaning = [results[name] for name in ("stopped", "meaning", "note") if results.get(name)]
     blocks += [Prose(meaning)] if meaning else []
     blocks += [rows] if rows.groups else []
     if differences := shown.differences(results):
         blocks.append(from_terminal(differences, str(differences.title)))
-    if results.get("comparisons"):
+    if run.mode == "eval_robust" and results["comparisons"]:
         lines = robust_report.comparison_lines(results)
         blocks.append(Details("Paired comparisons on the same images", [Notes(lines)]))
     drawn = _drawn(run, shown.draw) if shown.draw else []
@@ -90,9 +90,9 @@ def _drawn(run: Run, draw: Draw) -> list[Figure]:
 
 def _written(run: Run, *, without: set[str]) -> list[Figure]:
     """Others as the mode wrote them, but for those of images that have a section of their own."""
-    without = without | {path.stem for path in run.folder.glob("purified/*.npz")}
-    paths = sorted((run.folder / "figures").glob("*.png"))
-    return [_figure(path) for path in paths if path.stem not in without]
+    without = without | {path.stem for path in run.files("purified", "*.npz")}
+    figures = run.files("figures", "*.png")
+    return [_figure(path) for path in figures if path.stem not in without]
 
 
 def _figure(path: Path) -> Figure:

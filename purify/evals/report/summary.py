@@ -17,7 +17,8 @@ class Share(NamedTuple):
 
 class Defended(NamedTuple):
     """One defence in the summary: clean, under the attack that leaves it least, and that attack's
-    worst of all draws. unproven: no exact gradient stands beside that attack."""
+    worst of all draws. unproven: no exact gradient stands beside that attack. unmoved: its loss did
+    not move."""
 
     name: str
     clean: Share | None
@@ -25,6 +26,7 @@ class Defended(NamedTuple):
     attacked: Share | None
     worst: Share | None
     unproven: bool
+    unmoved: bool
     nfe: float
 
 
@@ -50,6 +52,7 @@ def summary(results: Mapping) -> list[Defended]:
                 _share(attacked),
                 _share(worst),
                 bool(attacked) and attacked["exact_beside"] is False,
+                bool(attacked) and "unmoved" in attacked,
                 next(iter(own.values()))["defense_nfe_per_image"],
             )
         )
