@@ -45,6 +45,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _QUOTED = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
 _QUOTED_FILE = re.compile(r'"(/[^"]*)"')
 
+# What libraries say where another process does not answer.
+_TOGETHER = re.compile("coordination service|barrier|gloo|connection closed", re.IGNORECASE)
+
 
 class Ended(KeyboardInterrupt):
     """A signal asks the process to end: raised in the main thread, past all that handles errors."""
@@ -136,8 +139,8 @@ def run(
         sys.stdout.flush()
     except BaseException as error:
         _guarded = False  # from here on a signal ends it at once
-        if company and _of_jax(error) and not _signal:
-            company.wait_for_news()  # another's end breaks off what it computes with this one
+        if company and _of_company(error) and not _signal:
+            company.wait_for_news()  # the end of another breaks off what it does with this one
         _end_by(error, show_traceback(), lower)
     finally:
         _guarded = False
@@ -147,7 +150,7 @@ def end(code: int, line: str | None, *, told: str = "", hushed: bool = True) -> 
     """End the process here and now, from whatever thread: with the last line on stderr, after which
     nothing else is said, and after telling the others why.
 
-    told: what they say, after 'process 1'. hushed: libraries say no more.
+    told: what they say, after 'process 1'; by default the line. hushed: libraries say no more.
     """
     _last_word.acquire()  # a thread that comes second waits for its end
     with contextlib.suppress(OSError, ValueError):
@@ -162,7 +165,8 @@ def end(code: int, line: str | None, *, told: str = "", hushed: bool = True) -> 
         for descriptor in {2, _descriptor(sys.stderr)}:
             os.dup2(null, descriptor)
     if company:
-        company.tell(told or (line or "").removeprefix("error: ") or f"ended with code {code}")
+        said = (line or f"code {code}").removeprefix("error: ").partition(f"; {KEPT}")[0]
+        company.tell(told or (said if said.startswith("ended by") else f"ended: {said}"))
     for folder in _folders:
         with contextlib.suppress(OSError):
             folder.cleanup()
@@ -281,6 +285,11 @@ def _of_jax(error: BaseException) -> bool:
     return any(
         type(cause).__name__ in ("JaxRuntimeError", "XlaRuntimeError") for cause in _chain(error)
     )
+
+
+def _of_company(error: BaseException) -> bool:
+    """Whether it may come from the end of another process."""
+    return _of_jax(error) or any(_TOGETHER.search(str(cause)) for cause in _chain(error))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
