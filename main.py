@@ -50,9 +50,24 @@ write, need no --config. Of a flag that is given twice the last value counts. A 
 ~ and have any characters; a ',' in one of several, as RUN_A,RUN_B, belongs to it where the parts
 alone do not exist.
 
+A --config FILE.py is run as Python, with all that you may do: of others' files give only those that
+you have read.
+
 Checkpoints and results go to --workdir (default: runs/<config name>). A run that was cut off goes
-on where it stopped when the same command is given again.
+on where it stopped when the same command is given again. Exit codes: 0 done, 2 refused or failed
+with a line that says why, 1 a defect of this program with its traceback, 130, 143, 129 and 141
+ended by SIGINT, SIGTERM, SIGHUP or a reader that left, as `| head`.
 """
+
+import signal
+
+if __name__ == "__main__":  # signals wait until there is something that answers them
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+
+from purify import ending, processes
+
+if __name__ == "__main__":
+    ending.catch_signals()  # before anything that takes its time is imported
 
 import importlib
 import inspect
@@ -135,7 +150,9 @@ class _Tuple(flags.ArgumentParser):
 
 
 config_flags.register_flag_parser_for_type(tuple, _Tuple())
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/digits.py.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "What to run, such as configs/digits.py; it is run as Python; see above."
+)
 _FILE = flags.FLAGS["config"].parser = _ConfigFile()
 _MODE = flags.DEFINE_enum("mode", None, list(MODES), "What to do; see above.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where to write; default runs/<config name>.")
@@ -266,25 +283,26 @@ def unknown_field(config: ConfigDict | None, argv: list[str]) -> str:
 
 def join_processes(mode: str) -> None:
     """Connect to the other processes of --distributed; only the first of them will talk."""
-    import jax
-
     if mode not in DISTRIBUTED:
         fail(f"--distributed has no meaning for --mode={mode}; it has for {', '.join(DISTRIBUTED)}")
-    try:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    except (ValueError, RuntimeError) as error:
-        fail(
-            f"--distributed: {error}\nwhere no cluster is found, all of --coordinator_address="
-            "HOST:PORT, --num_processes=N and --process_id=I are needed"
-        )
+    processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    import jax
+
     if jax.process_index() > 0:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 def fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    raise ending.Refused(message)
+
+
+def less_memory() -> str:
+    """What the user can do where memory does not suffice."""
+    if role := {"train": "score", "train_classifier": "classifier"}.get(flags.FLAGS["mode"].value):
+        options = f"--config.{role}.train"
+        return f"raise {options}.accumulate or lower {options}.batch_size, in another --workdir"
+    return "lower --config.eval.batch_size, --config.defense.chunk or the attack's chunk"
 
 
 def main(argv: list[str]) -> None:
@@ -308,6 +326,7 @@ def main(argv: list[str]) -> None:
 
     if flags.FLAGS.verbosity == 0:  # as app.run leaves it; Orbax then tells its whole day
         logging.set_verbosity(logging.WARNING)
+        ending.hush_libraries()
     if _DISTRIBUTED.value:
         join_processes(mode)
     elif _COORDINATOR.value or _PROCESSES.value is not None or _PROCESS.value is not None:
@@ -328,10 +347,7 @@ def main(argv: list[str]) -> None:
         arguments = [f"--config={config_file}", f"--mode={error.mode}"]
         command = ["python", sys.argv[0], *arguments, f"--workdir={error.workdir}"]
         fail(printable_lines(f"{error}\nrun: {shlex.join(command)}"))
-    except (ValueError, OSError) as error:
-        if _TRACEBACK.value:
-            raise
-        fail(printable_lines(str(error)))
+    processes.leave()
 
 
 if __name__ == "__main__":
@@ -339,4 +355,8 @@ if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What the terminal's encoding lacks is escaped, as in stderr, and ends no finished run.
         sys.stdout.reconfigure(errors="backslashreplace")
-    app.run(main, flags_parser=parse_flags)
+    ending.run(
+        lambda: app.run(main, flags_parser=parse_flags),
+        show_traceback=lambda: flags.FLAGS.is_parsed() and _TRACEBACK.value,
+        lower=less_memory,
+    )

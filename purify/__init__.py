@@ -6,28 +6,36 @@ defense = load_defense("runs/digits", "adp", num_runs=10)
 logits = classify(defense, image_keys(0, range(len(images))), images)
 """
 
-from purify.adp import ADP
-from purify.checkpoint import load_classifier, load_defense, load_score
-from purify.compilation import jit
-from purify.defense import Defense, classify
-from purify.networks import Classifier, Score
-from purify.purifiers import PURIFIERS, Identity, NoiseOnly, OneStep, Schedule
-from purify.random import image_keys
+import importlib
+from typing import Any
 
-__all__ = [
-    "ADP",
-    "PURIFIERS",
-    "Classifier",
-    "Defense",
-    "Identity",
-    "NoiseOnly",
-    "OneStep",
-    "Schedule",
-    "Score",
-    "classify",
-    "image_keys",
-    "jit",
-    "load_classifier",
-    "load_defense",
-    "load_score",
-]
+# Name -> the module that has it, imported when the name is first asked for: what needs no JAX, as
+# the command line before its flags are read, does not wait for it.
+_HOMES = {
+    "ADP": "adp",
+    "PURIFIERS": "purifiers",
+    "Classifier": "networks",
+    "Defense": "defense",
+    "Identity": "purifiers",
+    "NoiseOnly": "purifiers",
+    "OneStep": "purifiers",
+    "Schedule": "purifiers",
+    "Score": "networks",
+    "classify": "defense",
+    "image_keys": "random",
+    "jit": "compilation",
+    "load_classifier": "checkpoint",
+    "load_defense": "checkpoint",
+    "load_score": "checkpoint",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -41,9 +41,21 @@ def progress(
     return _Lines(iterable, bar_format=COUNTED_LINE if unit else LINE, miniters=1, **options)
 
 
+def leave_bars() -> None:
+    """Leave what is on the terminal as it is, the cursor on a line of its own: no more is drawn."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.leave = bar.leave and not isinstance(bar, _Lines)
+        bar.close()
+
+
 def _can_redraw() -> bool:
     """Whether stderr is a terminal that goes back to the begin of a line."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _breaks_off() -> bool:
+    """Whether an exception is on its way: what ended the work says more than how far it was."""
+    return sys.exc_info()[0] is not None
 
 
 class _Lines(tqdm):
@@ -68,6 +80,6 @@ class _Lines(tqdm):
             return
         self.disable = True
         self._decr_instances(self)
-        if self.leave:
+        if self.leave and not _breaks_off():
             self._next = 0.0
             self.display()

@@ -145,7 +145,9 @@ def reference(name: str, folder: Path) -> tuple[str, dict]:
     shutil.copytree(here, folder / f"{name}.before")
     returned, changes, said = in_child(case.command(here), here / "run")
     assert returned == 0, said
-    return changes, content_after(here)
+    content = content_or_why_after(here)
+    assert isinstance(content, dict), content
+    return changes, content
 
 
 def make_before(needs: tuple[str, ...], folder: Path) -> None:
@@ -212,6 +214,7 @@ def tried(point, expected, folder: Path, here: Path) -> str:
     returned, found, said = in_child(command, here / "run", look=here)
     if returned and not (case.once and returned == 2 and "exists already" in said):
         return f"does not go on, ends with {returned}: {said}"
+    found = found or content_or_why_after(here)
     if isinstance(found, str):
         return found
     names = found.keys() | expected[1].keys()
@@ -256,16 +259,14 @@ def content_or_why(here: Path) -> dict | str:
         return f"{type(error).__name__}: {error}"
 
 
-def content_after(here: Path) -> dict:
-    """What the folder holds; read in a child, as reading starts JAX."""
+def content_or_why_after(here: Path) -> dict | str:
+    """The same, read in a child, as reading starts JAX."""
 
     def work() -> int:
         os.write(2, f"\nfound {json.dumps(content_or_why(here))}\n".encode())
         return 0
 
-    found = found_in(*forked(work))[1]
-    assert isinstance(found, dict), found
-    return found
+    return found_in(*forked(work))[1]
 
 
 def found_in(returned: int, said: str) -> tuple[int, Any, str]:
