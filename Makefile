@@ -7,7 +7,7 @@ RUN := $(BIN)/python main.py --config=configs/digits.py
 CIFAR10_RUN ?= runs/cifar10_resnet20
 CIFAR10 := $(BIN)/python main.py --config=configs/cifar10.py:resnet20 --workdir=$(CIFAR10_RUN)
 
-.PHONY: demo cifar10 cifar10-data test test-all test-slow lint clean
+.PHONY: demo cifar10 cifar10-data test test-all test-slow test-faults lint clean
 
 demo: $(VENV)/ready  ## train, purify, attack and report on real digits
 	$(RUN) --mode=train_classifier
@@ -42,6 +42,10 @@ test-slow: $(VENV)/ready-test
 	$(PYTEST) -n 2 -m slow $(ARGS)
 
 test-all: test test-slow  ## every test
+
+# Ends every command at each of its changes to the disk: hours; ARGS=--minutes=8 for a sample.
+test-faults: $(VENV)/ready-test
+	$(BIN)/python -m tests.faults $(ARGS)
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff format --check .

@@ -17,6 +17,7 @@ from purify.evals.robust_report import done_rows, summary
 from purify.evals.rows import Row
 from purify.evals.store import Store, folder_of, read_records
 from purify.evals.terminal import stopped_early, tell_work
+from purify.files import FileError
 from purify.messages import counted, shown
 from purify.tables import choose
 
@@ -256,8 +257,13 @@ class _Records(NamedTuple):
 
 
 def _cost_left(planned: Planned, folder: Path) -> robust.Cost:
-    """Of what an evaluation lacks in its folder, which need not be there."""
-    store: Any = _Records(read_records(folder / "images.jsonl"))
+    """Of what an evaluation lacks in its folder, which need not be there; of all of it where its
+    records are damaged, which are put aside when it goes on."""
+    try:
+        records = read_records(folder / "images.jsonl")
+    except FileError:
+        records = {}
+    store: Any = _Records(records)
     return planned.cost_left(planned.inputs.evaluation(planned.config, store))
 
 

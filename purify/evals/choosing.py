@@ -9,9 +9,9 @@ import numpy as np
 
 from purify import parallel
 from purify.compilation import compile_lowered
-from purify.evals.arrays import sealed
 from purify.evals.programs import check_finite
 from purify.evals.rows import Row
+from purify.evals.sealed_arrays import sealed
 from purify.evals.strongest import Strongest, measure
 
 if TYPE_CHECKING:

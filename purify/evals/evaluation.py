@@ -10,10 +10,10 @@ from attacks.types import Attacked
 from purify import parallel
 from purify.compilation import compile_lowered
 from purify.evals.agreement import check_logits
-from purify.evals.arrays import WAY_OUT, seal, sealed
 from purify.evals.choosing import choose
 from purify.evals.programs import Scored, check_finite, check_in_ball, craft, score
 from purify.evals.rows import Row, crafting, with_stages
+from purify.evals.sealed_arrays import WAY_OUT, seal, sealed
 from purify.evals.store import Store
 from purify.files import FileError
 from purify.progress import Progress, progress

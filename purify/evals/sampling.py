@@ -11,11 +11,11 @@ from purify import parallel
 from purify.compilation import compile_lowered
 from purify.defense import first_run
 from purify.detection import score_norm
-from purify.evals.arrays import sealed
 from purify.evals.evaluation import Evaluation
 from purify.evals.inputs import Inputs
 from purify.evals.programs import check_finite
 from purify.evals.results import purifier_fields
+from purify.evals.sealed_arrays import sealed
 from purify.evals.store import Store
 from purify.langevin import AnnealedLangevin
 from purify.networks import Classifier, Score

@@ -16,7 +16,7 @@ import numpy as np
 
 from purify import parallel, schema
 from purify.checkpoint import claim, differing_settings, read_settings, settings_name
-from purify.evals import arrays
+from purify.evals import sealed_arrays
 from purify.evals.agreement import check_scored
 from purify.files import FileError, clear_partial, inside, subfolder
 from purify.jsonl import (
@@ -98,7 +98,7 @@ class Store:
     """The folder of these settings (see folder_of), made on first use.
 
     Records (dicts with 'row' and 'index') live in images.jsonl, one line an image, and arrays in
-    files of their own (see purify.evals.arrays). An image is done when its line is there; its
+    files of their own (see evals.sealed_arrays). An image is done when its line is there; its
     entries of arrays are on disk before that, and their seals in the line. What computed them is in
     provenance.jsonl, one line for every process that did. Where several processes share the work,
     all but the first keep their records in a copy that goes with them. One evaluation has the
@@ -189,15 +189,15 @@ class Store:
         be what the records of that row have the seal of, or NaN: FileError otherwise.
         """
         path = inside(self.folder, "arrays", f"{name}.npy")
-        array, known = arrays.read(path, shape), self._known.setdefault(name, set())
+        array, known = sealed_arrays.read(path, shape), self._known.setdefault(name, set())
         for at, index in enumerate(map(int, indices)):
             expected = self.records(row).get(index, {}).get("arrays", {}).get(name)
             if index in known or expected is None or np.isnan(array[at]).all():
                 continue
-            if arrays.seal(array[at]) != expected:
+            if sealed_arrays.seal(array[at]) != expected:
                 raise FileError(
                     f"{path} is damaged: its entry of index {index} is not the one that was "
-                    f"written; {arrays.WAY_OUT}"
+                    f"written; {sealed_arrays.WAY_OUT}"
                 )
             known.add(index)
         return array
@@ -208,7 +208,7 @@ class Store:
         """Write entries of arrays/<name>.npy, which is made if it is not there; their seals, for
         the records that are appended then."""
         subfolder(self.folder, "arrays")
-        return arrays.write(inside(self.folder, "arrays", f"{name}.npy"), shape, at, entries)
+        return sealed_arrays.write(inside(self.folder, "arrays", f"{name}.npy"), shape, at, entries)
 
 
 def _irregular(folder: str, names: list[str]) -> set[str]:

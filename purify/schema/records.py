@@ -22,7 +22,7 @@ from purify.schema.atoms import (
 class Record(TypedDict, total=False):
     """A line of an images.jsonl: what was computed of one image for one row.
 
-    arrays: name of an array -> the seal of its entry of this image, see purify.evals.arrays.
+    arrays: name of an array -> the seal of its entry of this image, see purify.evals.sealed_arrays.
     """
 
     row: Required[Name]

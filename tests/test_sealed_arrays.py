@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from purify.evals import arrays
+from purify.evals import sealed_arrays
 from purify.evals.agreement import check_logits, check_scored
 from purify.evals.store import Store
 from purify.files import FileError
@@ -16,14 +16,17 @@ ENTRIES = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
 
 def test_entries_come_back_and_the_rest_is_nan(tmp_path):
     path = tmp_path / "a.npy"
-    assert np.isnan(arrays.read(path, SHAPE)).all() and not path.exists()
-    seals = arrays.write(path, SHAPE, [3, 1], ENTRIES)
-    array = arrays.read(path, SHAPE)
+    assert np.isnan(sealed_arrays.read(path, SHAPE)).all() and not path.exists()
+    seals = sealed_arrays.write(path, SHAPE, [3, 1], ENTRIES)
+    array = sealed_arrays.read(path, SHAPE)
     np.testing.assert_array_equal(array[[3, 1]], ENTRIES)
     assert np.isnan(array[[0, 2, 4]]).all()
-    assert seals == [arrays.seal(array[3]), arrays.seal(array[1])] and len(set(seals)) == 2
+    assert (
+        seals == [sealed_arrays.seal(array[3]), sealed_arrays.seal(array[1])]
+        and len(set(seals)) == 2
+    )
     np.testing.assert_array_equal(np.load(path), array)  # as NumPy reads it
-    arrays.write(path, SHAPE, [0], ENTRIES[:1])
+    sealed_arrays.write(path, SHAPE, [0], ENTRIES[:1])
     np.testing.assert_array_equal(array[0], ENTRIES[0])  # who reads sees what is written then
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
@@ -81,12 +84,12 @@ FAULTS = {
 def test_what_is_no_such_array_is_named_and_left_as_it_is(tmp_path, spoil, said):
     """A file that is too short would be filled up with zeros, black images, where it is mapped."""
     path = tmp_path / "a.npy"
-    arrays.write(path, SHAPE, [0], ENTRIES[:1])
+    sealed_arrays.write(path, SHAPE, [0], ENTRIES[:1])
     spoil(path)
     before = path.lstat()
     for use in (
-        lambda: arrays.read(path, SHAPE),
-        lambda: arrays.write(path, SHAPE, [0], ENTRIES[:1]),
+        lambda: sealed_arrays.read(path, SHAPE),
+        lambda: sealed_arrays.write(path, SHAPE, [0], ENTRIES[:1]),
     ):
         with pytest.raises(FileError, match=said) as caught:
             use()
@@ -97,7 +100,7 @@ def test_what_is_no_such_array_is_named_and_left_as_it_is(tmp_path, spoil, said)
 def test_an_entry_is_what_its_record_was_sealed_with(tmp_path):
     with Store(tmp_path, "eval_robust", {}) as store:
         seals = store.write("a", SHAPE, [3, 1], ENTRIES)
-        records = arrays.sealed(
+        records = sealed_arrays.sealed(
             [{"index": 13, "seconds": 1.0}, {"index": 11, "seconds": 1.0}], {"a": seals}
         )
         assert records[0] == {"index": 13, "seconds": 1.0, "arrays": {"a": seals[0]}}
