@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,6 +200,18 @@ def test_what_is_done_is_not_done_again(ablated, trained, monkeypatch, capsys):
     assert "2 factors: all of it was done before, nothing is computed; in " in out
     assert "at most" not in out and len(re.findall(r"\d of 3: .*, done before, in", out)) == 3
     assert (ablated.folder / "figures" / "ablation.png").stat().st_size > 20_000
+
+
+def test_a_damaged_line_of_a_point_blocks_nothing(ablated, trained, workdir, capsys):
+    """It is put aside, and its image is computed again, by the ablation itself."""
+    shutil.copytree(ablated.workdir / "eval_robust", workdir / "eval_robust")
+    path = min((workdir / "eval_robust").glob("*/images.jsonl"))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"{\n", *lines[4:]]))
+    ablate.run(trained.config(**CHANGES), workdir)
+    assert "left out: line 4 (no JSON" in capsys.readouterr().err
+    assert len(read_lines(path)) == len(lines)
+    assert path.with_name("images.jsonl.damaged").read_bytes() == b"{\n"
 
 
 def test_a_run_that_was_cut_off_goes_on_where_it_stopped(ablated, trained, workdir, monkeypatch):
