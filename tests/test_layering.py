@@ -90,6 +90,25 @@ def test_texts_have_an_encoding_that_no_locale_decides(folder):
         assert not lines, f"{file}: give encoding= in line {lines}"
 
 
+# Where files are opened; and what is no file from outside: the kernel's, and this package's own.
+OPENERS = {"purify/files.py": "open", "main.py": "/dev/null"}
+OWN = {"compilation.py": "/proc", "store.py": "/proc", "page.py": "page.css, page.js"}
+
+
+def test_files_are_opened_where_their_kind_and_size_are_looked_at():
+    """Nowhere else: a pipe would block for ever, a device or a bomb fill the memory."""
+    for file in [*files("purify"), ROOT / "main.py"]:
+        if str(file.relative_to(ROOT)) in OPENERS or file.name in OWN:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            name = getattr(node, "func", None)
+            is_method = isinstance(name, ast.Attribute)
+            called = name.attr if is_method else getattr(name, "id", "")
+            opens = called in ("read_text", "read_bytes") and is_method
+            opens |= called == "open" and not is_method
+            assert not opens, f"{file}, line {node.lineno}: read by purify.files, not by {called}"
+
+
 def test_networks_live_behind_their_wrappers():
     """Flax Linen is confined to the networks, the two wrappers and training."""
     allowed = {"networks.py", "train.py", "train_classifier.py", "train_score.py"}

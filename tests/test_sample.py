@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import shutil
 
@@ -15,6 +16,7 @@ from purify.adp import CURVATURES
 from purify.checkpoint import Checkpoints, claim, load_score, read_settings, weight_hash
 from purify.defense import first_run
 from purify.evals import robust, sample
+from purify.files import FileError
 from purify.image_io import load_labelled_npz, load_npz
 from purify.jsonl import read_lines
 from purify.langevin import AnnealedLangevin, balanced_step_size
@@ -24,6 +26,7 @@ from purify.purifiers import PURIFIERS, build
 from purify.random import image_keys
 from purify.types import Stepwise
 from tests.oracles import GaussianScore, make_score
+from tests.test_robust import untimed
 
 SHAPE, KEY = (6, 6, 1), jax.random.key(0)
 BUDGET = {
@@ -245,15 +248,21 @@ def test_it_goes_on_where_it_stopped_and_ends_the_same(trained, workdir):
 
 
 @pytest.mark.parametrize("name", ["samples", "path-adp"])
-def test_images_that_were_lost_are_named(trained, workdir, name):
+def test_images_that_were_lost_are_computed_again(trained, workdir, name, capsys):
     """Their lines are there: to draw a picture of nothing would be no answer."""
     config = trained.config(**BUDGET)
     sample.run(config, workdir)
-    array = only_folder(workdir) / "arrays" / f"{name}.npy"
-    array.unlink()
-    for _ in range(2):
-        with pytest.raises(ValueError, match=f"{name}.npy lacks .* whose row is '{name}'"):
-            sample.run(config, workdir)
+    folder = only_folder(workdir)
+    path, before = folder / "arrays" / f"{name}.npy", untimed(read_lines(folder / "images.jsonl"))
+    content = path.read_bytes()
+    path.unlink()
+    sample.run(config, workdir)
+    assert f"{name}, index 0: arrays/{name}.npy lacks its image" in capsys.readouterr().err
+    assert path.read_bytes() == content
+    assert untimed(read_lines(folder / "images.jsonl")) == before
+    os.truncate(path, len(content) - 100)
+    with pytest.raises(FileError, match=f"{name}.npy has .* bytes, expected"):
+        sample.run(config, workdir)
 
 
 def test_from_noise_alone_and_without_a_classifier(trained, tmp_path):
