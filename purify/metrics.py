@@ -2,12 +2,13 @@
 
 import contextlib
 import secrets
+import socket
 import sys
 import time
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from purify import parallel
@@ -53,36 +54,40 @@ class _Events:
 
     def __init__(self, folder: Path, *, first_step: int):
         self._folder = folder
-        self._writer: EventsWriter | None = None
+        self._file: RecordWriter | None = None
         with self._or_without():
             # No name that somebody else could have put a link under.
-            self._writer = EventsWriter(str(folder / "events"), f".{secrets.token_hex(4)}")
+            name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+            self._file = RecordWriter(str(folder / f"{name}.{secrets.token_hex(4)}"))
+            self._add(file_version="brain.Event:2")
             # TensorBoard hides what earlier files hold of this step and of later ones.
-            start = SessionLog(status=SessionLog.START)
-            self._writer.write_event(
-                Event(wall_time=time.time(), step=first_step + 1, session_log=start)
-            )
+            self._add(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if self._file is None:
+            return
         with self._or_without():
-            if self._writer is None:
-                return
             for name, value in values.items():
-                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
-                self._writer.write_event(event)
-            self._writer.flush()  # so that a killed run has lost none
+                self._add(step=step, summary=scalar(name, value))
+            self._file.flush()  # so that a killed run has lost none
 
     def close(self) -> None:
-        with self._or_without():
-            if self._writer is not None:
-                self._writer.close()
+        if self._file is not None:
+            with self._or_without():
+                self._file.close()
+
+    def _add(self, **fields) -> None:
+        self._file.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
     @contextlib.contextmanager
     def _or_without(self):
         try:
             yield
         except OSError as error:
-            self._writer = None
+            if self._file is not None:
+                with contextlib.suppress(OSError):  # of what it could not write either
+                    self._file.close()
+            self._file = None
             print(
                 f"warning: no more events for TensorBoard in {self._folder} ({error.strerror}); "
                 "metrics.jsonl has the same numbers",

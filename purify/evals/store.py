@@ -7,7 +7,6 @@ import json
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from purify import parallel
+from purify import ending, parallel
 from purify.checkpoint import claim, differing_settings
+from purify.files import writing
 from purify.jsonl import append_lines, read_lines
 from purify.locking import Lock
 
@@ -102,8 +102,8 @@ class Store:
         self._lock = Lock(self.folder)
         parallel.wait_for_all("the folder is there")
         if not parallel.is_first_process():
-            self._copy = tempfile.TemporaryDirectory()
-            self.folder = Path(shutil.copytree(self.folder, self._copy.name, dirs_exist_ok=True))
+            copy = ending.temporary_folder()
+            self.folder = Path(shutil.copytree(self.folder, copy, dirs_exist_ok=True))
         parallel.wait_for_all("the folder is copied")
         self._records = read_records(self._path, repair=True)
         self._signed = False
@@ -164,11 +164,8 @@ class Store:
                 raise ValueError(f"{path} has shape {array.shape}, expected {shape}; move it away")
             return array
         path.parent.mkdir(exist_ok=True)
-        # Filled under another name first: a file that exists is whole, and has its place on disk.
-        partial = path.with_suffix(".partial")
-        with open(partial, "wb") as file:
+        with writing(path) as file:  # a file that exists is whole, and has its place on disk
             np.save(file, np.full(shape, np.nan, np.float32))
-        partial.rename(path)
         return np.lib.format.open_memmap(path, mode="r+")
 
     def check_there(
