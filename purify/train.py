@@ -173,7 +173,6 @@ def fit(
                 pending = []
             if save:
                 checkpoints.save(done, state)
-        writer.close()
     return state
 
 
