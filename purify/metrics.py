@@ -1,17 +1,18 @@
 """Training metrics: one JSON line a report, and the same as TensorBoard events."""
 
-import contextlib
 import secrets
+import socket
+import struct
 import sys
 import time
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
 from purify import parallel, schema
-from purify.files import subfolder
+from purify.files import append, subfolder
 from purify.jsonl import append_lines, read_lines, write_lines
 
 
@@ -39,53 +40,45 @@ class MetricWriter:
         append_lines(self._path, [{"step": step, **values}])
         self._events.write(step, values)
 
-    def close(self) -> None:
-        if self._writes:
-            self._events.close()
-
 
 class _Events:
     """An event file of TensorBoard. It is a copy: where it cannot be written, one warning says so,
     and training goes on without it.
 
     TensorBoard's own writers hand the events to a thread, which a full disk ends with a traceback,
-    and with it the process's own end.
+    and which the process's end then waits for.
     """
 
     def __init__(self, folder: Path, *, first_step: int):
-        self._folder = folder
-        self._writer: EventsWriter | None = None
-        with self._or_without():
-            # No name that somebody else could have put a link under.
-            self._writer = EventsWriter(str(folder / "events"), f".{secrets.token_hex(4)}")
-            # TensorBoard hides what earlier files hold of this step and of later ones.
-            start = SessionLog(status=SessionLog.START)
-            self._writer.write_event(
-                Event(wall_time=time.time(), step=first_step + 1, session_log=start)
-            )
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._path: Path | None = folder / f"{name}.{secrets.token_hex(4)}"
+        # TensorBoard hides what earlier files hold of this step and of later ones.
+        start = SessionLog(status=SessionLog.START)
+        self._append(
+            dict(file_version="brain.Event:2"), dict(step=first_step + 1, session_log=start)
+        )
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        with self._or_without():
-            if self._writer is None:
-                return
-            for name, value in values.items():
-                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
-                self._writer.write_event(event)
-            self._writer.flush()  # so that a killed run has lost none
+        self._append(*(dict(step=step, summary=scalar(k, v)) for k, v in values.items()))
 
-    def close(self) -> None:
-        with self._or_without():
-            if self._writer is not None:
-                self._writer.close()
-
-    @contextlib.contextmanager
-    def _or_without(self):
+    def _append(self, *events: dict) -> None:
+        if self._path is None:
+            return
+        now = time.time()
         try:
-            yield
+            append(self._path, b"".join(_record(Event(wall_time=now, **event)) for event in events))
         except OSError as error:
-            self._writer = None
             print(
-                f"warning: no more events for TensorBoard in {self._folder} ({error.strerror}); "
-                "metrics.jsonl has the same numbers",
+                f"warning: no more events for TensorBoard in {self._path.parent} "
+                f"({error.strerror}); metrics.jsonl has the same numbers",
                 file=sys.stderr,
             )
+            self._path = None
+
+
+def _record(event: Event) -> bytes:
+    """An event as its file has it: length, checksum, content, checksum."""
+    content = event.SerializeToString()
+    length = struct.pack("<Q", len(content))
+    first, last = (struct.pack("<I", masked_crc32c(part)) for part in (length, content))
+    return length + first + content + last

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from purify import ending
+
 # Letters, digits and what no library gives a meaning; and no folder that etils takes for a bucket.
 _PLAIN = re.compile(r"(?!/(gs|s3|az|hf)(/|$))[\w./ -]*")
 
@@ -45,7 +47,7 @@ def plain_spelling(folder: str) -> str:
     absolute = os.path.abspath(folder)
     if _PLAIN.fullmatch(absolute) or re.match(r"\w+://", folder):
         return folder
-    links = _links().name
+    links = _links()
     if not _PLAIN.fullmatch(links):
         raise ValueError(
             f"'{folder}' needs a link to it among the temporary files, but their folder "
@@ -59,15 +61,15 @@ def plain_spelling(folder: str) -> str:
 def as_given(text: str) -> str:
     """The text of a message with what the links of `plain_spelling` lead to in their places."""
     if _links.cache_info().currsize:
-        for link in Path(_links().name).iterdir():
+        for link in Path(_links()).iterdir():
             text = text.replace(str(link), os.readlink(link))
     return text
 
 
 @functools.cache
-def _links() -> tempfile.TemporaryDirectory:
+def _links() -> str:
     """The folder of this process's links, which goes with it."""
-    return tempfile.TemporaryDirectory(prefix="purify-")
+    return ending.temporary_folder()
 
 
 def same_path(a: str, b: str) -> bool:

@@ -172,7 +172,6 @@ def fit(
             pending = []
         if save:
             checkpoints.save(done, state)
-    writer.close()
     return state
 
 

@@ -97,7 +97,17 @@ def main(*arguments: str, tfds: Path | None = None, devices: int = 1, **run_opti
 def main_in_processes(
     *arguments: str, tfds: Path, count: int = 2
 ) -> list[subprocess.CompletedProcess]:
-    """The same in `count` processes of one CPU device each, joined by --distributed.
+    """The same in `count` processes of one CPU device each, joined by --distributed."""
+    processes = start_processes(*arguments, tfds=tfds, count=count)
+    outputs = [process.communicate(timeout=600) for process in processes]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def start_processes(*arguments: str, tfds: Path, count: int = 2) -> list[subprocess.Popen]:
+    """The same, not waited for.
 
     Their rounding is that of one process with `count` devices: the threads are as many.
     """
@@ -105,7 +115,7 @@ def main_in_processes(
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     joined = ("--distributed", f"--coordinator_address={address}", f"--num_processes={count}")
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, "main.py", *arguments, *joined, f"--process_id={i}"],
             cwd=ROOT,
@@ -115,11 +125,6 @@ def main_in_processes(
             text=True,
         )
         for i in range(count)
-    ]
-    outputs = [process.communicate(timeout=600) for process in processes]
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, *output)
-        for process, output in zip(processes, outputs, strict=True)
     ]
 
 

@@ -1,13 +1,18 @@
 """Two processes on CPU devices, joined over gloo, against one process with two devices."""
 
 import json
+import os
+import signal
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from purify.checkpoint import Checkpoints
-from tests.command import TINY, main, main_in_processes
+from purify.locking import Lock
+from tests.command import TINY, main, main_in_processes, start_processes
 
 BUDGET = TINY | {"classifier.train.num_steps": 20, "score.train.num_steps": 20}
 ARGUMENTS = ["--config=configs/digits.py", *(f"--config.{k}={v}" for k, v in BUDGET.items())]
@@ -80,3 +85,74 @@ def test_two_processes_do_what_one_does(tmp_path, trained):
 def test_flags_that_do_not_fit_are_refused(flags, message):
     result = main("--config=configs/digits.py", *flags)
     assert result.returncode == 2 and message in result.stderr, result.stderr
+
+
+def ends(processes, within: float = 30) -> list[tuple[int, list[str]]]:
+    """(exit code, lines on stderr but for those of progress) of each, all there in time."""
+    until = time.monotonic() + within
+    said = [process.communicate(timeout=until - time.monotonic())[1] for process in processes]
+    lines = [[t for t in text.splitlines() if " gone, " not in t] for text in said]
+    return [(p.returncode, own) for p, own in zip(processes, lines, strict=True)]
+
+
+def when_there(path: Path, pattern: str, processes) -> None:
+    """Return once the processes have written it."""
+    while not [*path.glob(pattern)]:
+        assert all(process.poll() is None for process in processes), ends(processes)
+        time.sleep(0.05)
+
+
+def child_of(process) -> int:
+    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+
+
+def test_where_the_first_is_refused_all_end_with_a_line(tmp_path):
+    """What it is refused for, a lock, the others do not look at."""
+    lock = Lock(tmp_path / "classifier")
+    arguments = [*ARGUMENTS, "--mode=train_classifier", f"--workdir={tmp_path}"]
+    processes = start_processes(*arguments, tfds=tmp_path / "tfds")
+    ended = ends(processes, within=300)
+    lock.release()
+    assert [(code, len(lines)) for code, lines in ended] == [(2, 1), (2, 1)], ended
+    (_, (own,)), (_, (told,)) = ended
+    refusal = f"{tmp_path}/classifier is being written by another process (process {os.getpid()}"
+    assert own.startswith(f"error: {refusal}")
+    assert told.startswith(f"error: process 0 ended: {refusal}") and "kept" in told
+    assert "the same command in each process goes on: python main.py --config=" in told
+    assert told.endswith("--process_id=1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "killed without its parent", "first killed", "asked"])
+def test_where_one_is_lost_the_others_end_and_any_number_goes_on(tmp_path, trained, how):
+    """In the middle of an evaluation; what was finished stays, and one process does the rest."""
+    trained.linked_into(tmp_path)
+    few = ['--config.eval.defenses=("identity","adp")', '--config.eval.attacks=("blind","exact")']
+    arguments = [*ARGUMENTS, "--mode=eval_robust", *few, f"--workdir={tmp_path}"]
+    processes = start_processes(*arguments, tfds=trained.tfds)
+    when_there(tmp_path, "eval_robust/*/images.jsonl", processes)
+    lost, other = processes[::-1] if how != "first killed" else processes
+    number = signal.SIGTERM if how == "asked" else signal.SIGKILL
+    os.kill(child_of(lost) if "parent" in how or how == "first killed" else lost.pid, number)
+    ended = (code, lines), (lost_code, _) = ends([other, lost])
+    assert len(lines) == 1, ended
+    (line,) = lines
+    k = processes.index(lost)
+    expected = {
+        "killed": f"error: process {k} was killed; ",
+        "killed without its parent": f"error: lost process {k}, ",
+        "first killed": f"error: lost process {k}, ",
+        "asked": f"error: process {k} ended by SIGTERM; ",
+    }[how]
+    assert code == 2 and line.startswith(expected) and "what was finished is kept" in line
+    assert lost_code in (-signal.SIGKILL, 137, 143)
+
+    (path,) = tmp_path.glob("eval_robust/*/images.jsonl")
+    before = path.read_text()
+    result = main(*arguments, tfds=trained.tfds)
+    assert result.returncode == 0, result.stderr
+    whole = path.read_text()
+    assert before and whole.startswith(before[: before.rindex("\n") + 1])
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert len({(line["row"], line["index"]) for line in lines}) == len(lines)
+    assert all(row["num_images"] for row in results(tmp_path)[1]["rows"])

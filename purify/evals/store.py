@@ -6,7 +6,6 @@ import json
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from purify import parallel, schema
+from purify import ending, parallel, schema
 from purify.checkpoint import claim, differing_settings, read_settings, settings_name
 from purify.evals import sealed_arrays
 from purify.evals.agreement import check_scored
@@ -116,8 +115,7 @@ class Store:
                 clear_partial(folder)
         parallel.wait_for_all("the folder is there")
         if not parallel.is_first_process():
-            self._copy = tempfile.TemporaryDirectory()
-            copy = Path(self._copy.name)
+            copy = Path(ending.temporary_folder())
             shutil.copytree(self.folder, copy, dirs_exist_ok=True, ignore=_irregular)
             self.folder = copy
         parallel.wait_for_all("the folder is copied")

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
+from purify.files import writing
 from purify.messages import printable_lines
 
 P = ParamSpec("P")
@@ -97,10 +98,12 @@ def tidy(axes: Axes) -> None:
 
 
 def save(fig: Figure, path: str | Path) -> None:
-    """Write it as PNG or SVG, by the suffix; the same figure gives the same bytes."""
+    """Write it as PNG or SVG, by the suffix, whole or not at all; the same figure gives the same
+    bytes."""
     unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with rc_context({"svg.hashsalt": "purify"}):
-        fig.savefig(path, metadata=unsaid if Path(path).suffix == ".svg" else None)
+    kind = Path(path).suffix[1:]
+    with rc_context({"svg.hashsalt": "purify"}), writing(Path(path)) as file:
+        fig.savefig(file, format=kind, metadata=unsaid if kind == "svg" else None)
 
 
 def legend(parent, *, lines: bool = False, **options) -> None:
