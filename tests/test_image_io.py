@@ -523,7 +523,8 @@ def test_interrupted_writing_leaves_nothing(source_path, monkeypatch, where):
     source = open_images(source_path, output_for(source_path), RGB)
     before = sorted(source_path.parent.rglob("*"))
     if where == "rename":
-        monkeypatch.setattr(os, "rename", interrupt)
+        for name in ("rename", "replace"):  # of folders and of files
+            monkeypatch.setattr(os, name, interrupt)
     elif source_path.is_dir():
         monkeypatch.setattr(Image.Image, "save", interrupt)
     else:
