@@ -149,7 +149,7 @@ def read_npy(path: Path, name: str) -> np.ndarray:
     with named(path), open_file(path, follow=True) as file:
         header = _header_of_file(file, name)
         check_memory(header.memory, os.fstat(file.fileno()).st_size, name)
-        with _damage_told(f"{name} is no plain .npy array, or is damaged"):
+        with _damage_told(f"{name} is damaged, or no array of numbers"):
             return header.array(_read_exactly(file, header.nbytes))
 
 
@@ -173,7 +173,7 @@ def check_memory(needed: int, size: int, name: str) -> None:
 
 
 def _header_of_file(file: BinaryIO, name: str) -> Header:
-    with _damage_told(f"{name} is no plain .npy array, or is damaged"):
+    with _damage_told(f"{name} is damaged, or no array of numbers"):
         header = _read_header(file)
         if header.offset + header.nbytes != os.fstat(file.fileno()).st_size:
             raise ValueError("it is not as long as its header says")

@@ -439,12 +439,11 @@ def _npz_classes(
 
 def _texts(array: np.ndarray) -> list[str]:
     """The texts of an array of them; none where it holds numbers that are no characters."""
-    try:
-        texts = array.ravel().tolist()
-        "".join(texts).encode()
-    except ValueError:
+    numbers = np.dtype(np.uint32).newbyteorder(array.dtype.byteorder)
+    codes = np.frombuffer(array.tobytes(), numbers)
+    if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
         return []
-    return texts
+    return array.ravel().tolist()
 
 
 DATASETS: dict[str, Callable[[str, str, str | Path | None], _Source]] = {

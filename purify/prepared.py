@@ -1,5 +1,5 @@
-"""Prepared copies of TFDS's data sets: what TFDS is going to read is regular, and of sizes that fit,
-before it reads any of it."""
+"""Prepared copies of TFDS's data sets: what TFDS is going to read is regular, and of a size that is
+fit for it, before it reads any of it."""
 
 import os
 import stat

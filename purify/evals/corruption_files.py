@@ -32,8 +32,8 @@ class CorruptionFiles:
         self._folder, self._names = Path(folder).expanduser(), list(names)
         if not self._folder.is_dir():
             raise FileNotFoundError(
-                f"input '{shown(folder)}' is no folder: give one of <corruption>.npy and labels.npy, "
-                f"as CIFAR-10-C is, or one of TFDS that has {data.CORRUPTED}"
+                f"input '{shown(folder)}' is no folder: give one of <corruption>.npy and "
+                f"labels.npy, as CIFAR-10-C is, or one of TFDS that has {data.CORRUPTED}"
             )
         form = _TfdsFiles if (self._folder / data.CORRUPTED).is_dir() else _ArrayFiles
         if missing := form.missing(self._folder, self._names):
@@ -140,8 +140,8 @@ class _TfdsFiles:
         found = self._load(case, numbers)
         if (found.labels != self.labels[list(numbers)]).any():
             raise ValueError(
-                f"input '{shown(self._folder)}': {case} has other labels than {self._first}, so they "
-                "are not of the same images: prepare them anew"
+                f"input '{shown(self._folder)}': {case} has other labels than {self._first}, so "
+                "they are not of the same images: prepare them anew"
             )
         return found.images
 
