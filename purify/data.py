@@ -233,9 +233,17 @@ def _fashion(name: str, data_dir: str, path: str | Path | None) -> _Source:
 
 def _published(name: str, data_dir: str, path: str | Path | None) -> _Source:
     check_prepared(Path(data_dir) / name)
-    with _quiet():
-        builder = tfds.builder(name, data_dir=plain_spelling(data_dir))
-        prepared = builder.is_prepared()
+    try:
+        with _quiet():
+            builder = tfds.builder(name, data_dir=plain_spelling(data_dir))
+            prepared = builder.is_prepared()
+    except Exception as error:  # TFDS raises many kinds for descriptions that are damaged
+        if is_of_system(error):
+            raise
+        raise FileError(
+            f"'{shown(Path(data_dir) / name)}' is damaged: move that folder away and prepare it "
+            "anew"
+        ) from error
     if not prepared:
         where = as_given(str(builder.data_dir))
         raise FileNotFoundError(f"{name} is not in '{where}': {_how_to(name, data_dir)}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from purify import weight_files
 from purify.checkpoint import Checkpoints, claim, weight_hash
-from purify.files import making
+from purify.files import FileError, making
 from purify.messages import counted, shown
 from purify.models.importing import ARCHITECTURES, import_weights, read_weights
 from purify.tables import choose
@@ -38,15 +38,8 @@ def run(
         )
     if not (output or workdir):
         raise ValueError("--mode=import_weights needs --workdir, --output or --config")
-    if own:
-        settings, variables = weight_files.load(Path(input))
-        role = "score" if "head" in settings else "classifier"
-    else:
-        role = choose("--arch", ARCHITECTURES, arch).role
-        network, variables = import_weights(arch, read_weights(input))
-        settings = {"network": network, "image_shape": ARCHITECTURES[arch].image_shape}
-        settings |= {"head": "score"} if role == "score" else {}
-    _check_values(input, variables)
+    settings, variables = read_file(input, arch)
+    role = "score" if "head" in settings else "classifier"
     folder = Path(output) if output else workdir / role
     if os.path.lexists(folder):
         raise ValueError(
@@ -68,6 +61,24 @@ def run(
         mean, std = ([round(v, 4) for v in settings["network"].get(k, ())] for k in ("mean", "std"))
         how = f"mean {mean} and std {std}" if mean else "nothing: it takes values in [0, 1]"
         print(f"it normalises images by {how}")
+
+
+def read_file(input: str, arch: str | None) -> tuple[dict, PyTree]:
+    """(settings, variables) of a file of weights: of the published `arch`, or, without one, of
+    --mode=export_weights. ValueError where they do not fit."""
+    if not arch:
+        settings, variables = weight_files.load(Path(input))
+    else:
+        architecture = choose("--arch", ARCHITECTURES, arch)
+        weights = read_weights(input)
+        try:
+            network, variables = import_weights(arch, weights)
+        except ValueError as error:
+            raise FileError(f"'{shown(input)}': {error}") from None
+        settings = {"network": network, "image_shape": architecture.image_shape}
+        settings |= {"head": "score"} if architecture.role == "score" else {}
+    _check_values(input, variables)
+    return settings, variables
 
 
 def _check_values(input: str, variables: PyTree) -> None:
