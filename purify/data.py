@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import logging
+import math
 import os
 import re
 import tempfile
@@ -22,21 +23,19 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from purify.arrays import NAMES, open_npz
 from purify.builders import Digits8x8, FashionMnistIdx
 from purify.class_folders import find_classes
-from purify.image_io import (
-    MAX_CLASSES,
-    check_shape,
-    load_npz,
-    take_images,
-    take_integers,
-    to_uint8,
-)
-from purify.messages import few, shown
+from purify.files import FileError
+from purify.image_io import MAX_CLASSES, take_images, take_integers, to_uint8
+from purify.messages import few, printable, shown
 from purify.paths import as_given, is_of_system, plain_spelling
-from purify.png_jpeg import ENCODINGS, is_colour, read_image
+from purify.png_jpeg import ENCODINGS, check_total, is_colour, memory_for_files, read_image
+from purify.prepared import check_info, check_prepared
 from purify.random import check_seed
+from purify.shapes import check_shape
 
+SPLIT = r"\w[\w.-]*"  # what TFDS takes for the name of a split, and no slice
 CORRUPTED = "cifar10_corrupted"  # TFDS's name of CIFAR-10-C
 
 
@@ -81,7 +80,8 @@ def load(
     source = _source(name, data_dir, path)
     parts = _positions(name, split, source)
     records = itertools.chain.from_iterable(source.read(*part) for part in parts)
-    return Dataset(*_stacked(records), source.class_names, name, split)
+    count = sum(len(range_) for _, range_ in parts)
+    return Dataset(*_stacked(records, count, source), source.class_names, name, split)
 
 
 def load_corrupted(
@@ -99,7 +99,8 @@ def load_corrupted(
         places = places_by_key(split, source.splits[split].num_examples)[positions]
     except IndexError as error:
         raise ValueError(f"{name} in '{data_dir}' is not complete: {error}") from None
-    return Dataset(*_stacked(source.read(split, places.tolist())), source.class_names, name, split)
+    records = source.read(split, places.tolist())
+    return Dataset(*_stacked(records, len(places), source), source.class_names, name, split)
 
 
 @functools.cache
@@ -163,14 +164,21 @@ class _Source:
     # (split, positions) -> the images' ids, where the data set has them
     ids: Callable[[str, Sequence[int]], Iterator[str]] | None = None
     left_out: str = ""  # what errors say of what is there, but in no split
+    memory: float = math.inf  # bytes that its images may take as float32
 
 
-def _stacked(records: Iterable[tuple[np.ndarray, int, str]]) -> tuple[np.ndarray, np.ndarray]:
-    """The images and the labels of what a source reads; ValueError unless of one shape."""
+def _stacked(
+    records: Iterable[tuple[np.ndarray, int, str]], count: int, source: _Source
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images and the labels of `count` records of a source; ValueError unless of one shape, and
+    with labels of its classes."""
     images: list[np.ndarray] = []
     labels: list[int] = []
     for image, label, where in records:
         check_shape(image.shape, where, images[0].shape if images else None)
+        check_total(4 * count * image.size, source.memory, where)
+        if not 0 <= label < len(source.class_names):
+            raise FileError(f"{where} has a label {label} of {len(source.class_names)} classes")
         images.append(image)
         labels.append(label)
     return np.stack(images), np.array(labels, np.int32)
@@ -224,9 +232,18 @@ def _fashion(name: str, data_dir: str, path: str | Path | None) -> _Source:
 
 
 def _published(name: str, data_dir: str, path: str | Path | None) -> _Source:
-    with _quiet():
-        builder = tfds.builder(name, data_dir=plain_spelling(data_dir))
-        prepared = builder.is_prepared()
+    check_prepared(Path(data_dir) / name)
+    try:
+        with _quiet():
+            builder = tfds.builder(name, data_dir=plain_spelling(data_dir))
+            prepared = builder.is_prepared()
+    except Exception as error:  # TFDS raises many kinds for descriptions that are damaged
+        if is_of_system(error):
+            raise
+        raise FileError(
+            f"'{shown(Path(data_dir) / name)}' is damaged: move that folder away and prepare it "
+            "anew"
+        ) from error
     if not prepared:
         where = as_given(str(builder.data_dir))
         raise FileNotFoundError(f"{name} is not in '{where}': {_how_to(name, data_dir)}")
@@ -279,9 +296,11 @@ def _from_builder(builder: Any) -> _Source:
             yield record["id"].decode()
 
     name = "/".join(filter(None, (builder.name, builder.info.config_name)))
-    features = builder.info.features
+    features, splits = builder.info.features, builder.info.splits
     names, has_ids = tuple(features["label"].names), "id" in features
-    return _Source(names, builder.info.splits, read, ids if has_ids else None)
+    sizes = {split: info.num_examples for split, info in splits.items()}
+    memory = check_info(Path(builder.data_dir), as_given(str(builder.data_dir)), sizes, names)
+    return _Source(names, splits, read, ids if has_ids else None, memory=memory)
 
 
 def _prepared(make: Callable[..., Any], data_dir: str) -> Any:
@@ -360,7 +379,8 @@ def _folder(name: str, data_dir: str, path: str | Path | None) -> _Source:
             yield np.repeat(image, 3 if colour and image.shape[-1] == 1 else 1, -1), label, where
 
     sizes = {split: len(files) for split, files in found.files.items()}
-    return _Source(found.names, _split_infos(sizes), read, left_out=left_out)
+    memory = memory_for_files(f.stat().st_size for each in found.files.values() for f, _ in each)
+    return _Source(found.names, _split_infos(sizes), read, left_out=left_out, memory=memory)
 
 
 def _npz(name: str, data_dir: str, path: str | Path | None) -> _Source:
@@ -368,10 +388,18 @@ def _npz(name: str, data_dir: str, path: str | Path | None) -> _Source:
     form = "an .npz archive of arrays <split>_images and <split>_labels"
     path = _existing(name, path, form)
     where = f"config.data.path '{shown(path)}'"
-    arrays = load_npz(path, where)
-    splits = [key.removesuffix("_images") for key in arrays if key.endswith("_images")]
-    if not splits:
-        raise ValueError(f"{where} holds arrays [{', '.join(arrays)}]: {name} needs {form}")
+    with open_npz(path, where) as archive:
+        parts = [key for key in archive.names if key.endswith("_images")]
+        splits = [key.removesuffix("_images") for key in parts]
+        if not splits:
+            held = few(archive.names, limit=NAMES)
+            raise ValueError(f"{where} holds arrays [{held}]: {name} needs {form}")
+        for split in splits:
+            if not re.fullmatch(SPLIT, split):
+                raise FileError(f"{where}: {printable(split)!r} is no name of a split")
+        arrays = archive.read(*parts) | archive.read(
+            *(f"{split}_labels" for split in splits), optional=("class_names",)
+        )
     images = {split: take_images(arrays, f"{split}_images", where) for split in splits}
     sizes = {split: len(array) for split, array in images.items()}
     labels = {
@@ -398,9 +426,9 @@ def _npz_classes(
     """
     count = labels[-1] + 1
     if (names := arrays.get("class_names")) is not None:
-        texts = names.ravel().tolist() if names.dtype.kind == "U" else []
+        texts = _texts(names) if names.dtype.kind == "U" else []
         composed = [unicodedata.normalize("NFC", text) for text in texts]
-        if names.ndim != 1 or not count <= len(set(composed)) == len(names):
+        if names.ndim != 1 or not count <= len(set(composed)) == len(texts) <= MAX_CLASSES:
             raise ValueError(
                 f"{where}: class_names is {names.dtype} {list(names.shape)}: give {count} or more "
                 "different texts, one for each label from 0"
@@ -415,6 +443,15 @@ def _npz_classes(
             "class_names"
         )
     return tuple(map(str, labels))
+
+
+def _texts(array: np.ndarray) -> list[str]:
+    """The texts of an array of them; none where it holds numbers that are no characters."""
+    numbers = np.dtype(np.uint32).newbyteorder(array.dtype.byteorder)
+    codes = np.frombuffer(array.tobytes(), numbers)
+    if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+        return []
+    return array.ravel().tolist()
 
 
 DATASETS: dict[str, Callable[[str, str, str | Path | None], _Source]] = {

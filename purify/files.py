@@ -2,6 +2,7 @@
 bounded size, what is written is whole or absent, and no link leads out of a folder of results."""
 
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -14,8 +15,9 @@ from typing import BinaryIO
 
 from purify.messages import shown
 
-MEMORY = 2**30  # bytes that one input may take
-PARTIAL = ".partial"  # in the names of temporary files and folders
+MEMORY = 2**30  # bytes of memory that one input may take
+LARGEST = 2**34  # the same of the largest, by the size of its file
+PARTIAL = ".partial"  # how the names of temporary files and folders end
 
 
 class FileError(ValueError):
@@ -56,6 +58,12 @@ def open_file(path: Path, *, follow: bool = False) -> io.BufferedReader:
     return os.fdopen(open_descriptor(path, os.O_RDONLY, follow), "rb")
 
 
+def memory_for(size: int, factor: int) -> int:
+    """Bytes of memory that an input of `size` bytes may take: MEMORY, and more only where it is
+    large itself: `factor` times its size, up to LARGEST."""
+    return min(max(MEMORY, factor * size), LARGEST)
+
+
 def read_bytes(path: Path, *, limit: int = MEMORY, follow: bool = False) -> bytes:
     """The content of a regular file; FileError where it has more than `limit` bytes."""
     with open_file(path, follow=follow) as file:
@@ -69,7 +77,7 @@ def append(path: Path, content: bytes) -> None:
     """Append to a regular file, made if it is not there, in one write that reaches the disk."""
     new = not path.exists()
     descriptor = open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    with naming(path), os.fdopen(descriptor, "ab") as file:
+    with named(path), os.fdopen(descriptor, "ab") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -84,19 +92,21 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
+def writing(path: Path, *, new: bool = False) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` once the block has ended and its content is on disk.
 
     Until then it has a name that nobody can foresee, and where the block fails it is removed. A
-    link at `path` is replaced, never followed.
+    link at `path` is replaced, never followed. new: FileError where anything has that name by then.
     """
     temporary = temporary_name(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with naming(path), _removed_on_failure(temporary):
+    with named(path), _removed_on_failure(temporary):
         with os.fdopen(os.open(temporary, flags, 0o666), "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            _check_absent(path)
         os.replace(temporary, path)
         sync_folder(path.parent)
 
@@ -106,25 +116,24 @@ def making(folder: Path) -> Iterator[Path]:
     """A new folder that gets the name `folder` once the block has ended and its files are on disk;
     FileError where that exists by then. Temporary as in `writing`."""
     temporary = temporary_name(folder)
-    with naming(folder), _removed_on_failure(temporary):
+    with named(folder), _removed_on_failure(temporary):
         temporary.mkdir()
         yield temporary
         sync_tree(temporary)
-        if os.path.lexists(folder):
-            raise FileError(f"'{shown(folder)}' exists already: name a new path or move it away")
+        _check_absent(folder)
         os.rename(temporary, folder)
         sync_folder(folder.parent)
 
 
-def temporary_name(path: Path, suffix: str = "") -> Path:
-    """A name beside `path` that nobody can foresee, which ends in `suffix`."""
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}{PARTIAL}{suffix}")
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody can foresee."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}{PARTIAL}")
 
 
 def clear_partial(folder: Path) -> None:
     """Remove what killed processes left under temporary names in a folder; for the process that has
     the folder to itself."""
-    for path in folder.glob(f".*{PARTIAL}*"):
+    for path in folder.glob(f".*{PARTIAL}"):
         remove(path)
 
 
@@ -169,6 +178,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _check_absent(path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileError(f"'{shown(path)}' exists already: name a new path or move it away")
+
+
 def open_descriptor(path: Path, flags: int, follow: bool = False) -> int:
     """`os.open` with these flags, of a regular file, as in `open_file`."""
     # Non-blocking: a pipe without a writer would wait for one before it can be looked at.
@@ -176,14 +190,17 @@ def open_descriptor(path: Path, flags: int, follow: bool = False) -> int:
     if not follow and path.is_symlink():
         raise FileError(f"'{shown(path)}' is a link; put the file itself there")
     descriptor = os.open(path, flags, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise FileError(f"'{shown(path)}' is no regular file")
     return descriptor
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """Errors of the system name the path: those of a full disk come from a write, which knows no
     name."""
     try:

@@ -4,27 +4,32 @@ Everything that can be wrong with the files is found on opening, before any comp
 """
 
 import os
-import shutil
-import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from purify.messages import shown
-from purify.paths import is_of_system
-from purify.png_jpeg import ENCODINGS, encode_image, image_files, other_contents, read_image
+from purify.arrays import NAMES, load_npz, open_npz, read_npy
+from purify.files import making, writing
+from purify.messages import few, shown
+from purify.png_jpeg import (
+    ENCODINGS,
+    check_total,
+    encode_image,
+    image_files,
+    memory_for_files,
+    other_contents,
+    read_image,
+)
+from purify.shapes import Shape, check_shape
 
-Shape = tuple[int, ...]  # (H, W, C)
 Writer = Callable[[Path, np.ndarray], None]  # (path, images): one of the _write_ functions
 
 MAX_INTEGER = 2**31 - 1  # labels and dataset indices are int32
 MAX_CLASSES = 100_000  # a label beyond is a mistake, and a name for each up to it fills the memory
-CHANNELS = (1, 3)  # greyscale and RGB, as figures and files can show them
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +51,7 @@ class ImageSource:
             raise ValueError(
                 f"purified: {len(images)} images for an input of {len(self.images)}: pass one each"
             )
-        with _all_or_nothing(self.output) as temporary:
-            self.writer(temporary, images)
+        self.writer(self.output, images)
 
 
 def open_images(path: str | Path, output: str | Path, image_shape: Shape | None) -> ImageSource:
@@ -99,7 +103,8 @@ def load_labelled_npz(
     Raises FileNotFoundError for a missing file, ValueError for anything else that does not fit.
     """
     name = f"input '{shown(path)}'"
-    arrays = load_npz(path, name)
+    with open_npz(path, name) as archive:
+        arrays = archive.read("images") | archive.read("labels", optional=("index",))
     images = take_images(arrays, "images", name, image_shape)
     highest = (num_classes or MAX_CLASSES) - 1
     labels = take_integers(arrays, "labels", name, len(images), highest)
@@ -121,30 +126,6 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint8:
         return images
     return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
-
-
-def load_npz(path: str | Path, name: str) -> dict[str, np.ndarray]:
-    """All arrays of an .npz archive; `name` is what errors call it.
-
-    Raises OSError where it is not there or cannot be read, ValueError where it is damaged or holds
-    anything but plain arrays (Python objects would be unpickled, which runs code).
-    """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"{name} does not exist: give an .npz file")
-    with path.open("rb") as file:  # np.load would leave the file of a damaged archive open
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in archive.files}
-            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-                raise TypeError("a member that is no array")
-        except Exception as error:  # zip, zlib and numpy each raise their own kinds for damage
-            if is_of_system(error):
-                raise
-            raise ValueError(
-                f"{name} is no .npz archive of plain arrays, or is damaged: save it anew"
-            ) from error
-    return arrays
 
 
 def take_images(
@@ -177,7 +158,7 @@ def take_integers(
 
 def _require(arrays: Mapping[str, np.ndarray], key: str, name: str) -> None:
     if key not in arrays:
-        raise ValueError(f"{name} holds no array {key}, only [{', '.join(arrays)}]: add it")
+        raise ValueError(f"{name} holds no array {key}, only [{few(arrays, limit=NAMES)}]: add it")
 
 
 def check_images(images: np.ndarray, name: str, image_shape: Shape | None = None) -> None:
@@ -197,26 +178,6 @@ def check_images(images: np.ndarray, name: str, image_shape: Shape | None = None
         )
 
 
-def check_shape(shape: Shape, name: str, expected: Shape | None) -> None:
-    """Raises ValueError where an image's shape (H, W, C) is not the expected one, or its C none of
-    CHANNELS."""
-    if shape[-1] not in CHANNELS:
-        hint = "move its first axis last" if shape[0] in CHANNELS else "convert it"
-        raise ValueError(
-            f"{name} is {_size(shape)} (height x width x channels): allowed are 1 channel, "
-            f"greyscale, and 3, RGB; {hint}"
-        )
-    if expected is not None and tuple(shape) != tuple(expected):
-        raise ValueError(
-            f"{name} is {_size(shape)}, expected {_size(expected)}: resize or convert it"
-        )
-
-
-def _size(shape: Shape) -> str:
-    colours = {1: " greyscale", 3: " RGB"}.get(shape[-1], "")
-    return "x".join(map(str, shape)) + colours
-
-
 def _read_folder(path: Path, image_shape: Shape | None) -> tuple[np.ndarray, Writer]:
     files = image_files(path)
     if not files:
@@ -224,37 +185,30 @@ def _read_folder(path: Path, image_shape: Shape | None) -> tuple[np.ndarray, Wri
             f"input '{shown(path)}' holds no {', '.join(ENCODINGS)} files: it "
             f"{other_contents(path)}"
         )
-    images = []
+    images: list[np.ndarray] = []
+    allowed = memory_for_files(file.stat().st_size for file in files)
     for file in files:
         name = f"input '{shown(file)}'"
-        images.append(read_image(file, name))
-        check_shape(images[-1].shape, name, image_shape or images[0].shape)
+        images.append(read_image(file, name, image_shape or (images[0].shape if images else None)))
+        check_total(4 * len(files) * images[0].size, allowed, f"input '{shown(path)}'")
     return np.stack(images), partial(_write_folder, [file.name for file in files])
 
 
-def _write_folder(names: list[str], path: Path, images: np.ndarray) -> None:
-    path.mkdir()
-    for name, image in zip(names, to_uint8(images), strict=True):
-        (path / name).write_bytes(encode_image(image, Path(name).suffix.lower()))
+def _write_folder(names: list[str], output: Path, images: np.ndarray) -> None:
+    with making(output) as folder:
+        for name, image in zip(names, to_uint8(images), strict=True):
+            (folder / name).write_bytes(encode_image(image, Path(name).suffix.lower()))
 
 
 def _read_npy(path: Path, image_shape: Shape | None) -> tuple[np.ndarray, Writer]:
     name = f"input '{shown(path)}'"
-    with path.open("rb") as file:
-        try:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-        except Exception as error:  # numpy raises ValueError, EOFError, OSError, ... for damage
-            if is_of_system(error):
-                raise
-            raise ValueError(
-                f"{name} is no plain .npy array, or is damaged: save it anew"
-            ) from error
+    array = read_npy(path, name)
     check_images(array, name, image_shape)
     return array, partial(_write_npy, array.dtype)
 
 
-def _write_npy(dtype: np.dtype, path: Path, images: np.ndarray) -> None:
-    with path.open("wb") as file:  # given a name, np.save would append .npy to it
+def _write_npy(dtype: np.dtype, output: Path, images: np.ndarray) -> None:
+    with writing(output, new=True) as file:
         np.save(file, _as_dtype(images, dtype), allow_pickle=False)
 
 
@@ -264,9 +218,10 @@ def _read_npz(path: Path, image_shape: Shape | None) -> tuple[np.ndarray, Writer
     return take_images(arrays, "images", name, image_shape), partial(_write_npz, arrays)
 
 
-def _write_npz(arrays: Mapping[str, np.ndarray], path: Path, images: np.ndarray) -> None:
+def _write_npz(arrays: Mapping[str, np.ndarray], output: Path, images: np.ndarray) -> None:
     arrays = {**arrays, "images": _as_dtype(images, arrays["images"].dtype)}
-    with zipfile.ZipFile(path, "w") as archive:  # np.savez refuses an array named `file`
+    # np.savez refuses an array named `file`
+    with writing(output, new=True) as file, zipfile.ZipFile(file, "w") as archive:
         for key, array in arrays.items():
             with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
@@ -284,19 +239,3 @@ def _check_absent(output: Path) -> None:
         raise ValueError(
             f"output '{shown(output)}' exists already: name a new path or move it away"
         )
-
-
-@contextmanager
-def _all_or_nothing(output: Path) -> Iterator[Path]:
-    """Yields a temporary sibling path that becomes `output` if, and only if, the block succeeds."""
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
-    try:
-        yield temporary
-        _check_absent(output)  # it may have appeared since it was opened
-        os.rename(temporary, output)
-    except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
-        raise

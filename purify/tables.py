@@ -3,11 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 
+from purify.messages import few, printable
+
 
 def choose(kind: str, table: Mapping, name: str):
     """table[name]; ValueError that lists the known names otherwise."""
-    if name not in table:
-        raise ValueError(f"{kind} {name!r} is unknown; known: {', '.join(table)}")
+    if not isinstance(name, str) or name not in table:
+        said = printable(repr(name))
+        raise ValueError(f"{kind} {said} is unknown; known: {', '.join(table)}")
     return table[name]
 
 
@@ -18,6 +21,5 @@ def check_options(name: str, cls, options: Mapping, *, reserved: frozenset[str] 
     """
     known = {field.name for field in dataclasses.fields(cls)} - reserved
     if unknown := set(options) - known:
-        raise ValueError(
-            f"{name} has no option {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
-        )
+        said = few(sorted(map(str, unknown)), limit=12)
+        raise ValueError(f"{name} has no option {said}; known: {', '.join(sorted(known))}")

@@ -7,61 +7,102 @@ field 'settings' is JSON: network, image shape, head, and how the weights were m
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_bytes
 
 from purify import models
+from purify.files import FileError, writing
+from purify.jsonl import parse
+from purify.messages import printable, shown
+from purify.models.options import Settings, num_blocks
+from purify.schema import check
+from purify.tensors import read_metadata, read_tensors
 from purify.types import PyTree
+
+MAX_DEPTH = 20  # of values in values in settings
 
 
 def save(path: Path, settings: Mapping, variables: PyTree) -> None:
     """Write the file whole or not at all; ValueError if it exists, or reads otherwise than it was
     written."""
     if path.exists():
-        raise ValueError(f"'{path}' exists already; choose another --output, or move it away")
+        raise ValueError(
+            f"'{shown(path)}' exists already; choose another --output, or move it away"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     # safetensors' own save_file would let nobody but the user read it.
     content = save_bytes(_named(variables), {"settings": json.dumps(settings)})
-    partial.write_bytes(content)
-    if partial.read_bytes() != content:
-        raise ValueError(
-            f"'{partial}' reads otherwise than it was written; choose another --output"
-        )
-    partial.rename(path)
+    with writing(path, new=True) as file:
+        file.write(content)
+        file.seek(0)
+        if file.read() != content:
+            raise ValueError(
+                f"'{shown(path)}' reads otherwise than it was written; choose another --output"
+            )
 
 
 def is_own(path: Path) -> bool:
-    """Whether the file is one of `save`."""
+    """Whether the file is one of `save`; FileError for a damaged file of that form."""
     try:
-        with safe_open(path, "numpy") as file:
-            return "settings" in (file.metadata() or {})
-    except SafetensorError:
+        return "settings" in read_metadata(path, f"'{shown(path)}'")
+    except FileError:
+        if path.suffix.lower() == ".safetensors":
+            raise
         return False
 
 
 def load(path: Path) -> tuple[dict, PyTree]:
-    """(settings, variables) of a file that `is_own`; ValueError where they do not fit together."""
-    with safe_open(path, "numpy") as file:
-        try:
-            settings = json.loads(file.metadata()["settings"])
-            network = models.build(**settings["network"])
-            image = np.zeros((1, *settings["image_shape"]), np.float32)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"'{path}' has settings of another program ({error!r})") from error
-        arrays = {name: file.get_tensor(name) for name in file.keys()}
-    expected = jax.eval_shape(network.init, jax.random.key(0), image)
+    """(settings, variables) of a file that `is_own`; FileError where they do not fit together."""
+    name = f"'{shown(path)}'"
+    text, arrays = read_metadata(path, name).get("settings", ""), read_tensors(path, name)
+    try:
+        settings, expected = _read_settings(text, len(arrays))
+    except (ValueError, TypeError) as error:  # TypeError: of layers, about shapes
+        reason = printable(error)
+        raise FileError(f"{name} has settings of another program ({reason})") from error
     needed, given = (
-        {name: (array.shape, str(array.dtype)) for name, array in named.items()}
+        {key: (array.shape, str(array.dtype)) for key, array in named.items()}
         for named in (_named(expected), arrays)
     )
     if given != needed:
         wrong = sorted(given.items() ^ needed.items())
-        raise ValueError(f"'{path}': {len(wrong)} arrays do not fit its network, as {wrong[0]}")
+        first = printable(wrong[0])
+        raise FileError(f"{name}: {len(wrong)} arrays do not fit its network, as {first}")
     return settings, jax.tree.unflatten(jax.tree.structure(expected), [arrays[n] for n in needed])
+
+
+def _read_settings(text: str, num_arrays: int) -> tuple[dict, PyTree]:
+    """Settings and the shapes of their network's variables, which take no memory, if there may be
+    so many arrays; ValueError or TypeError where there is no such network, or its loading would
+    fail for them."""
+    settings = parse(text)
+    _check_depth(settings)
+    known = check(settings, Settings)
+    network = models.build(**known["network"])
+    if 2 * num_blocks(vars(network)) > num_arrays:  # before time is spent on them
+        raise ValueError(f"{num_arrays} arrays are too few for its network")
+    is_classifier = hasattr(network, "num_classes")
+    if is_classifier == ("head" in known):
+        raise ValueError(
+            f"{known['network']['arch']} "
+            + ("is a classifier's network, and has no head" if is_classifier else "needs a head")
+        )
+    names = known.get("class_names", [])
+    if names and len(names) != getattr(network, "num_classes", None):
+        raise ValueError(f"there are {len(names)} class_names, of another number of classes")
+    image = jax.ShapeDtypeStruct((1, *known["image_shape"]), np.float32)
+    return settings, jax.eval_shape(network.init, jax.random.key(0), image)
+
+
+def _check_depth(value: Any, left: int = MAX_DEPTH) -> None:
+    if not left:
+        raise ValueError("nested too deeply")
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        _check_depth(part, left - 1)
 
 
 def _named(tree: PyTree) -> dict:

@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from purify.builders.fashion_mnist_idx import (
     idx_file,
     read_idx,
 )
+from purify.files import FileError
 from purify.png_jpeg import encode_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -372,6 +375,28 @@ def test_damaged_idx_files_are_named(tmp_path, fault):
     assert "config.data.path" in message and f"{tmp_path}/idx/train-" in message
 
 
+def test_no_more_of_an_idx_file_is_inflated_than_its_header_says(tmp_path):
+    file = tmp_path / "a.gz"
+    for sizes, values in (((2**16, 2**16), b""), ((2, 2), bytes(2**28))):
+        header = bytes((0, 0, 8, 2)) + np.array(sizes, ">u4").tobytes()
+        file.write_bytes(gzip.compress(header + values, 1))
+        tracemalloc.start()
+        with pytest.raises(FileError, match=f"'{file}' is no IDX file of 2 axes, or is damaged"):
+            read_idx(file, 2)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+        tracemalloc.stop()
+
+
+def test_an_idx_file_that_is_a_device_is_refused(tmp_path):
+    write_fashion(tmp_path / "idx", gz=False)
+    file = tmp_path / "idx" / FILES["train"][0]
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(FileError, match="is no regular file|no IDX file"):
+        read_idx(file, 3)
+    assert "holds no" in error_of("fashion_mnist_idx", "test", path=tmp_path / "idx")
+
+
 @needs_debian
 def test_debian_fashion_files_are_found_by_default():
     labels = read_idx(idx_file(DEBIAN_FOLDER, FILES["test"][1]), 1)
@@ -469,6 +494,45 @@ def test_a_tfrecord_copy_is_refused_with_the_way_out(tmp_path):
     message = error_of("cifar10", "test", data_dir=tmp_path)
     assert f"'{folder}' is a tfrecord copy" in message and "array_record" in message
     assert "<another folder>" in message
+
+
+@pytest.fixture
+def cifar10_copy(tmp_path) -> Path:
+    """The folder of a prepared copy of 20 images."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    prepare_cifar10(tmp_path, images, np.arange(20) % 10)
+    (info,) = tmp_path.rglob("dataset_info.json")
+    return info.parent
+
+
+def test_a_copy_that_says_it_has_more_examples_than_bytes_is_refused(cifar10_copy, tmp_path):
+    info = cifar10_copy / "dataset_info.json"
+    content = json.loads(info.read_text())
+    content["splits"][0]["shardLengths"] = [str(10**12)]
+    info.write_text(json.dumps(content))
+    start = time.monotonic()
+    for read in (data.load, data.members, data.published_positions):
+        where = dict(data_dir=tmp_path, path=None)
+        with pytest.raises(FileError, match=f"'{cifar10_copy}' says that it has 1,000,000,000,000"):
+            read("cifar10", "test", **where)
+    assert time.monotonic() - start < 10
+
+
+def test_a_copy_with_millions_of_classes_or_no_regular_files_is_refused(cifar10_copy, tmp_path):
+    names = cifar10_copy / "label.labels.txt"
+    names.write_text("\n".join(map(str, range(200_000))))
+    assert "has 200,000 names of classes" in error_of("cifar10", "test", data_dir=tmp_path)
+    with open(names, "wb") as file:
+        file.truncate(2**34)
+    assert f"'{names}' has more than" in error_of("cifar10", "test", data_dir=tmp_path)
+    names.unlink()
+    os.mkfifo(names)
+    assert f"'{names}' is no regular file" in error_of("cifar10", "test", data_dir=tmp_path)
+
+
+def test_a_label_that_is_no_class_of_the_copy_is_refused(cifar10_copy, tmp_path):
+    (cifar10_copy / "label.labels.txt").write_text("cat\ndog\n")
+    assert "of 2 classes" in error_of("cifar10", "test", data_dir=tmp_path)
 
 
 # Labelled folders
@@ -802,6 +866,28 @@ def test_wrong_npz_arrays_are_explained(tmp_path, arrays, words):
     np.savez(tmp_path / "a.npz", **arrays)
     message = error_of("npz", "train", path=tmp_path / "a.npz")
     assert f"config.data.path '{tmp_path / 'a.npz'}'" in message and words in message
+
+
+@pytest.mark.parametrize("point", [0xD800, 0x110000, 0xFFFFFFFF])
+def test_names_of_classes_that_are_no_text_are_refused(tmp_path, point):
+    names = np.array([*"abcd"])
+    names.view(np.uint32)[0] = point
+    arrays = {"train_images": IMAGES, "train_labels": LABELS, "class_names": names}
+    np.savez(tmp_path / "a.npz", **arrays)
+    message = error_of("npz", "train", path=tmp_path / "a.npz")
+    assert "give 4 or more different texts" in message
+
+
+def test_an_archive_of_a_data_set_leaves_other_members_alone(tmp_path):
+    np.savez(tmp_path / "a.npz", train_images=IMAGES, train_labels=LABELS, other=np.array([{}]))
+    assert len(data.load("npz", "train", path=tmp_path / "a.npz")) == 4
+
+
+def test_small_files_of_large_pictures_are_refused(tmp_path, monkeypatch):
+    write_folder(tmp_path, {"train/a": 20}, shape=(50, 50))
+    monkeypatch.setattr("purify.files.MEMORY", 4 * 50 * 50 * 10)
+    monkeypatch.setattr("purify.png_jpeg.FACTOR", 1)
+    assert "its images would take 200,000 bytes" in error_of("folder", "train", path=tmp_path)
 
 
 def test_npz_classes_may_lack_images_in_one_split_or_be_named(tmp_path):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
+from purify import png_jpeg
 from purify.image_io import load_labelled_npz, open_images, to_float, to_uint8
 
 RGB, GREY = (6, 5, 3), (6, 5, 1)  # height and width differ, so that a transposition shows
@@ -173,6 +174,10 @@ def png(bits: int, colour: int, rows: list[bytes], *, before=(), after=()) -> by
     header = struct.pack(">IIBBBBB", 4, len(rows), bits, colour, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     chunks = [(b"IHDR", header), *before, (b"IDAT", pixels), *after, (b"IEND", b"")]
+    return png_file(chunks)
+
+
+def png_file(chunks) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(content))
         + kind
@@ -273,6 +278,44 @@ def test_an_image_that_is_a_link_to_nothing_is_named(tmp_path):
     (path / "b.png").symlink_to("nowhere")
     with pytest.raises(FileNotFoundError, match=f"{path}/b.png"):
         open_images(path, tmp_path / "out", RGB)
+
+
+def zeros_png(width: int, height: int) -> bytes:
+    """A PNG that says it has so many grey pixels; little of them is there."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return png_file([(b"IHDR", header), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b"")])
+
+
+@pytest.mark.parametrize("width, height", [(20_000, 20_000), (10_000, 10_000), (7000, 7000)])
+@pytest.mark.parametrize("shape", [None, (4, 4, 1)])
+def test_the_size_of_a_picture_is_looked_at_before_its_pixels(
+    tmp_path, monkeypatch, width, height, shape
+):
+    path = write_one(tmp_path, zeros_png(width, height))
+    decoded = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded.append)
+    monkeypatch.setattr(png_jpeg, "MAX_PIXELS", 7000 * 7000 - (shape is None))
+    message = error_opening(path, shape=shape)
+    assert f"'{path}/a.png'" in message and not decoded
+    assert ("pixels" in message) == (width > 7000 or shape is None)
+
+
+def test_many_small_files_of_large_pictures_are_refused_after_the_first(tmp_path, monkeypatch):
+    path = write_folder(
+        tmp_path / "in", **{f"{i}_png": np.zeros((50, 50), np.uint8) for i in range(20)}
+    )
+    monkeypatch.setattr("purify.files.MEMORY", 4 * 50 * 50 * 10)
+    monkeypatch.setattr(png_jpeg, "FACTOR", 1)
+    assert "its images would take 200,000 bytes" in error_opening(path, shape=None)
+
+
+def test_a_picture_that_is_a_pipe_or_a_device_is_refused_at_once(tmp_path):
+    path = write_folder(tmp_path / "in", a_png=random_uint8(1)[0])
+    for make in (os.mkfifo, lambda file: file.symlink_to("/dev/zero")):
+        make(path / "b.png")
+        assert f"'{path}/b.png' is no regular file" in error_opening(path)
+        assert not png_jpeg.is_colour(path / "b.png")
+        (path / "b.png").unlink()
 
 
 def test_names_that_are_no_utf_8_are_kept_and_named_in_errors(tmp_path):
@@ -523,7 +566,8 @@ def test_interrupted_writing_leaves_nothing(source_path, monkeypatch, where):
     source = open_images(source_path, output_for(source_path), RGB)
     before = sorted(source_path.parent.rglob("*"))
     if where == "rename":
-        monkeypatch.setattr(os, "rename", interrupt)
+        for name in ("rename", "replace"):  # of folders and of files
+            monkeypatch.setattr(os, name, interrupt)
     elif source_path.is_dir():
         monkeypatch.setattr(Image.Image, "save", interrupt)
     else:

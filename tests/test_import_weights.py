@@ -2,15 +2,18 @@
 
 import errno
 import itertools
+import json
 import os
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
-from purify import data, models, weight_files
+from purify import arrays, data, models, weight_files
+from purify import import_weights as import_module
 from purify.checkpoint import (
     Checkpoints,
     load_classifier,
@@ -18,6 +21,7 @@ from purify.checkpoint import (
     load_score,
     read_settings,
 )
+from purify.files import FileError
 from purify.image_io import to_float
 from purify.import_weights import run
 from purify.models.importing import ARCHITECTURES, import_weights, read_weights
@@ -53,12 +57,13 @@ def test_import_weights_makes_a_checkpoint_and_overwrites_none(tmp_path):
     classifier = random_resnet20()
     np.savez(tmp_path / "weights.npz", **published_names(classifier.variables))
     command = ("--mode=import_weights", f"--input={tmp_path}/weights.npz", "--arch=resnet20")
-    killed = tmp_path / "run/classifier.partial"  # as an import leaves it that was killed
-    killed.mkdir(parents=True)
-    (killed / "settings.json").write_text("{}")
+    theirs = tmp_path / "run/classifier.partial"  # a folder that no import has made
+    theirs.mkdir(parents=True)
+    (theirs / "settings.json").write_text("{}")
     result = main(*command, f"--workdir={tmp_path}/run")
     assert result.returncode == 0, result.stderr
-    assert not killed.exists()
+    assert (theirs / "settings.json").read_text() == "{}"
+    assert sorted(os.listdir(tmp_path / "run")) == ["classifier", "classifier.partial"]
     assert "classifier: 269,722 parameters of resnet20" in result.stdout
     loaded = load_classifier(tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, classifier.variables)
@@ -122,6 +127,71 @@ def test_a_file_with_settings_of_another_program_is_refused(tmp_path):
     weight_files.save(path, {"optimizer": "adam"}, random_resnet20().variables)
     with pytest.raises(ValueError, match="settings of another program"):
         weight_files.load(path)
+
+
+RESNET = {"arch": "cifar_resnet", "num_classes": 10, "depth": 8}
+UNET = {"arch": "unet", "widths": [8, 8], "blocks": 1}
+SHAPE = [32, 32, 3]
+HOSTILE = {
+    "widths of texts": {"network": UNET | {"widths": "abc"}, "image_shape": SHAPE, "head": "score"},
+    "blocks": {"network": UNET | {"blocks": 10**9}, "image_shape": SHAPE, "head": "score"},
+    "more blocks than arrays": {
+        "network": UNET | {"blocks": 70}, "image_shape": SHAPE, "head": "score"
+    },
+    "a depth": {"network": RESNET | {"depth": 6 * 10**8 + 2}, "image_shape": SHAPE},
+    "a width": {"network": UNET | {"widths": [10**9]}, "image_shape": SHAPE, "head": "score"},
+    "classes": {"network": RESNET | {"num_classes": 2 * 10**9}, "image_shape": SHAPE},
+    "an image": {"network": RESNET, "image_shape": [10**6, 10**6, 3]},
+    "an image of two sides": {"network": RESNET, "image_shape": [32, 32]},
+    "an image of texts": {"network": RESNET, "image_shape": "abc"},
+    "nesting": {"network": RESNET, "image_shape": SHAPE, "data": json.loads("[" * 90 + "]" * 90)},
+    "head": {"network": UNET, "image_shape": SHAPE, "head": "<script>"},
+    "no head": {"network": UNET, "image_shape": SHAPE},
+    "a classifier's head": {"network": RESNET, "image_shape": SHAPE, "head": "score"},
+    "no network": {"network": "unet", "image_shape": SHAPE},
+    "a network of another": {"network": RESNET | {"arch": ["unet"]}, "image_shape": SHAPE},
+    "a long name": {"network": {"arch": "\x1b[31m" * 10**5}, "image_shape": SHAPE},
+    "an infinite mean": {"network": RESNET | {"mean": [float("inf")]}, "image_shape": SHAPE},
+    "two means": {"network": RESNET | {"mean": [0.5, 0.5]}, "image_shape": SHAPE},
+    "names of classes": {"network": RESNET, "image_shape": SHAPE, "class_names": ["cat", "dog"]},
+    "odd sides": {"network": UNET, "image_shape": [31, 31, 3], "head": "score"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*HOSTILE, "nesting without end"])
+def test_settings_of_a_file_are_checked_before_anything_is_built(tmp_path, kind):
+    path = tmp_path / "w.safetensors"
+    text = json.dumps(HOSTILE[kind]) if kind in HOSTILE else "[" * 200_000
+    path.write_bytes(save({"params/a": np.zeros(3, np.float32)}, {"settings": text}))
+    start = time.monotonic()
+    with pytest.raises(FileError, match=f"'{path}' has settings of another program") as caught:
+        run(None, tmp_path / "run", str(path), None, None)
+    assert time.monotonic() - start < 10
+    assert len(str(caught.value)) < 1000 and "\x1b" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["w.safetensors"]
+
+
+def test_of_two_imports_at_once_one_is_told_that_the_folder_exists(tmp_path, monkeypatch):
+    weight_files.save(tmp_path / "w.safetensors", *own_weights())
+    start = lambda: run(None, tmp_path / "run", str(tmp_path / "w.safetensors"), None, None)  # noqa: E731
+    hashed = []
+
+    def while_the_other_writes(settings):
+        hashed.append(settings)
+        if len(hashed) == 1:
+            start()
+        return of_module(settings)
+
+    of_module = import_module.weight_hash
+    monkeypatch.setattr(import_module, "weight_hash", while_the_other_writes)
+    with pytest.raises(FileError, match="run/classifier' exists already"):
+        start()
+    assert os.listdir(tmp_path / "run") == ["classifier"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_classifier(tmp_path / "run").variables,
+        own_weights()[1],
+    )
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
@@ -219,6 +289,10 @@ def test_a_network_normalises_as_its_wrapper_did(tmp_path, mean, std, shape):
         ({"0.mean": [127.5] * 3, "0.std": [60.0] * 3}, "0.mean must be .* images in .0, 1."),
         ({"0.mean": [0.5] * 3, "0.std": [0.5, np.nan, 1]}, "0.std must be"),
         ({"0.mean": [0.5] * 3, "2.mu": [0.5] * 3}, "2.mu must be the one mean"),
+        ({"0.mean": [True] * 3, "0.std": [0.5] * 3}, "0.mean must be"),
+        ({"0.mean": ["0.5"] * 3, "0.std": [0.5] * 3}, "0.mean must be"),
+        ({"0.mean": [0.5] * 3, "0.std": [0.5 + 0j] * 3}, "0.std must be"),
+        ({"0.mean": [0.5] * 10**6, "0.std": [0.5] * 3}, r"0.mean must be [^\n]{,300}$"),
     ],
 )
 def test_a_normaliser_that_is_not_understood_is_refused(constants, said):
@@ -250,15 +324,18 @@ def test_the_number_of_classes_is_that_of_the_last_layers_bias(monkeypatch, arch
     ]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "bool", "complex64", "float8_e4m3fn"])
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int64", "bool", "complex64", "str", "float8_e4m3fn"]
+)
 def test_quantised_weights_are_refused_by_name(dtype):
     weights = published_names(random_resnet20().variables)
     for name in ("conv1.weight", "layer1.0.bn1.running_var"):
         weights[name] = weights[name].astype(jnp.dtype(dtype))
     with pytest.raises(ValueError, match="2 weights are no floating-point numbers") as error:
         import_weights("resnet20", weights)
-    assert f"conv1.weight has dtype {dtype}" in str(error.value)
-    assert f"layer1.0.bn1.running_var has dtype {dtype}" in str(error.value)
+    told = "<U" if dtype == "str" else dtype
+    assert f"conv1.weight has dtype {told}" in str(error.value)
+    assert f"layer1.0.bn1.running_var has dtype {told}" in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -297,7 +374,7 @@ def test_a_file_that_the_system_does_not_let_us_read_is_not_called_damaged(tmp_p
     def fails(*_, **__):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
 
-    monkeypatch.setattr(np, "load", fails)
+    monkeypatch.setattr(arrays, "open_file", fails)
     with pytest.raises(OSError, match="Too many open files"):
         read_weights(path)
 

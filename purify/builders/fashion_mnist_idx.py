@@ -1,12 +1,17 @@
 """TFDS builder of Fashion-MNIST from the four IDX files of its authors, gzipped or not."""
 
+import contextlib
 import gzip
 import hashlib
+import math
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from purify.files import FileError, open_file, read_bytes
+from purify.messages import printable, shown
 from purify.paths import is_of_system
 from purify.png_jpeg import encode_image
 
@@ -15,6 +20,7 @@ FILES = {  # split: images, labels
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+MAX_VALUES = 2**29  # pixels of an IDX file
 CLASS_NAMES = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split() + [
     "Ankle boot"
 ]
@@ -34,20 +40,32 @@ def idx_file(folder: Path, name: str) -> Path:
 def read_idx(file: Path, ndim: int) -> np.ndarray:
     """Reads uint8 of `ndim` axes: magic number 0, 0, 8, ndim; sizes as big-endian uint32; bytes.
 
-    Raises ValueError for a damaged file.
+    Raises ValueError for a damaged file, and for one of more than MAX_VALUES; no more is inflated
+    than its header says.
     """
     try:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        if data[:4] != bytes((0, 0, 8, ndim)):
-            raise ValueError("wrong magic number")
-        shape = np.frombuffer(data, ">u4", count=ndim, offset=4)
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+        with open_file(file, follow=True) as content, _inflated(content, file) as values:
+            if values.read(4) != bytes((0, 0, 8, ndim)):
+                raise ValueError("wrong magic number")
+            shape = np.frombuffer(values.read(4 * ndim), ">u4", count=ndim).tolist()
+            count = math.prod(shape)
+            if count > MAX_VALUES:
+                raise ValueError(f"{count:,} values; allowed are {MAX_VALUES:,}")
+            data = values.read(count + 1)
+        return np.frombuffer(data, np.uint8).reshape(shape)
     except Exception as error:  # gzip raises EOFError, OSError, zlib.error; numpy ValueError
         if is_of_system(error):
             raise
-        raise ValueError(
-            f"config.data.path: '{file}' is no IDX file of {ndim} axes, or is damaged: replace it"
+        raise FileError(
+            f"config.data.path: '{shown(file)}' is no IDX file of {ndim} axes, or is damaged "
+            f"({printable(error, limit=100)}): replace it"
         ) from error
+
+
+def _inflated(content: BinaryIO, file: Path) -> contextlib.AbstractContextManager[BinaryIO]:
+    if file.suffix == ".gz":
+        return gzip.GzipFile(fileobj=content)  # type: ignore[return-value]
+    return contextlib.nullcontext(content)
 
 
 class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
@@ -68,7 +86,7 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
         }
         digest = hashlib.sha256()
         for file in sum(self._files.values(), []):
-            digest.update(file.read_bytes())
+            digest.update(read_bytes(file, follow=True))
         config = tfds.core.BuilderConfig(name=digest.hexdigest()[:8], version=self.VERSION)
         super().__init__(config=config, **kwargs)
 

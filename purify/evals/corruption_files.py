@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from purify import data
+from purify.arrays import map_npy
 from purify.checkpoint import weight_hash
 from purify.corruptions import SEVERITIES
-from purify.image_io import Shape, check_shape, to_float
-from purify.paths import is_of_system
+from purify.files import FileError
+from purify.image_io import to_float
+from purify.messages import few, shown
+from purify.shapes import Shape, check_shape
 
 # What TFDS calls otherwise.
 TFDS_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
@@ -29,14 +32,14 @@ class CorruptionFiles:
         self._folder, self._names = Path(folder).expanduser(), list(names)
         if not self._folder.is_dir():
             raise FileNotFoundError(
-                f"input '{folder}' is no folder: give one of <corruption>.npy and labels.npy, as "
-                f"CIFAR-10-C is, or one of TFDS that has {data.CORRUPTED}"
+                f"input '{shown(folder)}' is no folder: give one of <corruption>.npy and "
+                f"labels.npy, as CIFAR-10-C is, or one of TFDS that has {data.CORRUPTED}"
             )
         form = _TfdsFiles if (self._folder / data.CORRUPTED).is_dir() else _ArrayFiles
         if missing := form.missing(self._folder, self._names):
             raise FileNotFoundError(
-                f"input '{folder}' lacks {', '.join(missing)}; config.corruptions.names says which "
-                "corruptions are taken"
+                f"input '{shown(folder)}' lacks {few(missing)}; config.corruptions.names says "
+                "which corruptions are taken"
             )
         self._files = form(self._folder, self._names, shape)
 
@@ -45,12 +48,12 @@ class CorruptionFiles:
         known = self._files.labels
         if max(numbers) >= len(known):
             raise ValueError(
-                f"input '{self._folder}' has {len(known)} images of each severity, but number "
-                f"{max(numbers)} is needed"
+                f"input '{shown(self._folder)}' has {len(known)} images of each severity, but "
+                f"number {max(numbers)} is needed"
             )
         if wrong := int((known[list(numbers)] != labels).sum()):
             raise ValueError(
-                f"input '{self._folder}': its labels differ from the data set on {wrong} of "
+                f"input '{shown(self._folder)}': its labels differ from the data set on {wrong} of "
                 f"{len(labels)} images, so they are other images, or in another order"
             )
 
@@ -78,21 +81,21 @@ class _ArrayFiles:
         labels = self._open("labels")
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) % len(SEVERITIES):
             raise ValueError(
-                f"'{folder}/labels.npy' is {labels.dtype} {list(labels.shape)}, must be integers "
-                "[5 m], m of each severity"
+                f"'{shown(folder)}/labels.npy' is {labels.dtype} {list(labels.shape)}, must be "
+                "integers [5 m], m of each severity"
             )
         blocks = np.reshape(labels, (len(SEVERITIES), -1))
         if not len(labels) or (blocks != blocks[0]).any():
             raise ValueError(
-                f"'{folder}/labels.npy' does not have the same labels for each severity"
+                f"'{shown(folder)}/labels.npy' does not have the same labels for each severity"
             )
         self.labels = blocks[0]
         self._images = {name: self._open(name) for name in names}
         for name, images in self._images.items():
             if images.dtype != np.uint8 or images.shape != (len(labels), *shape):
                 raise ValueError(
-                    f"'{folder}/{name}.npy' is {images.dtype} {list(images.shape)}, must be uint8 "
-                    f"{[len(labels), *shape]}: as many as labels, of the networks' shape"
+                    f"'{shown(folder)}/{name}.npy' is {images.dtype} {list(images.shape)}, must "
+                    f"be uint8 {[len(labels), *shape]}: as many as labels, of the networks' shape"
                 )
 
     @staticmethod
@@ -105,12 +108,10 @@ class _ArrayFiles:
 
     def _open(self, name: str) -> np.ndarray:
         path = self._folder / f"{name}.npy"
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            if is_of_system(error):
-                raise
-            raise ValueError(f"'{path}' is damaged, or no array of numbers: {error}") from None
+        array = map_npy(path, f"'{shown(path)}'")
+        if array.dtype.kind not in "biuf":
+            raise FileError(f"'{shown(path)}' is damaged, or no array of numbers: {array.dtype}")
+        return array
 
 
 class _TfdsFiles:
@@ -139,14 +140,16 @@ class _TfdsFiles:
         found = self._load(case, numbers)
         if (found.labels != self.labels[list(numbers)]).any():
             raise ValueError(
-                f"input '{self._folder}': {case} has other labels than {self._first}, so they are "
-                "not of the same images: prepare them anew"
+                f"input '{shown(self._folder)}': {case} has other labels than {self._first}, so "
+                "they are not of the same images: prepare them anew"
             )
         return found.images
 
     def _load(self, case: str, positions: Sequence[int] | slice) -> data.Dataset:
         found = data.load_corrupted(case, positions, data_dir=self._folder)
-        check_shape(found.images.shape[1:], f"input '{self._folder}': {found.name}", self._shape)
+        check_shape(
+            found.images.shape[1:], f"input '{shown(self._folder)}': {found.name}", self._shape
+        )
         return found
 
 

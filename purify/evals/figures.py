@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from purify.files import subfolder, temporary_name
+from purify.files import subfolder
 from purify.messages import printable, shown
 
 T = TypeVar("T")
@@ -24,16 +24,12 @@ def drawn(path: Path, draw: Callable[[Path], object]) -> list[Path]:
     """The figure at `path` that `draw` makes there, in a list; an empty list where it fails, and no
     figure then, not even of earlier results."""
 
-    temporary = temporary_name(path, path.suffix)
-
     def make() -> list[Path]:
         subfolder(path.parent.parent, path.parent.name)
         try:
-            draw(temporary)
-            temporary.replace(path)
+            draw(path)
         except BaseException:
-            for file in (temporary, path):
-                file.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise
         return [path]
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from purify.files import FileError, naming, open_descriptor, open_file, writing
+from purify.files import FileError, named, open_descriptor, open_file, writing
 
 DTYPE = np.dtype("<f4")
 MAX_HEADER = 1000  # characters: those of a real one are about 80
@@ -50,7 +50,7 @@ def write(path: Path, shape: tuple[int, ...], at: Sequence[int], entries: np.nda
     entries = np.ascontiguousarray(entries, DTYPE)
     if not os.path.lexists(path):
         _create(path, shape)
-    with naming(path), os.fdopen(open_descriptor(path, os.O_RDWR), "r+b") as file:
+    with named(path), os.fdopen(open_descriptor(path, os.O_RDWR), "r+b") as file:
         offset, size = _checked(file, path, shape), math.prod(shape[1:]) * DTYPE.itemsize
         for number, entry in zip(at, entries, strict=True):
             file.seek(offset + int(number) * size)

@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 
 from purify.models.ncsnv2 import NCSNv2
+from purify.models.options import checked_options
 from purify.models.resnet import ResNet
 from purify.models.unet import UNet
 from purify.models.wide_resnet import CifarResNet, WideResNet
@@ -22,7 +23,8 @@ NETWORKS = {
 def build(arch: str, **options) -> nn.Module:
     """The network `arch` with its options (lists become tuples, so that modules stay hashable).
 
-    Raises ValueError for an unknown name or option, listing what exists.
+    Raises ValueError for an unknown name or option, listing what exists, and for values of another
+    type or beyond their bounds.
     """
     network = choose("arch", NETWORKS, arch)
     reserved = frozenset({"parent", "name"})
@@ -30,4 +32,4 @@ def build(arch: str, **options) -> nn.Module:
     needed = {f.name for f in dataclasses.fields(network) if f.default is dataclasses.MISSING}
     if missing := needed - set(options) - reserved:
         raise ValueError(f"arch {arch!r} is a classifier's network: it needs {', '.join(missing)}")
-    return network(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    return network(**checked_options(options))

@@ -8,11 +8,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file
 
 from purify import models
-from purify.paths import is_of_system
+from purify.arrays import load_npz
+from purify.files import FileError
+from purify.messages import few, printable, shown
 from purify.tables import choose
+from purify.tensors import MAX_NAME, read_tensors
 from purify.types import PyTree
 
 # What wrappers put before every name, one inside the other: those that spread or average, and a
@@ -24,6 +26,7 @@ AVERAGED = ("ema.", "ema_model.", "model_ema.", "ema_state_dict.", "state_dict_e
 INSIDE = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # A part of such a Sequential, or of a wrapper, that normalises images before the network.
 NORMALISER = re.compile(r"(^|\.)(?P<mean>mean|mu|new_mean)$|(^|\.)(?P<std>std|sigma|new_std)$")
+LISTED = 20  # problems in a message
 # No weights: counters, and the noise levels by which the published NCSNv2 divides its output.
 IGNORED = re.compile(r"(^|\.)(num_batches_tracked|sigmas)$")
 # PyTorch's name of a leaf -> (collection, Flax's name), by the number of axes of the weight
@@ -72,28 +75,23 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
     """name -> array of a .safetensors or .npz file, without the prefixes of wrappers; the moving
     average where the file has weights and their average.
 
-    Raises ValueError for another kind of file (pickles are never loaded) and for damaged ones.
+    Raises ValueError for another kind of file (pickles are never loaded), FileError for damaged
+    ones.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".safetensors", ".npz"):
         raise ValueError(
-            f"'{path}' must be .safetensors or .npz: other files of weights can run code when they "
-            "are read; the README shows the two lines that turn a .pt or .th file into one"
+            f"'{shown(path)}' must be .safetensors or .npz: other files of weights can run code "
+            "when they are read; the README shows the two lines that turn a .pt or .th file into "
+            "one"
         )
-    try:
-        if suffix == ".npz":
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                weights = {name: arrays[name] for name in arrays.files}
-        else:
-            weights = load_file(path)
-    except FileNotFoundError:
-        raise ValueError(f"'{path}' does not exist") from None
-    except Exception as error:  # zip, zlib, tokenize and NumPy raise their own kinds for damage
-        if is_of_system(error):
-            raise
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise ValueError(f"'{path}' cannot be read: {reason}") from None
+    if not path.exists():
+        raise ValueError(f"'{shown(path)}' does not exist")
+    read = load_npz if suffix == ".npz" else read_tensors
+    weights = read(path, f"'{shown(path)}' cannot be read: it")
+    if long := [name for name in weights if len(name) > MAX_NAME]:
+        raise FileError(f"'{shown(path)}' has names of more than {MAX_NAME} letters: {few(long)}")
     # A wrapper's counters have no prefix, which would hide that all weights have one.
     weights = {
         INSIDE.sub("", name): weight
@@ -112,11 +110,12 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
 
 def _unwrap(weights: dict) -> dict:
     """Without the prefixes that all names share, but for those of a normaliser beside them."""
-    names = [name for name in weights if not NORMALISER.search(name)]
-    shared = PREFIX.match(names[0]) if names else None
-    if not shared or not all(name.startswith(shared[0]) for name in names):
-        return weights
-    return _unwrap({name.removeprefix(shared[0]): w for name, w in weights.items()})
+    while True:
+        names = [name for name in weights if not NORMALISER.search(name)]
+        shared = PREFIX.match(names[0]) if names else None
+        if not shared or not all(name.startswith(shared[0]) for name in names):
+            return weights
+        weights = {name.removeprefix(shared[0]): w for name, w in weights.items()}
 
 
 def import_weights(arch: str, weights: Mapping[str, np.ndarray]) -> tuple[dict, PyTree]:
@@ -159,7 +158,7 @@ def import_weights(arch: str, weights: Mapping[str, np.ndarray]) -> tuple[dict, 
     unknown += [f"{name} is no weight of this network" for name, _ in given.values()]
     if problems := shapes + unknown + missing:
         counts = f"{len(shapes)} of another shape, {len(unknown)} unknown, {len(missing)} missing"
-        listed = "\n  ".join(problems)
+        listed = few(problems, "\n  ", limit=LISTED)
         raise ValueError(f"these are not the weights of {arch}: {counts}\n  {listed}")
     leaves = [np.asarray(weight, np.float32) for weight in leaves]
     return settings, jax.tree.unflatten(jax.tree.structure(expected), leaves)
@@ -197,16 +196,27 @@ def _take_normaliser(weights: Mapping[str, np.ndarray], channels: int) -> tuple[
         if kind := NORMALISER.search(name):
             del rest[name]
             key = "mean" if kind["mean"] else "std"
-            low = value >= 0 if key == "mean" else value > 0
-            if key in found or value.size not in (1, channels) or not (low & (value <= 1)).all():
+            fits = _is_real(value.dtype) and value.size in (1, channels)
+            fits = fits and key not in found and _all_within(value, key == "mean")
+            if not fits:
+                said = printable(value[:9].tolist() if value.ndim else value)
                 raise ValueError(
-                    f"{name} must be the one {key} of a normaliser of images in [0, 1], 1 or "
-                    f"{channels} values, but is {value.tolist()}"
+                    f"{printable(name)} must be the one {key} of a normaliser of images in [0, 1], "
+                    f"1 or {channels} values, but is {said}"
                 )
             found[key] = tuple(float(part) for part in value.ravel())
     if len(found) == 1:
         raise ValueError(f"the weights have the {[*found][0]} of a normaliser alone")
     return rest, found
+
+
+def _is_real(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or dtype.kind in "iu"
+
+
+def _all_within(value: np.ndarray, or_zero: bool) -> bool:
+    """Whether all values are above 0, or that, and at most 1; NaN is not."""
+    return bool((((value >= 0) if or_zero else (value > 0)) & (value <= 1)).all())
 
 
 def _check_floating(weights: Mapping[str, np.ndarray]) -> None:
@@ -220,7 +230,7 @@ def _check_floating(weights: Mapping[str, np.ndarray]) -> None:
     if listed:
         raise ValueError(
             f"{len(listed)} weights are no floating-point numbers of 16, 32 or 64 bits; save them "
-            "as float32, from before they were quantised\n  " + "\n  ".join(listed)
+            "as float32, from before they were quantised\n  " + few(listed, "\n  ", limit=LISTED)
         )
 
 

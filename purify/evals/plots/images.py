@@ -18,6 +18,7 @@ from purify.evals.plots.style import (
     save,
     text_width,
 )
+from purify.files import write_bytes
 from purify.image_io import encode_image
 
 Captions = Mapping[str, Sequence[tuple[str, bool]]]
@@ -111,7 +112,7 @@ def image_grid(path: str | Path, images: np.ndarray, *, columns: int = 8) -> Non
     for at, image in enumerate(images):
         y, x = at // columns * height + gap, at % columns * width + gap
         canvas[y : y + height - gap, x : x + width - gap] = _enlarge(image, scale)
-    Path(path).write_bytes(encode_image(canvas, ".png"))
+    write_bytes(Path(path), encode_image(canvas, ".png"))
 
 
 def _text_widths(
