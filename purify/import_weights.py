@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from purify import weight_files
-from purify.checkpoint import Checkpoints, claim, weight_hash
+from purify.checkpoint import Checkpoints, weight_hash
 from purify.files import FileError, making
 from purify.messages import counted, shown
 from purify.models.importing import ARCHITECTURES, import_weights, read_weights
+from purify.settings import claim
 from purify.tables import choose
 from purify.types import PyTree
 

@@ -13,7 +13,7 @@ import optax
 
 from purify import data, models, parallel
 from purify.augment import AUGMENTATIONS
-from purify.checkpoint import Checkpoints, claim, image_hash, read_settings
+from purify.checkpoint import Checkpoints, image_hash
 from purify.classes import check_order
 from purify.compilation import compiler_options
 from purify.losses import Metrics
@@ -21,6 +21,7 @@ from purify.messages import counted
 from purify.metrics import MetricWriter
 from purify.progress import progress
 from purify.random import check_seed, index_keys, stream_key
+from purify.settings import claim, read_settings
 from purify.tables import check_options, choose
 from purify.train_options import TrainOptions
 from purify.types import Array, Image, Key, PyTree

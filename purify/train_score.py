@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify import data, perturbations
-from purify.checkpoint import read_settings
 from purify.losses import dsm, noise_levels
 from purify.networks import Score
 from purify.perturbations import Perturbation
 from purify.random import check_seed
+from purify.settings import read_settings
 from purify.train import LossFn, run_training
 from purify.types import Array, Image, Key
 

@@ -19,17 +19,14 @@ from purify.checkpoint import (
     ROLES,
     Checkpoints,
     MissingCheckpoint,
-    claim,
-    differing_fields,
     load_classifier,
     load_defense,
     load_score,
-    read_settings,
-    settings_name,
     weight_hash,
 )
 from purify.files import FileError
 from purify.jsonl import write_json
+from purify.settings import claim, differing_fields, read_settings, settings_name
 from purify.train import init_state
 from purify.train_options import TrainOptions
 from tests.command import ROOT

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import attacks
-from purify.checkpoint import Checkpoints, claim, load_run
+from purify.checkpoint import Checkpoints, load_run
 from purify.defense import Defense
 from purify.evals import ablate, certify, corruptions, detect, gradient_health, robust, sample
 from purify.evals.certification import Certification, SmoothedRow
@@ -19,6 +19,7 @@ from purify.evals.programs import check_finite
 from purify.evals.rows import Row, strongest_of
 from purify.evals.store import Store
 from purify.purifiers import Identity, NoiseOnly
+from purify.settings import claim
 
 
 @pytest.fixture(scope="module")

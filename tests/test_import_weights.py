@@ -14,18 +14,13 @@ from safetensors.numpy import save, save_file
 
 from purify import arrays, data, models, weight_files
 from purify import import_weights as import_module
-from purify.checkpoint import (
-    Checkpoints,
-    load_classifier,
-    load_defense,
-    load_score,
-    read_settings,
-)
+from purify.checkpoint import Checkpoints, load_classifier, load_defense, load_score
 from purify.files import FileError
 from purify.image_io import to_float
 from purify.import_weights import run
 from purify.models.importing import ARCHITECTURES, import_weights, read_weights
 from purify.networks import Classifier
+from purify.settings import read_settings
 from tests.command import ROOT, main
 
 SHARED = ROOT.parent / "shared" / "data"

@@ -13,13 +13,7 @@ import numpy as np
 import pytest
 
 from purify import export_weights, import_weights, train_classifier
-from purify.checkpoint import (
-    ROLES,
-    MissingCheckpoint,
-    claim,
-    differing_settings,
-    read_settings,
-)
+from purify.checkpoint import ROLES, MissingCheckpoint
 from purify.classes import check_order, check_same, meaning
 from purify.evals import certify, gradient_health, purify_files, robust, sample
 from purify.evals.compare import compare, read_run
@@ -27,6 +21,7 @@ from purify.evals.inputs import load_inputs, network_runs, tell_seen
 from purify.evals.store import folder_of
 from purify.paths import same_path
 from purify.png_jpeg import encode_image
+from purify.settings import claim, differing_settings, read_settings
 from tests.written import scored
 
 ANIMALS = ("cat", "dog", "frog")

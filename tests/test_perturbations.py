@@ -17,7 +17,7 @@ from scipy.fft import dctn, idctn
 
 from purify import perturbations, purifiers, train_score
 from purify.augmix import OPERATIONS, AugMix
-from purify.checkpoint import load_classifier, load_score, read_settings
+from purify.checkpoint import load_classifier, load_score
 from purify.data import load
 from purify.evals import corruptions
 from purify.evals.inputs import score_settings
@@ -27,6 +27,7 @@ from purify.losses import dsm
 from purify.networks import HEADS
 from purify.perturbations import PERTURBATIONS, DCTNoise, build, dct_matrix, effective_sigma
 from purify.random import image_keys
+from purify.settings import read_settings
 from tests.oracles import QUICK, UnitScore
 from tests.test_losses import Field
 

@@ -15,7 +15,6 @@ from attacks.square import Square
 from configs import base, cifar10, digits
 from configs.base import suite
 from purify import models
-from purify.checkpoint import differing_fields
 from purify.detectors import Penalty, ScoreNorm
 from purify.evals.defenses import network_run
 from purify.evals.inputs import network_runs
@@ -24,6 +23,7 @@ from purify.evals.robust import purifiers_of
 from purify.evals.rows import crafting, limited, main_ball, with_stages, without_exact
 from purify.networks import Classifier, Score
 from purify.purifiers import ADP, PURIFIERS, Schedule
+from purify.settings import differing_fields
 from tests.test_ascent import NORMS_OF
 
 CIFAR_LIKE = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "tiny_imagenet")

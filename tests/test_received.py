@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from purify.checkpoint import read_settings
 from purify.evals import plots
 from purify.evals.compare import read_run
 from purify.evals.report import page
@@ -20,6 +19,7 @@ from purify.evals.terminal import empty_table, print_wide, tell_written
 from purify.files import FileError
 from purify.jsonl import MAX_DEPTH, parse, read_lines, write_json, write_lines
 from purify.messages import printable_lines
+from purify.settings import read_settings
 from tests.written import robust_results, write_evaluation
 
 LATIN = os.fsdecode(b"\xe9")  # of a name that is not UTF-8

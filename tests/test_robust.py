@@ -19,15 +19,7 @@ import pytest
 from benchmarks import purifiers
 from configs.base import attack, suite, transfer
 from purify import data, train_classifier, train_score
-from purify.checkpoint import (
-    Checkpoints,
-    claim,
-    load_classifier,
-    load_defense,
-    load_score,
-    read_settings,
-    weight_hash,
-)
+from purify.checkpoint import Checkpoints, load_classifier, load_defense, load_score, weight_hash
 from purify.defense import classify
 from purify.evals import evaluation, robust
 from purify.evals.choosing import highest
@@ -51,6 +43,7 @@ from purify.image_io import to_uint8
 from purify.jsonl import read_lines, write_lines
 from purify.locking import Lock
 from purify.random import image_keys
+from purify.settings import claim, read_settings
 from tests.oracles import near
 from tests.test_plan import make
 

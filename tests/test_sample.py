@@ -13,7 +13,7 @@ import pytest
 
 from purify import data
 from purify.adp import CURVATURES
-from purify.checkpoint import Checkpoints, claim, load_score, read_settings, weight_hash
+from purify.checkpoint import Checkpoints, load_score, weight_hash
 from purify.defense import first_run
 from purify.evals import robust, sample
 from purify.files import FileError
@@ -24,6 +24,7 @@ from purify.losses import noise_levels
 from purify.noise import add_noise
 from purify.purifiers import PURIFIERS, build
 from purify.random import image_keys
+from purify.settings import claim, read_settings
 from purify.types import Stepwise
 from tests.oracles import GaussianScore, make_score
 from tests.test_robust import untimed

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from purify.checkpoint import differing_settings, read_settings
 from purify.evals.labels import labels
 from purify.evals.results import pair
 from purify.evals.store import read_records
@@ -13,6 +12,7 @@ from purify.files import FileError, inside
 from purify.jsonl import write_json
 from purify.messages import as_text, few, printable, shown
 from purify.paths import same_path, split_paths
+from purify.settings import differing_settings, read_settings
 
 IMAGES = ("name", "path", "test_split")  # of the settings' data: which images it is about
 

@@ -15,7 +15,6 @@ from purify.checkpoint import (
     has_checkpoint,
     image_hash,
     load_run,
-    read_settings,
     weight_hash,
 )
 from purify.classes import check_same, meaning
@@ -28,6 +27,7 @@ from purify.messages import printable
 from purify.networks import Score
 from purify.paths import same_path
 from purify.random import check_seed
+from purify.settings import read_settings
 
 _IMAGES = ("images", "labels", "indices")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from purify import parallel
-from purify.checkpoint import read_settings
 from purify.evals import sample_report
 from purify.evals.defenses import (
     build_purifier,
@@ -22,6 +21,7 @@ from purify.evals.store import Store
 from purify.evals.terminal import telling_done_before
 from purify.langevin import AnnealedLangevin, balanced_step_size
 from purify.messages import counted, shown
+from purify.settings import read_settings
 from purify.tables import choose
 
 STARTS = ("noised", "prior")

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from purify import ending, parallel, schema
-from purify.checkpoint import claim, differing_settings, read_settings, settings_name
 from purify.evals import sealed_arrays
 from purify.evals.agreement import check_scored
 from purify.files import FileError, clear_partial, inside, subfolder
@@ -26,6 +25,7 @@ from purify.jsonl import (
     set_aside,
     tell_damaged,
 )
+from purify.settings import claim, differing_settings, read_settings, settings_name
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 

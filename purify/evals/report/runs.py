@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from purify.checkpoint import NeedsMode, read_settings
+from purify.checkpoint import NeedsMode
 from purify.evals.labels import labels
 from purify.evals.report.modes import MODES
 from purify.evals.result_files import RESULTS, read_results
 from purify.evals.store import read_records
 from purify.files import FileError, inside
 from purify.messages import shown
+from purify.settings import read_settings
 
 SETTINGS = "settings.json"
 
