@@ -199,12 +199,12 @@ def _source(name: str, data_dir: str | Path | None, path: str | Path | None) -> 
 def _positions(name: str, split: str, source: _Source) -> list[tuple[str, range]]:
     """TFDS's own reading of a split with slices: (split, positions) of at least one image."""
     splits = source.splits
-    sizes = ", ".join(f"{key} ({info.num_examples})" for key, info in splits.items())
-    sizes += source.left_out
+    listed = [f"{key} ({info.num_examples})" for key, info in splits.items()]
+    sizes = few(listed, limit=NAMES) + source.left_out
     try:
         slices = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
     except Exception as error:  # TFDS raises ValueError, NotImplementedError, AssertionError
-        reason = str(error).strip().splitlines()[-1].rstrip(".")
+        reason = printable(str(error).strip().splitlines()[-1].rstrip("."))
         raise ValueError(f"split '{split}' of {name}: {reason}; it has {sizes}") from error
     parts = [
         (part.splitname, range(splits[part.splitname].num_examples)[part.from_ : part.to])

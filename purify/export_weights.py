@@ -6,7 +6,12 @@ import jax
 import numpy as np
 
 from purify import weight_files
+<<<<<<< HEAD
 from purify.checkpoint import load_run
+=======
+from purify.checkpoint import load_variables
+from purify.messages import shown
+>>>>>>> h1
 
 
 def run(config, workdir: Path | None, input: str | None, output: str | None) -> None:
@@ -16,8 +21,8 @@ def run(config, workdir: Path | None, input: str | None, output: str | None) -> 
         if not value:
             raise ValueError(f"--mode=export_weights needs --{name}=PATH")
     if Path(output).suffix.lower() != ".safetensors":
-        raise ValueError(f"--output={output} must end in .safetensors")
+        raise ValueError(f"--output={shown(output)} must end in .safetensors")
     folder = Path(input)
     variables, settings, _ = load_run(folder.parent, folder.name)
     weight_files.save(Path(output), settings, jax.tree.map(np.asarray, variables))
-    print(f"{output}: {Path(output).stat().st_size / 1e6:.2f} MB")
+    print(f"{shown(output)}: {Path(output).stat().st_size / 1e6:.2f} MB")

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import resource
+import shutil
 import struct
 import sys
 import tempfile
@@ -38,6 +39,7 @@ from purify.evals.corruption_files import CorruptionFiles
 from purify.image_io import load_labelled_npz, open_images
 from purify.import_weights import read_file
 from purify.messages import printable
+from tests.test_data import prepare_cifar10
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS, MEMORY = 10, 2**20  # KiB that a reader may take, each for one file
@@ -176,6 +178,35 @@ def weights_of(path: Path) -> None:
     read_file(str(path), None if weight_files.is_own(path) else "resnet20")
 
 
+@functools.cache
+def prepared() -> tempfile.TemporaryDirectory:
+    """A copy of TFDS's, of four images, for as long as this process lives."""
+    folder = tempfile.TemporaryDirectory(prefix="fuzzing-tfds-")
+    images = np.resize(IMAGES, (4, 32, 32, 3))
+    prepare_cifar10(Path(folder.name), images, LABELLED["labels"])
+    return folder
+
+
+def description() -> bytes:
+    (info,) = Path(prepared().name).rglob("dataset_info.json")
+    return info.read_bytes()
+
+
+def copy_of_tfds(path: Path) -> None:
+    """With that description of the data set."""
+    (info,) = Path(prepared().name).rglob("dataset_info.json")
+    root = path.with_name("tfds")
+    shutil.copytree(prepared().name, root)
+    (root / info.relative_to(prepared().name)).write_bytes(path.read_bytes())
+    try:
+        data.load("cifar10", "test", data_dir=root)
+    except ValueError as error:
+        if not str(error).startswith(
+            "split 'test' of cifar10"
+        ):  # there is none, which is no damage
+            raise
+
+
 FIVE = np.resize(IMAGES, (10, 4, 4, 3))
 WEIGHT_FILES = [safetensors({n: np.atleast_1d(w) for n, w in WEIGHTS.items()})]
 
@@ -215,6 +246,7 @@ TARGETS = {
     "idx_gz": Target("a.gz", lambda: [gzip.compress(idx())], lambda path: read_idx(path, 3)),
     "corruption_npy": Target("fog.npy", lambda: [npy(FIVE)], corruption_files),
     "mapped_npy": Target("a.npy", lambda: [npy(FIVE)], lambda path: map_npy(path, f"'{path}'")),
+    "tfds_info": Target("info.json", lambda: [description()], copy_of_tfds),
     "weights_npz": Target("w.npz", lambda: [npz(**WEIGHTS)], weights_of),
     "weights_safetensors": Target("w.safetensors", lambda: WEIGHT_FILES, weights_of),
     "weights_header": Target("w.safetensors", lambda: [tensors_header()], weights_of, with_values),
@@ -337,6 +369,7 @@ def try_many(name: str, count: int, seed: int | None = None) -> bytes | None:
         derandomize=seed is None,
         database=None,
         deadline=None,
+        report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
     )
