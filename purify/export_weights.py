@@ -6,12 +6,8 @@ import jax
 import numpy as np
 
 from purify import weight_files
-<<<<<<< HEAD
 from purify.checkpoint import load_run
-=======
-from purify.checkpoint import load_variables
 from purify.messages import shown
->>>>>>> h1
 
 
 def run(config, workdir: Path | None, input: str | None, output: str | None) -> None:

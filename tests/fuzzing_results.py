@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from purify import schema
-from purify.checkpoint import read_settings
 from purify.evals.compare import compare, read_run
 from purify.evals.report import page
 from purify.evals.report.runs import find_runs
 from purify.evals.store import read_records
 from purify.jsonl import read_json, read_lines, write_json, write_lines
+from purify.settings import read_settings
 from tests.command import ROOT
 from tests.written import RECORDS, SIGNATURE, robust_results, write_evaluation
 
