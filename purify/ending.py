@@ -155,9 +155,9 @@ def end(code: int, line: str | None, *, told: str = "", hushed: bool = True) -> 
     _last_word.acquire()  # a thread that comes second waits for its end
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
+    with contextlib.suppress(Exception):  # libraries have bars, too, in whatever state
+        _leave_bars()
     with contextlib.suppress(OSError, ValueError):
-        if hushed:
-            _leave_bars()
         if line:
             print(line, file=sys.stderr, flush=True)
     if hushed:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import jax
 import pytest
 
 from purify import ending, metrics
+from purify.evals.figures import drawn
 from purify.metrics import MetricWriter
 from purify.processes import explain_death
 from tests.command import ROOT, main, on_devices
@@ -242,6 +244,18 @@ def test_how_jax_ends_a_process_is_one_line_that_names_the_lost_one():
     assert code == 134 and line.startswith("free(): invalid pointer\nerror: ended by SIGABRT")
 
 
+def test_a_figure_that_a_full_disk_refuses_is_not_left_out(tmp_path, capsys):
+    """Any other fault of a drawing costs no more than the drawing."""
+
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with pytest.raises(OSError, match="No space left"):
+        drawn(tmp_path / "cost.png", full)
+    assert drawn(tmp_path / "cost.png", lambda path: 1 // 0) == []
+    assert "left out: " in capsys.readouterr().out
+
+
 def test_metrics_go_on_where_events_cannot_be_written(tmp_path, capsys, monkeypatch):
     writer = MetricWriter(tmp_path, first_step=0)
 
@@ -257,23 +271,23 @@ def test_metrics_go_on_where_events_cannot_be_written(tmp_path, capsys, monkeypa
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """(bytes) -> a folder on a disk of that size; skipped where only root may make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
+def small_disk():
+    """(folder, bytes) -> None: puts a disk of that size there; skips where only root may."""
+    mounted = []
 
-    def mount(size: int):
+    def mount(folder, size: int) -> None:
         options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        try:
-            result = subprocess.run(["mount", *options], capture_output=True)
-        except FileNotFoundError:
-            pytest.skip("there is no mount")
-        if result.returncode:
-            pytest.skip("mount is not allowed")
-        return folder
+        if not shutil.which("mount") or subprocess.run(["mount", *options]).returncode:
+            pytest.skip("no disk may be mounted here")
+        mounted.append(folder)
 
     yield mount
-    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+    for folder in reversed(mounted):
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def enlarge(disk) -> None:
+    subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
 
 
 def check_full(result, place: str) -> None:
@@ -284,39 +298,38 @@ def check_full(result, place: str) -> None:
     assert "once there is room, the same command goes on: python main.py --config=" in line
 
 
-def test_a_disk_that_a_checkpoint_fills_is_one_line(small_disk, trained):
+def test_a_disk_that_a_checkpoint_fills_is_one_line(small_disk, trained, tmp_path):
     """The first one has room; what the second one left half-written goes with the next command."""
-    disk = small_disk(600 * 1024)
+    small_disk(tmp_path, 600 * 1024)
     steps = ("--config.score.train.num_steps=4", "--config.score.train.checkpoint_every=1")
     wide = "--config.score.network.widths=(24,)"
-    result = trained.main("--mode=train", *steps, wide, f"--workdir={disk}")
-    check_full(result, f"{disk}/score/checkpoints/")
-    assert (disk / "score" / "checkpoints" / "1").is_dir()
-    subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
-    result = trained.main("--mode=train", *steps, wide, f"--workdir={disk}")
+    result = trained.main("--mode=train", *steps, wide, f"--workdir={tmp_path}")
+    check_full(result, f"{tmp_path}/score/checkpoints/")
+    assert (tmp_path / "score" / "checkpoints" / "1").is_dir()
+    enlarge(tmp_path)
+    result = trained.main("--mode=train", *steps, wide, f"--workdir={tmp_path}")
     assert result.returncode == 0, result.stderr
-    assert [
-        path.name for path in (disk / "score" / "checkpoints").iterdir() if "tmp" in path.name
-    ] == []
+    left = [path.name for path in (tmp_path / "score" / "checkpoints").iterdir()]
+    assert sorted(left) == ["3", "4"]
 
 
 @pytest.mark.slow
-def test_a_disk_that_records_or_figures_fill_is_one_line(small_disk, trained):
+def test_a_disk_that_records_or_figures_fill_is_one_line(small_disk, trained, tmp_path):
     """An evaluation goes on to the end once there is room."""
-    disk = small_disk(10 * 4096)
-    trained.linked_into(disk)
-    command = ("--mode=eval_robust", f"--workdir={disk}", "--config.eval.defenses=('identity',)")
-    check_full(trained.main(*command), f"{disk}/eval_robust/")
-    subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+    small_disk(tmp_path, 10 * 4096)
+    trained.linked_into(tmp_path)
+    command = (
+        "--mode=eval_robust",
+        f"--workdir={tmp_path}",
+        "--config.eval.defenses=('identity',)",
+    )
+    check_full(trained.main(*command), f"{tmp_path}/eval_robust/")
+    enlarge(tmp_path)
     assert trained.main(*command).returncode == 0
-    (figures,) = disk.glob("eval_robust/*/figures")
-    for figure in figures.iterdir():
-        figure.unlink()
-    used = os.statvfs(disk)
-    room = (used.f_blocks - used.f_bfree) * used.f_frsize + 6 * 4096
-    subprocess.run(["mount", "-o", f"remount,size={room}", str(disk)], check=True)
+    (figures,) = tmp_path.glob("eval_robust/*/figures")
+    small_disk(figures, 4096)
     check_full(trained.main(*command), f"{figures}/")
-    subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+    enlarge(figures)
     assert trained.main(*command).returncode == 0 and any(figures.iterdir())
 
 

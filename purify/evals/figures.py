@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from purify.ending import of_system
 from purify.files import subfolder
 from purify.messages import printable, shown
 
@@ -11,10 +12,14 @@ T = TypeVar("T")
 
 
 def attempted(path: Path, make: Callable[[], T]) -> T | None:
-    """What `make` gives; where it fails None, after saying that the file at `path` is left out."""
+    """What `make` gives; where it fails None, after saying that the file at `path` is left out.
+    Errors of the system, as of a full disk, pass: the same command draws it once they are mended.
+    """
     try:
         return make()
     except Exception as error:  # whatever it is: the numbers are there already
+        if of_system(error):
+            raise
         reason = str(error).strip().partition("\n")[0]
         print(f"left out: {shown(path)} ({type(error).__name__}: {printable(reason)})")
         return None
