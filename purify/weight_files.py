@@ -18,7 +18,7 @@ from purify.files import FileError, writing
 from purify.jsonl import parse
 from purify.messages import printable, shown
 from purify.models.options import Settings, num_blocks
-from purify.schema import check
+from purify.schema import converted
 from purify.tensors import read_metadata, read_tensors
 from purify.types import PyTree
 
@@ -80,7 +80,7 @@ def _read_settings(text: str, num_arrays: int) -> tuple[dict, PyTree]:
     fail for them."""
     settings = parse(text)
     _check_depth(settings)
-    known = check(settings, Settings)
+    known = converted(settings, Settings)
     network = models.build(**known["network"])
     if 2 * num_blocks(vars(network)) > num_arrays:  # before time is spent on them
         raise ValueError(f"{num_arrays} arrays are too few for its network")

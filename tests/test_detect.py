@@ -372,14 +372,14 @@ def test_it_says_that_the_classifier_has_seen_the_calibration_images(trained, wo
 def test_of_weights_from_elsewhere_it_is_said_that_nobody_knows(trained, tmp_path, capsys):
     (tmp_path / "settings.json").write_text("{}")
     data_config = trained.config().data
-    inputs = SimpleNamespace(runs={"classifier": tmp_path}, notes=())
+    inputs = SimpleNamespace(runs={"classifier": tmp_path}, notes=(), unfinished=list)
     assert tell_seen(data_config, inputs, range(2)) == ["classifier (unknown)"]
     assert "what it has seen is unknown" in capsys.readouterr().out
 
 
 def test_of_a_network_for_other_data_it_is_said_for_which(trained, tmp_path, capsys):
     (tmp_path / "settings.json").write_text('{"data": {"name": "svhn_cropped", "path": null}}')
-    inputs = SimpleNamespace(runs={"classifier": tmp_path}, notes=())
+    inputs = SimpleNamespace(runs={"classifier": tmp_path}, notes=(), unfinished=list)
     assert tell_seen(trained.config().data, inputs, range(2)) == []
     assert "was trained on svhn_cropped, these images are digits8x8" in capsys.readouterr().out
 

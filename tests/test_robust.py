@@ -265,7 +265,7 @@ def test_protocols_by_hand(trained):
         {"index": 1, "label": 2, "correct": [True, True], "predictions": [[2, 2], [2, 3]]},
         {"index": 2, "label": 3, "correct": [False, True], "predictions": [[4, 3], [3, 3]]},
     ]
-    costs = dict.fromkeys((*COSTS, "interim_success"), 1.0)
+    costs = dict.fromkeys((*COSTS, "interim_success", "loss", "start_loss"), 1.0)
     records = [r | costs | {"seconds": s} for r, s in zip(records, (1.0, 2.0, 60.0), strict=True)]
     values = protocols(row_of(trained, "adp-bpda"), records)
     assert values["mean"].tolist() == [0.5, 1.0, 0.5]
@@ -299,7 +299,7 @@ def test_intervals_are_exact_only_where_an_image_has_one_outcome():
 
 
 def test_a_single_draw_has_exact_intervals_but_for_its_single_runs(trained):
-    costs = dict.fromkeys((*COSTS, "interim_success"), 1.0)
+    costs = dict.fromkeys((*COSTS, "interim_success", "loss", "start_loss"), 1.0)
     records = [
         {"index": i, "label": 1, "correct": [i < 9], "predictions": [[1, i % 2]]} | costs
         for i in range(10)
@@ -313,7 +313,7 @@ def test_a_single_draw_has_exact_intervals_but_for_its_single_runs(trained):
 
 
 def test_a_mean_over_draws_that_all_agree_has_a_bootstrap_interval(trained):
-    costs = dict.fromkeys((*COSTS, "interim_success"), 1.0)
+    costs = dict.fromkeys((*COSTS, "interim_success", "loss", "start_loss"), 1.0)
     records = [
         {"index": i, "label": 1, "correct": [i < 9] * 2, "predictions": [[i < 9] * 2] * 2} | costs
         for i in range(10)
@@ -935,7 +935,7 @@ def test_a_variant_is_attacked_and_scored_with_the_classifier_of_another_workdir
     results = json.loads((folder / "results.json").read_text())
     run = f"{tmp_path}/other/classifier"
     assert results["weights"][run] == weight_hash(variables) != results["weights"]["classifier"]
-    assert results["trained"][run] == settings
+    assert results["trained"][run] == settings | {"step": 0}
     assert (
         json.loads((folder / "settings.json").read_text())["networks"][run] == (settings["network"])
     )

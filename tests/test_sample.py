@@ -258,7 +258,7 @@ def test_images_that_were_lost_are_computed_again(trained, workdir, name, capsys
     content = path.read_bytes()
     path.unlink()
     sample.run(config, workdir)
-    assert f"{name}, index 0: arrays/{name}.npy lacks its image" in capsys.readouterr().err
+    assert f"index 2: arrays/{name}.npy lacks its image" in capsys.readouterr().err
     assert path.read_bytes() == content
     assert untimed(read_lines(folder / "images.jsonl")) == before
     os.truncate(path, len(content) - 100)

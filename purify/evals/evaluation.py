@@ -213,7 +213,7 @@ class Evaluation:
 
     def _logits(self, row: Row, runs: tuple[int, ...]) -> np.ndarray:
         """Of the runs of all draws, [n, N, S, K], NaN where not scored yet."""
-        shape = (len(self.images), *runs, row.defense.classifier.num_classes)
+        shape = (len(self.images), *runs, None)
         return self.store.array(f"{row.name}.logits", shape, row.name, self.indices)
 
     def attack(self, row: Row, among: Sequence[int] | None = None) -> None:

@@ -32,17 +32,19 @@ def sealed(records: Sequence[dict], seals: Seals) -> list[dict]:
     return [record | {"arrays": of} for record, of in zip(records, each, strict=True)]
 
 
-def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def read(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
     """The array of a file, mapped, to be read only; NaN throughout where there is no file.
+
+    None in the shape stands for any length, 1 where there is no file.
 
     Raises FileError unless it is float32 of that shape, as many bytes as that takes: a longer file,
     or a shorter one that would be filled up with zeros, is none of `write`.
     """
     if not os.path.lexists(path):
-        return np.broadcast_to(np.array(np.nan, DTYPE), shape)
+        return np.broadcast_to(np.array(np.nan, DTYPE), [length or 1 for length in shape])
     with open_file(path) as file:
-        offset = _checked(file, path, shape)
-        return np.memmap(file, DTYPE, "r", offset, shape)
+        offset, found = _checked(file, path, shape)
+        return np.memmap(file, DTYPE, "r", offset, found)
 
 
 def write(path: Path, shape: tuple[int, ...], at: Sequence[int], entries: np.ndarray) -> list[str]:
@@ -51,7 +53,7 @@ def write(path: Path, shape: tuple[int, ...], at: Sequence[int], entries: np.nda
     if not os.path.lexists(path):
         _create(path, shape)
     with named(path), os.fdopen(open_descriptor(path, os.O_RDWR), "r+b") as file:
-        offset, size = _checked(file, path, shape), math.prod(shape[1:]) * DTYPE.itemsize
+        offset, size = _checked(file, path, shape)[0], math.prod(shape[1:]) * DTYPE.itemsize
         for number, entry in zip(at, entries, strict=True):
             file.seek(offset + int(number) * size)
             file.write(entry.tobytes())
@@ -70,8 +72,8 @@ def _create(path: Path, shape: tuple[int, ...]) -> None:
             file.write(entry)
 
 
-def _checked(file: BinaryIO, path: Path, shape: tuple[int, ...]) -> int:
-    """Where the entries begin; FileError as in `read`."""
+def _checked(file: BinaryIO, path: Path, shape: tuple[int | None, ...]) -> tuple[int, tuple]:
+    """(where the entries begin, the whole shape); FileError as in `read`."""
     found: Any = None
     try:
         if np.lib.format.read_magic(file) == (1, 0):
@@ -79,14 +81,16 @@ def _checked(file: BinaryIO, path: Path, shape: tuple[int, ...]) -> int:
     except Exception as error:  # what NumPy makes of such a header: ValueError, SyntaxError, ...
         reason = str(error).partition("\n")[0] or repr(error)
         raise FileError(f"{path} is damaged ({reason}); {WAY_OUT}") from None
+    if found is not None and len(found[0]) == len(shape):
+        shape = tuple(own if n is None else n for n, own in zip(shape, found[0], strict=True))
     if found != (shape, False, DTYPE):
         said = "another format" if found is None else f"{found[2]} {list(found[0])}"
         raise FileError(f"{path} is {said}, expected {DTYPE.name} {list(shape)}; {WAY_OUT}")
     offset = file.tell()
-    expected = offset + math.prod(shape) * DTYPE.itemsize
+    expected = offset + math.prod(found[0]) * DTYPE.itemsize
     if (size := os.fstat(file.fileno()).st_size) != expected:
         raise FileError(f"{path} has {size:,} bytes, expected {expected:,}; {WAY_OUT}")
-    return offset
+    return offset, found[0]
 
 
 WAY_OUT = "bring it back, or move it away: the same command computes anew what it needs of it"

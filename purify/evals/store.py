@@ -34,13 +34,16 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-da
 LOST: dict = dict.fromkeys(("time", "commit", "python", "machine"), "unknown") | {"versions": {}}
 
 
-def read_records(path: Path, *, mend: bool = False) -> dict[str, dict[int, dict]]:
+def read_records(
+    path: Path, *, mend: bool = False, strict: bool = True
+) -> dict[str, dict[int, dict]]:
     """row -> dataset index -> record, of an images.jsonl.
 
     A line is damaged where it is no record (see schema.record), or has other values, but for
     seconds, than another of its row and image: which of the two is right nobody knows. mend:
     damaged lines are told of and put into images.jsonl.damaged, and what is not whole is cut off,
-    for the process that computes such images again; else they are a FileError.
+    for the process that computes such images again. Else they are a FileError or, unless strict,
+    told of and left out.
     """
     records: dict[str, dict[int, dict]] = {}
     damaged: dict[int, str] = {}
@@ -60,7 +63,7 @@ def read_records(path: Path, *, mend: bool = False) -> dict[str, dict[int, dict]
             damaged[number] = f"other values than line {other}, of the same row and image"
             damaged[other] = f"other values than line {number}, of the same row and image"
         first.setdefault((row, index), number)
-    if damaged and not mend:
+    if damaged and strict and not mend:
         number, why = min(damaged.items())
         raise FileError(
             f"{path}: line {number} is damaged ({why}); the command of its evaluation, given "
@@ -68,7 +71,8 @@ def read_records(path: Path, *, mend: bool = False) -> dict[str, dict[int, dict]
         )
     if damaged:
         tell_damaged(path, damaged)
-        set_aside(path, damaged)
+        if mend:
+            set_aside(path, damaged)
         wrong = {each for each, number in first.items() if number in damaged}
         for row, index in wrong:
             del records[row][index]
@@ -179,9 +183,10 @@ class Store:
             del self._records[row][index]
 
     def array(
-        self, name: str, shape: tuple[int, ...], row: str = "", indices: Sequence[int] = ()
+        self, name: str, shape: tuple[int | None, ...], row: str = "", indices: Sequence[int] = ()
     ) -> np.ndarray:
         """The array of arrays/<name>.npy, float32, to be read only; NaN where nothing was written.
+        shape: None for any length.
 
         row, indices: where given, entry i is of the image with dataset index indices[i], and must
         be what the records of that row have the seal of, or NaN: FileError otherwise.

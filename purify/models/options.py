@@ -9,7 +9,7 @@ import msgspec
 from purify.image_io import MAX_CLASSES
 from purify.messages import printable
 from purify.networks import HEADS
-from purify.schema import check
+from purify.schema import converted
 
 MAX_SIDE = 2048  # pixels
 MAX_BLOCKS = 150  # of one network, in all its stages: tracing it takes seconds
@@ -54,7 +54,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in options.items():
         try:
-            found[name] = check(value, OPTIONS[name])
+            found[name] = converted(value, OPTIONS[name])
         except ValueError as error:
             raise ValueError(f"{name}={printable(repr(value), limit=80)}: {error}") from None
     if (blocks := num_blocks(found)) > MAX_BLOCKS:

@@ -1,7 +1,7 @@
 """What the JSON files of runs and evaluations hold: their types, checked at one door where they are
-read. Values stay as they are: fields that no type names are kept."""
+read. Values stay as they are: fields that no type names are kept (but by `converted`)."""
 
-from purify.schema.atoms import check
+from purify.schema.atoms import check, converted
 from purify.schema.evaluations import VERSION, LaterVersion, results
 from purify.schema.folders import hashes, settings
 from purify.schema.records import metrics, record, signature
@@ -10,6 +10,7 @@ __all__ = [
     "LaterVersion",
     "VERSION",
     "check",
+    "converted",
     "hashes",
     "metrics",
     "record",

@@ -27,8 +27,15 @@ _MEANINGS = {_NAME: "a plain name, without '/'", _HASH: "64 hexadecimal digits"}
 
 def check(value: Any, kind: Any) -> Any:
     """The value as it is, which must be of that type; ValueError that says where it is not."""
+    converted(value, kind)
+    return value
+
+
+def converted(value: Any, kind: Any) -> Any:
+    """The value as that type has it: lists as tuples, and of a TypedDict no more than its fields;
+    ValueError that says where it is not of that type."""
     try:
-        msgspec.convert(value, kind)
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         said = str(error)
         for pattern, meaning in _MEANINGS.items():
@@ -36,7 +43,6 @@ def check(value: Any, kind: Any) -> Any:
         raise ValueError(said) from None
     except UnicodeEncodeError:
         raise ValueError("a name that is no Unicode text") from None
-    return value
 
 
 def numbers(value: Mapping, kind: Any, *, but: tuple[str, ...]) -> Any:

@@ -56,8 +56,9 @@ class Run:
 
     @functools.cached_property
     def records(self) -> dict[str, dict[int, dict]]:
-        """row -> dataset index -> record; none where there is no images.jsonl."""
-        return read_records(inside(self.folder, "images.jsonl"))
+        """row -> dataset index -> record; none where there is no images.jsonl, and without lines
+        that are damaged, of which it tells."""
+        return read_records(inside(self.folder, "images.jsonl"), strict=False)
 
     def files(self, folder: str, pattern: str) -> list[Path]:
         """Its files of that pattern in a folder of its own, by name; FileError where one of them is
