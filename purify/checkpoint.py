@@ -302,7 +302,23 @@ def load_run(workdir: Path, role: str) -> Loaded:
             raise MissingCheckpoint(folder, role)
         step, state = checkpoints.restore_latest()
     variables = jax.tree.map(jax.numpy.asarray, state["ema"])
-    return Loaded(variables, read_settings(folder), step)
+    return Loaded(variables, _network_settings(folder, role), step)
+
+
+def _network_settings(folder: Path, role: str) -> dict:
+    """The settings of the run of a network; FileError where they describe none of its role."""
+    settings = read_settings(folder)
+    try:
+        known = schema.converted(settings, models.options.Settings)
+        models.build(**known["network"])
+        if (role == "score") != ("head" in known):
+            raise ValueError("a score model has a head, a classifier has none")
+    except ValueError as error:
+        raise FileError(
+            f"{folder / SETTINGS} describes no {role} ({error}); bring it back, or move {folder} "
+            "elsewhere and make it anew"
+        ) from None
+    return settings
 
 
 def image_hash(images: np.ndarray, labels: np.ndarray) -> str:

@@ -3,6 +3,8 @@ bounded size, what is written is whole or absent, and no link leads out of a fol
 
 import contextlib
 import errno
+import fcntl
+import glob
 import io
 import itertools
 import os
@@ -101,7 +103,9 @@ def writing(path: Path, *, new: bool = False) -> Iterator[BinaryIO]:
     temporary = temporary_name(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with named(path), _removed_on_failure(temporary):
+        _clear_dead(path)
         with os.fdopen(os.open(temporary, flags, 0o666), "w+b") as file:
+            _lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -117,17 +121,41 @@ def making(folder: Path) -> Iterator[Path]:
     FileError where that exists by then. Temporary as in `writing`."""
     temporary = temporary_name(folder)
     with named(folder), _removed_on_failure(temporary):
+        _clear_dead(folder)
         temporary.mkdir()
-        yield temporary
-        sync_tree(temporary)
-        _check_absent(folder)
-        os.rename(temporary, folder)
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _lock(descriptor)
+            yield temporary
+            sync_tree(temporary)
+            _check_absent(folder)
+            os.rename(temporary, folder)
+        finally:
+            os.close(descriptor)
         sync_folder(folder.parent)
 
 
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that nobody can foresee."""
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def _clear_dead(path: Path) -> None:
+    """Remove what killed processes left under temporary names of `path`: nobody holds its lock."""
+    for left in path.parent.glob(f".{glob.escape(path.name[:200])}.*{PARTIAL}"):
+        with contextlib.suppress(OSError):  # a living one has it, or another removes it, too
+            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(left)
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Held until it is closed; for nothing where the file system has no locks."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def clear_partial(folder: Path) -> None:

@@ -39,11 +39,11 @@ def _apply(wrapper: "Score | Classifier", image: Image) -> Array:
         )
     if not jnp.issubdtype(image.dtype, jnp.floating):
         raise ValueError(f"an image of {image.dtype} must be floats in [0, 1]")
-    if wrapper.image_shape:
-        return _network(wrapper, image)
+    # What layers say of shapes, as of channels; TypeErrors have other reasons, too.
+    told = ScopeParamShapeError if wrapper.image_shape else (ScopeParamShapeError, TypeError)
     try:
         return _network(wrapper, image)
-    except (ScopeParamShapeError, TypeError) as error:  # what layers say of shapes, as of channels
+    except told as error:
         raise ValueError(
             f"an image of shape {image.shape} does not fit the network: {error}"
         ) from error

@@ -476,6 +476,35 @@ def test_damaged_settings_are_named(score_workdir, tmp_path, content):
             fails()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"network": {"arch": "unet", "widths": "abc", "blocks": 0}}, "widths='abc'"),
+        ({"network": {"arch": "unet", "widths": [4], "blocks": 10**9}}, "blocks=1000000000"),
+        ({"network": {"arch": "tree"}}, "'tree'"),
+        ({"image_shape": [10**6, 10**6, 3]}, "image_shape"),
+        ({"head": "<script>"}, "head"),
+        ({"head": None}, "head"),
+    ],
+    ids=str,
+)
+def test_settings_that_describe_no_network_are_named(score_workdir, tmp_path, change, said):
+    shutil.copytree(score_workdir[0], tmp_path, dirs_exist_ok=True)
+    settings = {k: v for k, v in (SCORE_SETTINGS | change).items() if v is not None}
+    write_json(tmp_path / "score/settings.json", settings)
+    with pytest.raises(FileError, match=f"{tmp_path}/score/settings.json describes no score") as e:
+        load_score(tmp_path)
+    assert said in str(e.value)
+
+
+def test_weights_of_another_width_than_the_settings_say_are_told(score_workdir, tmp_path):
+    shutil.copytree(score_workdir[0], tmp_path, dirs_exist_ok=True)
+    network = SCORE_SETTINGS["network"] | {"widths": [8]}
+    write_json(tmp_path / "score/settings.json", SCORE_SETTINGS | {"network": network})
+    with pytest.raises(ValueError, match="does not fit the network"):
+        load_score(tmp_path)(jnp.zeros((4, 4, 1)))
+
+
 # The hash of weights
 
 

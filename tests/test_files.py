@@ -160,3 +160,18 @@ def test_what_killed_processes_left_is_cleared_away(here):
     clear_partial(here)
     assert sorted(os.listdir(here)) == [".hidden", "a.partial"]
     assert (here.parent / "theirs").read_bytes() == b"theirs"
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_of_that_name(here):
+    """But not what a living one has."""
+    dead = [here / ".file.0123.partial", here / ".folder.0123.partial"]
+    dead[0].write_bytes(b"half")
+    (dead[1] / "part").mkdir(parents=True)
+    link(here / ".file.4567.partial")
+    with writing(here / "file") as living, making(here / "folder"):
+        living.write(b"living")
+        with writing(here / "file"), making(here / "other"):
+            assert not any(path.exists() for path in dead)
+    assert {"file", "folder", "other"} <= set(os.listdir(here))
+    assert (here / "file").read_bytes() == b"living"
+    assert (here.parent / "theirs").read_bytes() == b"theirs"
