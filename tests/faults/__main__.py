@@ -40,7 +40,9 @@ LIMIT = 300  # seconds for one command
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--minutes", type=float, help="so many of the points, drawn by --seed")
+    parser.add_argument(
+        "--minutes", type=float, help="as many of the points, drawn by --seed, as it has time for"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modes", help="A,B of the modes; all by default")
     parser.add_argument("--faults", default=",".join(FAULTS))
@@ -98,6 +100,7 @@ def preload_modules() -> None:
 def run(options: argparse.Namespace, folder: Path) -> int:
     from tests.faults.cases import CASES
 
+    deadline = time.monotonic() + 60 * (options.minutes or 1e9)
     names = options.modes.split(",") if options.modes else list(CASES)
     for name in names:
         make_before(CASES[name].needs, folder)
@@ -116,7 +119,6 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     points = [point for point in points if point not in done]
     if options.minutes:
         random.Random(options.seed).shuffle(points)
-    deadline = time.monotonic() + 60 * (options.minutes or 1e9)
     tried, failures = 0, []
     for point, why in in_workers(points, references, folder, options.workers, deadline):
         tried += 1

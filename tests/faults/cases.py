@@ -1,5 +1,6 @@
 """The commands that are ended, small enough for seconds, and what of a folder must be the same."""
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -152,6 +153,11 @@ def _json(path: Path) -> str:
     return _hash(_untimed(json.loads(path.read_text())))
 
 
+def _csv(path: Path) -> str:
+    with path.open(newline="") as file:
+        return _hash([_untimed(line) for line in csv.DictReader(file)])
+
+
 def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -172,6 +178,7 @@ KINDS: dict[str, Callable[[Path], str]] = {
     "provenance.jsonl": _there,
     "lock": _there,
     ".json": _json,
+    ".csv": _csv,
     ".html": _there,
     ".png": _there,
 }
