@@ -263,9 +263,12 @@ def _watch(signals: int) -> None:
 
 
 def _unraisable(problem: Any) -> None:
-    """An exception within a destructor is lost: the process ends without it."""
+    """An exception within a destructor is lost: the process ends without it. And TensorStore's
+    threads report to the event loop of Orbax, also where a full disk has closed it."""
     if isinstance(problem.exc_value, Ended):
         end(*by_signal(problem.exc_value.number))
+    if str(problem.exc_value) == "Event loop is closed":
+        return
     sys.__unraisablehook__(problem)
 
 

@@ -338,3 +338,10 @@ def test_help_says_that_a_config_is_run_as_python():
     assert "A --config FILE.py is run as Python" in text
     readme = (ROOT / "README.md").read_text()
     assert "`--config=FILE.py` runs it" in readme and "weights_only=True" in readme
+
+
+def test_what_threads_report_to_a_closed_loop_is_not_told(capsys):
+    """TensorStore's, where a full disk has ended a save: a dozen tracebacks beside the line."""
+    problem = SimpleNamespace(exc_value=RuntimeError("Event loop is closed"))
+    ending._unraisable(problem)
+    assert capsys.readouterr().err == ""
