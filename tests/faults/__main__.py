@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, help="as many of the points, drawn by --seed, as it has time for"
     )
+    parser.add_argument("--points", type=int, help="so many of the points, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modes", help="A,B of the modes; all by default")
     parser.add_argument("--faults", default=",".join(FAULTS))
@@ -117,8 +118,9 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     known = options.log.read_text().splitlines() if options.log and options.log.exists() else []
     done = {tuple(json.loads(line)[:3]) for line in known}
     points = [point for point in points if point not in done]
-    if options.minutes:
+    if options.minutes or options.points:
         random.Random(options.seed).shuffle(points)
+    points = points[: options.points]
     tried, failures = 0, []
     for point, why in in_workers(points, references, folder, options.workers, deadline):
         tried += 1
