@@ -27,12 +27,13 @@ from purify.arrays import NAMES, open_npz
 from purify.builders import Digits8x8, FashionMnistIdx
 from purify.class_folders import find_classes
 from purify.files import FileError
-from purify.image_io import MAX_CLASSES, take_images, take_integers, to_uint8
+from purify.image_io import take_images, take_integers, to_uint8
 from purify.messages import few, printable, shown
 from purify.paths import as_given, is_of_system, plain_spelling
 from purify.png_jpeg import ENCODINGS, check_total, is_colour, memory_for_files, read_image
 from purify.prepared import check_info, check_prepared
 from purify.random import check_seed
+from purify.schema.atoms import MAX_CLASSES
 from purify.shapes import check_shape
 
 SPLIT = r"\w[\w.-]*"  # what TFDS takes for the name of a split, and no slice

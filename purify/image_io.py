@@ -24,12 +24,12 @@ from purify.png_jpeg import (
     other_contents,
     read_image,
 )
+from purify.schema.atoms import MAX_CLASSES
 from purify.shapes import Shape, check_shape
 
 Writer = Callable[[Path, np.ndarray], None]  # (path, images): one of the _write_ functions
 
 MAX_INTEGER = 2**31 - 1  # labels and dataset indices are int32
-MAX_CLASSES = 100_000  # a label beyond is a mistake, and a name for each up to it fills the memory
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from purify.files import FileError
-from purify.image_io import MAX_CLASSES
 from purify.messages import counted, shown
 from purify.png_jpeg import memory_for_files
+from purify.schema.atoms import MAX_CLASSES
 
 MAX_TEXT = 2**24  # bytes of each file that holds no records
 FEW = 100_000  # examples that do no harm where they are not

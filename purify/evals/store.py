@@ -172,13 +172,14 @@ class Store:
     def forget(self, row: str, indices: Collection[int], why: str) -> None:
         """Put the records of these images aside, for them to be computed again."""
         lost, indices = {}, set(indices) & self.records(row).keys()
+        if not indices:
+            return
         for number, line in numbered_lines(self._path).items():
             record = parse(line)
             if record["row"] == row and record["index"] in indices:
                 lost[number] = f"{row}, index {record['index']}: {why}"
-        if lost:
-            tell_damaged(self._path, lost)
-            set_aside(self._path, lost)
+        tell_damaged(self._path, lost)
+        set_aside(self._path, lost)
         for index in indices:
             del self._records[row][index]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import msgspec
 
 FINITE = 1.7976931348623157e308
-MAX_CLASSES = 100_000
+MAX_CLASSES = 100_000  # a label beyond is a mistake, and a name for each up to it fills the memory
 
 # A part of the name of a file: never a way into another folder.
 _NAME, _HASH = r"\A(?!\.{1,2}\Z)[^/\x00]{1,255}\Z", r"\A[0-9a-f]{64}\Z"
