@@ -239,11 +239,12 @@ def run_training(
         augment=augment,
         accumulate=options.accumulate,
     )
-    state = init_state(variables, optimizer)
-    # Whatever does not fit together says so here, before anything is written.
+    state, key = parallel.replicate((init_state(variables, optimizer), init_key))
+    # Whatever does not fit together says so here, before anything is written; arguments that lie on
+    # the devices as those of `fit` make it find this trace.
     first = np.arange(options.batch_size)
-    example = (first, dataset.images[first], dataset.labels[first])
-    jax.eval_shape(train_step, state, init_key, *example)
+    example = parallel.shard((first, dataset.images[first], dataset.labels[first]))
+    jax.eval_shape(train_step, state, key, *example)
     if role == "classifier" and (folder / "settings.json").exists():
         check_order(str(folder), dataset.class_names, read_settings(folder))
     with Checkpoints(folder, lock=claim(folder, settings)) as checkpoints:

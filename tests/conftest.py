@@ -3,7 +3,14 @@
 import fcntl
 import os
 import shutil
+import signal
 import tempfile
+
+# Where the suite is started in the background of a script, or under nohup, these are ignored, in
+# all that it starts, too; tests of what they do to a command would wait for it in vain.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # Programs that several tests compile, in this process or in one they start, are compiled once.
 _CACHE = tempfile.TemporaryDirectory(prefix="jax-cache-")

@@ -518,6 +518,15 @@ def short_run(tmp_path_factory, tfds_dir):
     return workdir
 
 
+def test_a_run_traces_its_step_once_for_the_check_and_the_work(tmp_path, tfds_dir, monkeypatch):
+    seen, dsm = [], train_score.dsm
+    monkeypatch.setattr(
+        train_score, "dsm", lambda *given, **named: (seen.append(1), dsm(*given, **named))[1]
+    )
+    train_score.run(small_config(tfds_dir, num_steps=2), tmp_path)
+    assert len(seen) == 1
+
+
 def test_four_devices_train_the_same_model_as_one(tmp_path, tfds_dir, short_run):
     """To rounding, for the mean over a batch is summed in another order, and in two parts; and what
     four devices saved, one can load. Compared by what the weights do: the biases in front of a
