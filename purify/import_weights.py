@@ -50,9 +50,10 @@ def run(
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Under its name only when it is whole, so that a command that was killed can be given again.
     with making(folder) as partial:
+        step = settings.pop("step", 0)  # 0: unknown, a training has none
         claim(partial, settings | {"imported": origin})
         with Checkpoints(partial, training=True) as checkpoints:
-            checkpoints.save(0, {"ema": variables})
+            checkpoints.save(step, {"ema": variables})
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
     print(
         f"{role}: {counted(count, 'parameter')} of {arch or shown(Path(input).name)}, in "

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from purify import arrays, data, models, weight_files
+from purify import arrays, data, export_weights, models, weight_files
 from purify import import_weights as import_module
-from purify.checkpoint import Checkpoints, load_classifier, load_defense, load_score
+from purify.checkpoint import Checkpoints, load_classifier, load_defense, load_run, load_score
+from purify.evals.inputs import load_inputs
 from purify.files import FileError
 from purify.image_io import to_float
 from purify.import_weights import run
 from purify.models.importing import ARCHITECTURES, import_weights, read_weights
 from purify.networks import Classifier
-from purify.settings import read_settings
+from purify.settings import claim, read_settings
 from tests.command import ROOT, main
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -99,6 +100,8 @@ def test_exported_weights_come_back_without_being_told_what_they_are(trained, tm
         ours, theirs = load(tmp_path / "run"), load(trained.workdir)
         assert ours.network == theirs.network
         jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
+        runs = [load_run(folder, role) for folder in (tmp_path / "run", trained.workdir)]
+        assert runs[0].step == runs[1].step == runs[1].settings["train"]["num_steps"]
     imported = read_settings(tmp_path / "run/score")
     assert imported["train"] == read_settings(trained.workdir / "score")["train"]
     assert "exists already" in main("--mode=export_weights", *flags).stderr
@@ -106,6 +109,29 @@ def test_exported_weights_come_back_without_being_told_what_they_are(trained, tm
     assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode  # others may read it, too
     flags = (f"--input={file}", f"--workdir={tmp_path / 'other'}", "--arch=ncsnv2")
     assert "leave --arch out" in main("--mode=import_weights", *flags).stderr
+
+
+def test_weights_from_elsewhere_are_of_an_unknown_step_and_not_unfinished(trained, tmp_path):
+    """A file that does not say its step, as those that earlier versions exported."""
+    variables, settings, _ = load_run(trained.workdir, "classifier")
+    file = tmp_path / "classifier.safetensors"
+    weight_files.save(file, settings, jax.tree.map(np.asarray, variables))
+    run(None, tmp_path, str(file), None, None)
+    inputs = load_inputs(trained.config(), tmp_path, ("identity",))
+    assert inputs.unfinished() == [] and "step" not in inputs.trained()["classifier"]
+
+
+def test_half_trained_weights_are_that_also_where_they_were_carried_in_a_file(trained, tmp_path):
+    variables, settings, step = load_run(trained.workdir, "classifier")
+    settings["train"]["num_steps"] = 2 * step
+    claim(tmp_path / "half/classifier", settings)
+    with Checkpoints(tmp_path / "half/classifier", training=True) as checkpoints:
+        checkpoints.save(step, {"ema": variables})
+    file = tmp_path / "classifier.safetensors"
+    export_weights.run(None, None, str(tmp_path / "half/classifier"), str(file))
+    run(None, tmp_path / "run", str(file), None, None)
+    told = load_inputs(trained.config(), tmp_path / "run", ("identity",)).unfinished()
+    assert told == [f"classifier: unfinished training, step {step} of {2 * step}"]
 
 
 def test_a_file_whose_arrays_do_not_fit_its_settings_is_refused(tmp_path):

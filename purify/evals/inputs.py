@@ -37,9 +37,10 @@ class Inputs:
     """The networks of an evaluation and the images that they are evaluated on.
 
     runs, steps, networks: name (see `network_run`) -> folder of the run that made the network, the
-    step of its training at which its weights were saved, and the network. num_classes: of the
-    classifiers, 0 where there are none. class_names: as the classifier has learnt them, or else as
-    the data set has them, for all labels and all classes; where neither has names their numbers.
+    step of its training at which its weights were saved (0: unknown, of weights from elsewhere),
+    and the network. num_classes: of the classifiers, 0 where there are none. class_names: as the
+    classifier has learnt them, or else as the data set has them, for all labels and all classes;
+    where neither has names their numbers.
     notes: what a reader should know of the labels.
     images: float32 [n, H, W, C] in [0, 1]; labels, indices (in the data set): int [n].
     """
@@ -81,15 +82,17 @@ class Inputs:
         return Evaluation(store, *arrays, seed=config.seed, batch_size=config.eval.batch_size)
 
     def trained(self) -> dict[str, dict]:
-        """Name -> the settings of the run that made the network, and its step."""
-        return {n: read_settings(run) | {"step": self.steps[n]} for n, run in self.runs.items()}
+        """Name -> the settings of the run that made the network, and its step, where that is
+        known."""
+        steps = {name: {"step": step} if step else {} for name, step in self.steps.items()}
+        return {name: read_settings(run) | steps[name] for name, run in self.runs.items()}
 
     def unfinished(self) -> list[str]:
         """A line for each network whose training has not come to its end."""
         return [
             f"{name}: unfinished training, step {of['step']} of {of['train']['num_steps']}"
             for name, of in self.trained().items()
-            if of["step"] < of.get("train", {}).get("num_steps", 0)
+            if "step" in of and of["step"] < of.get("train", {}).get("num_steps", 0)
         ]
 
     def titled(self, title: str) -> str:

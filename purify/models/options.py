@@ -46,6 +46,7 @@ class Settings(TypedDict, total=False):
         Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_CLASSES)]
     ]
     data: NotRequired[dict[str, Any]]
+    step: NotRequired[Annotated[int, msgspec.Meta(ge=1, le=2**40)]]
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
