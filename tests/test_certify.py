@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 
 import flax.struct
 import jax
@@ -18,6 +19,7 @@ from purify.evals import certify, smoothing
 from purify.evals.certification import Certification, SmoothedRow, smoothed
 from purify.evals.stats import paired_difference, proportion
 from purify.evals.store import Store
+from purify.files import FileError
 from purify.jsonl import read_lines
 from purify.noise import add_noise
 from purify.purifiers import OneStep
@@ -99,6 +101,33 @@ def test_every_image_has_a_certificate_of_its_counts(certified):
     assert results["smoothed"]["adp-0.25"]["classifier"] == "classifier"
     assert (folder / "figures" / "certified.png").stat().st_size > 10_000
     assert any(row["average_certified_radius"] > 0 for row in results["rows"])
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("radius", lambda radius: radius + 0.01),
+        ("p_low", lambda p_low: p_low / 2),
+        ("answer", lambda answer: (answer + 1) % 10),
+        ("label", lambda label: (label + 1) % 10),
+        ("top", lambda top: (top + 1) % 10),
+        ("counts", lambda counts: counts[1:]),
+        ("counts", lambda counts: [*counts[:-1], counts[-1] + 1]),
+        ("samples", lambda samples: samples + 1),
+    ],
+)
+def test_a_certificate_that_does_not_follow_from_its_counts_is_none(
+    certified, trained, workdir, field, change
+):
+    folder, _ = certified
+    copy = workdir / "certify" / folder.name
+    shutil.copytree(folder, copy)
+    lines = read_lines(copy / "images.jsonl")
+    at = next(i for i, line in enumerate(lines) if line["radius"] > 0)
+    lines[at][field] = change(lines[at][field])
+    (copy / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(FileError, match=f"images.jsonl: {lines[at]['row']}, index"):
+        certify.run(trained.config(**BUDGET), workdir)
 
 
 def test_rows_are_paired_with_plain_smoothing_of_as_many_samples(certified):

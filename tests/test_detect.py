@@ -1,6 +1,7 @@
 """--mode=detect: what is measured and told, that it can be interrupted, and what is refused."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import flax.struct
@@ -18,7 +19,7 @@ from purify.detectors import Passes, Penalty, ScoreNorm, build_statistic
 from purify.evals import detect
 from purify.evals.detect_report import results_table
 from purify.evals.detect_results import result_rows
-from purify.evals.detection import Calibrated, attack_rows, calibrate, measure, noisy
+from purify.evals.detection import UNKNOWING, Calibrated, attack_rows, calibrate, measure, noisy
 from purify.evals.inputs import tell_seen
 from purify.evals.roc import threshold
 from purify.evals.stats import bootstrap_mean, proportion
@@ -358,6 +359,22 @@ def test_it_prints_a_table_and_goes_on_where_it_stopped(trained, workdir, detect
     assert (folder / "provenance.jsonl").read_text() == before
     assert "all of it was done before, nothing was computed" in capsys.readouterr().out
     assert (folder / "figures" / "roc.png").stat().st_size > 10_000
+
+
+def test_statistics_of_other_images_than_those_that_are_there_are_measured_again(
+    trained, workdir, detected, capsys
+):
+    folder, results = detected
+    copy = workdir / "detect" / folder.name
+    shutil.copytree(folder, copy)
+    lines = read_lines(copy / "images.jsonl")
+    line = next(line for line in lines if line["row"] == f"statistics:{UNKNOWING}")
+    line["score_norm"], line["arrays"] = [100.0], {UNKNOWING: "0" * 16}
+    (copy / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    detect.run(trained.config(**BUDGET), workdir)
+    assert "it is of another image than the one that is there" in capsys.readouterr().err
+    again = json.loads((copy / "results.json").read_text())
+    assert again["rows"] == near(results["rows"], 1e-5)
 
 
 def test_it_says_that_the_classifier_has_seen_the_calibration_images(trained, workdir, capsys):

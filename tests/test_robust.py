@@ -844,6 +844,35 @@ def test_other_images_than_those_that_were_attacked_are_not_taken_for_them(
     assert untimed(read_lines(copy / "images.jsonl")).keys() == untimed(evaluated.records).keys()
 
 
+def test_what_was_computed_of_other_attacked_images_is_computed_again(
+    evaluated, trained, workdir, capsys
+):
+    """Where an image is lost and attacked again, as with other rounding: the scores of what it was
+    go with it in the same run, and so do measurements that a choice is made by, and the file of
+    what the defence makes of it."""
+    copy = copied(evaluated, workdir)
+    other, lost = "0" * 16, ("attack:adp-exact", "attack:adp-strongest")
+    records = [r for r in evaluated.records if r["index"] or r["row"] not in lost]
+    for record in records:
+        of_one = record["row"] == "choice:adp-strongest:adp-exact" and not record["index"]
+        if record["row"] == "adp-exact" or of_one:
+            record["arrays"] = record["arrays"] | {"adp-exact": other}
+    write_lines(copy / "images.jsonl", records)
+    array = np.load(copy / "arrays/adp-exact.npy")
+    array[:] = np.where(np.arange(len(array))[:, None, None, None] == 0, np.nan, array)
+    np.save(copy / "arrays/adp-exact.npy", array)
+    versions = dict(np.load(copy / "purified/adp-exact.npz"))
+    versions["attacked"][0] ^= 1
+    np.savez(copy / "purified/adp-exact.npz", **versions)
+    robust.run(whole(trained), workdir)
+    assert "it is of another image than the one that is there" in capsys.readouterr().err
+    found = untimed(read_lines(copy / "images.jsonl"))
+    assert found.keys() == untimed(evaluated.records).keys()
+    assert not any(other in record.get("arrays", {}).values() for record in found.values())
+    ours, theirs = (np.load(f / "purified/adp-exact.npz") for f in (copy, evaluated.folder))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_answers_that_the_logits_do_not_give_are_no_answers(evaluated, trained, workdir):
     copy = copied(evaluated, workdir)
     lines = read_lines(copy / "images.jsonl")

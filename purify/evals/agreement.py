@@ -1,9 +1,13 @@
-"""What a record says twice must agree: logits, the predictions of single runs, answers of draws."""
+"""What a record says twice must agree: logits, the predictions of single runs, answers of draws;
+counts of classes and the certificate that follows from them."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp
+
+from purify.evals import smoothing
 
 ROUNDING = 1e-5  # of logits, relative to the largest
 
@@ -36,3 +40,29 @@ def check_logits(record: Mapping, logits: np.ndarray, average: str) -> None:
     clear = np.abs(lead) > ROUNDING * (1 + np.abs(logits).max())
     if (clear & ((lead > 0) != np.array(record["correct"]))).any():
         raise ValueError("'correct' is not what the logits say")
+
+
+def check_certified(
+    record: Mapping,
+    *,
+    num_classes: int,
+    sigma: float,
+    num_selection: int,
+    num_samples: int,
+    alpha: float,
+) -> None:
+    """ValueError unless a certificate is what its counts say; options as of smoothing.certify."""
+    counts = np.array(record["counts"])
+    drawn, num_looks = int(counts.sum()), math.ceil(num_samples / smoothing.LOOK)
+    looks = {min(look * smoothing.LOOK, num_samples) for look in range(1, num_looks + 1)}
+    if len(counts) != num_classes or not 0 <= record["top"] < num_classes or drawn not in looks:
+        raise ValueError(f"{drawn} samples of {len(counts)} classes, top {record['top']}")
+    if record["samples"] != num_selection + drawn:
+        raise ValueError(f"{record['samples']} samples, but counts of {drawn} + {num_selection}")
+    expected = smoothing.conclude(
+        record["top"], counts, sigma=sigma, num_samples=num_samples, alpha=alpha
+    )
+    if record["answer"] != expected.answer or not np.allclose(
+        [record["p_low"], record["radius"]], [expected.p_low, expected.radius], rtol=1e-6, atol=1e-9
+    ):
+        raise ValueError("its answer, p_low or radius is not what its counts say")

@@ -18,9 +18,11 @@ from purify.adp import ADP
 from purify.compilation import jit
 from purify.defense import Defense
 from purify.evals import smoothing
+from purify.evals.agreement import check_certified
 from purify.evals.programs import check_finite
 from purify.evals.store import Store
 from purify.evals.terminal import tell_work
+from purify.files import FileError
 from purify.messages import counted
 from purify.progress import progress
 from purify.purifiers import NoiseOnly, OneStep, Schedule
@@ -193,6 +195,31 @@ class Certification:
                             f"{record['seconds']:.2f} s"
                         )
             bar.set_description("all rows done")
+        for row in rows:
+            self._check(row)
+
+    def _check(self, row: SmoothedRow) -> None:
+        """FileError unless the records say what follows from their own counts, of these labels."""
+        records = self.store.records(row.name)
+        check = functools.partial(
+            check_certified,
+            num_classes=self._num_classes,
+            sigma=row.sigma,
+            num_selection=self._num_selection,
+            num_samples=row.num_samples,
+            alpha=self._alpha,
+        )
+        for at in range(row.num_images):
+            record = records[int(self.indices[at])]
+            try:
+                if record["label"] != self.labels[at]:
+                    raise ValueError(f"label {record['label']}, of an image of {self.labels[at]}")
+                check(record)
+            except ValueError as error:
+                raise FileError(
+                    f"{self.store.folder}/images.jsonl: {row.name}, index {record['index']}: "
+                    f"{error}; bring the file back, or move the folder elsewhere"
+                ) from None
 
     def _pending(self, row: SmoothedRow) -> list[int]:
         done = self.store.records(row.name)

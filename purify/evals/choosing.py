@@ -11,7 +11,7 @@ from purify import parallel
 from purify.compilation import compile_lowered
 from purify.evals.programs import check_finite
 from purify.evals.rows import Row
-from purify.evals.sealed_arrays import sealed
+from purify.evals.sealed_arrays import seal, sealed
 from purify.evals.strongest import Strongest, measure
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def _measure(
 ) -> dict[int, dict]:
     """dataset index -> record with loss and settled, of the images at these positions."""
     name = f"choice:{row.name}:{candidate}"
+    evaluation.forget_stale(name, candidate, images)
     pending = sorted(set(evaluation.pending(name, row)) & set(positions))
     if not pending:
         return evaluation.store.records(name)
@@ -82,7 +83,8 @@ def _measure(
             {"index": evaluation.index(i), "loss": float(loss), "settled": bool(all_wrong)} | cost
             for i, loss, all_wrong in zip(at, losses, settled, strict=False)  # without the padding
         ]
-        evaluation.store.append(name, records)
+        seals = {candidate: [seal(images[i]) for i in at]}
+        evaluation.store.append(name, sealed(records, seals))
         evaluation.progress.update(len(at) * row.attack_work / (len(row.stages) + 1))
     return evaluation.store.records(name)
 

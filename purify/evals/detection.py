@@ -20,6 +20,7 @@ from purify.evals.plan import build_attacks
 from purify.evals.programs import check_finite
 from purify.evals.roc import threshold
 from purify.evals.rows import Row
+from purify.evals.sealed_arrays import seal, sealed
 from purify.evals.strongest import MIN_SELECTION_DRAWS
 from purify.progress import progress
 from purify.random import image_keys
@@ -85,6 +86,8 @@ def measure_images(
     store, on_devices = evaluation.store, parallel.replicate(dict(statistics))
     numbers, size = np.arange(num_draws), evaluation.size(num_images)
     rows = {name: f"statistics:{name}" for name in sets}
+    for name, row in rows.items():
+        evaluation.forget_stale(row, name, sets[name])
     pending = {
         name: [at for at in range(num_images) if evaluation.index(at) not in store.records(row)]
         for name, row in rows.items()
@@ -106,7 +109,8 @@ def measure_images(
                     {"index": evaluation.index(position), **values}
                     for position, values in zip(at, each, strict=True)
                 ]
-                store.append(rows[name], records)
+                seals = {name: [seal(sets[name][position]) for position in at]}
+                store.append(rows[name], sealed(records, seals))
                 evaluation.progress.update(len(at))
     values = {}
     for name, row in rows.items():

@@ -1,7 +1,7 @@
 """Rows of an evaluation, image by image, into a Store: attacks crafted, fresh draws scored."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -163,9 +163,8 @@ class Evaluation:
             scored = (row for row in rows if row.attack)
             needed += [(row.crafted, self.pending(row.name, row)) for row in scored]
             lost = any([self._forget_gone(name, positions) for name, positions in needed])
-        for row in rows:
-            if row.attack:
-                self._forget_stale(row)
+        for row in (row for row in rows if row.attack):
+            self.forget_stale(row.name, row.crafted, self._crafted(row.crafted))
 
     def _forget_gone(self, name: str, positions: Collection[int]) -> bool:
         """Whether attacked images of that name at these positions were done, but are not there."""
@@ -177,20 +176,17 @@ class Evaluation:
             self.store.forget(f"attack:{name}", gone, f"arrays/{name}.npy lacks its image")
         return bool(gone)
 
-    def _forget_stale(self, row: Row) -> None:
-        """Scores of other attacked images than those that are there now."""
-
-        def seal_in(record: Mapping) -> str | None:
-            return record.get("arrays", {}).get(row.crafted)
-
-        attacks = self.store.records(f"attack:{row.crafted}")
-        stale = [
-            index
-            for index, record in self.store.records(row.name).items()
-            if seal_in(record) and seal_in(attacks.get(index, {})) not in (None, seal_in(record))
-        ]
-        if stale:
-            self.store.forget(row.name, stale, "it is of another attacked image")
+    def forget_stale(self, name: str, array: str, images: np.ndarray) -> None:
+        """Put records under that name aside that are of other images than these, [n, H, W, C] of
+        the first n positions, by the seals of `array` that they have: of those that were attacked
+        again since."""
+        records = self.store.records(name)
+        stale = []
+        for at in self._positions(records):
+            known = records[self.index(at)].get("arrays", {}).get(array)
+            if known and at < len(images) and _there(images[at]) and known != seal(images[at]):
+                stale.append(self.index(at))
+        self.store.forget(name, stale, "it is of another image than the one that is there")
 
     def _check_answers(self, row: Row) -> None:
         """FileError unless labels and logits, where these are there, say what the records do."""
@@ -268,6 +264,8 @@ class Evaluation:
     def _score(self, row: Row, images_of: ImagesOf | None) -> None:
         """Fresh draws of the row's defence on its attacked images, those of images_of, or clean
         ones."""
+        if row.attack:  # some of them just now
+            self.forget_stale(row.name, row.crafted, self._crafted(row.crafted))
         pending = self.pending(row.name, row)
         if not pending:
             return

@@ -15,6 +15,7 @@ from purify.evals.stats import (
     paired_share,
     proportion,
 )
+from purify.evals.strongest import Strongest
 from purify.types import Purifier
 
 SINGLE_RUN = "S=1"
@@ -79,9 +80,9 @@ def unmoved(row: Row, records: list[dict]) -> int | None:
 
     Too few: not half of the images that stay right, or not a tenth of all. It is asked of attacks
     that climb the loss of the defence's own answers (others see another function, and a penalty
-    may outweigh all that a climb gains).
+    may outweigh all that a climb gains), and of the choice among them.
     """
-    if not isinstance(row.attack, Ascent) or not row.asks_defense:
+    if not isinstance(row.attack, Ascent | Strongest) or not row.asks_defense:
         return None
     if row.penalty is not None or row.passes is not None:
         return None

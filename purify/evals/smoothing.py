@@ -72,17 +72,30 @@ def certify(
     check(sigma=sigma, num_selection=num_selection, num_samples=num_samples, alpha=alpha)
     selected = np.bincount(sample("selection", 0, num_selection), minlength=num_classes)
     top = int(selected.argmax())
-    level = alpha / math.ceil(num_samples / LOOK)
     counts, drawn = np.zeros(num_classes, int), 0
     while drawn < num_samples:
         size = min(LOOK, num_samples - drawn)
         counts += np.bincount(sample("defense", drawn, size), minlength=num_classes)
         drawn += size
         if drawn < num_samples and _hopeless(int(counts[top]), drawn, num_samples, alpha):
-            if (answered := answer(counts, level)) != ABSTAIN:
-                return Certificate(top, counts, answered, 0.0, 0.0)
-    p_low = clopper_pearson(int(counts[top]), num_samples, alpha)[0]
-    answered = top if p_low > 0.5 else answer(counts, level)
+            found = conclude(top, counts, sigma=sigma, num_samples=num_samples, alpha=alpha)
+            if found.answer != ABSTAIN:
+                return found
+    return conclude(top, counts, sigma=sigma, num_samples=num_samples, alpha=alpha)
+
+
+def conclude(
+    top: int, counts: np.ndarray, *, sigma: float, num_samples: int, alpha: float
+) -> Certificate:
+    """What follows from the selected class and the counts [K] of the classes among the samples that
+    were drawn, all num_samples of them or, where it ended early, fewer."""
+    p_low = 0.0
+    if counts.sum() == num_samples:
+        p_low = clopper_pearson(int(counts[top]), num_samples, alpha)[0]
+    if p_low > 0.5:
+        answered = top
+    else:
+        answered = answer(counts, alpha / math.ceil(num_samples / LOOK))
     return Certificate(top, counts, answered, p_low, radius(p_low, sigma))
 
 

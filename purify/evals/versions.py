@@ -45,10 +45,11 @@ def save_versions(evaluation: Evaluation, row: Row) -> Path:
     """
     path = versions_path(evaluation, row)
     index = evaluation.indices[: row.num_images]
-    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is made anew
-        if np.array_equal(read_versions(path).index, index):
-            return path
     attacked, keys = evaluation.attacked_images(row), image_keys(evaluation.seed, index)
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is made anew
+        there, shown = read_versions(path), to_uint8(attacked[: row.num_images])
+        if np.array_equal(there.index, index) and np.array_equal(there.images["attacked"], shown):
+            return path
     parts, batch_size = [], evaluation.row_size(row)
     starts = range(0, row.num_images, batch_size)
     for start in progress(starts, desc=f"{row.name}: images", leave=False):

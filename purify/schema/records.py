@@ -148,7 +148,7 @@ def record(value: Any) -> dict:
         if row.startswith(prefix):
             return check(value, kind)
     if row.startswith("statistics:"):
-        return numbers(value, list[Number], but=("row", "index"))
+        return numbers(value, list[Number], but=("row", "index", "arrays"))
     if row in _ROWS:
         return check(value, _ROWS[row])
     kind = next((kind for field, kind in _FIELDS.items() if field in value), Scored)
