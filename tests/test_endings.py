@@ -18,6 +18,7 @@ from purify.files import FileError
 from purify.metrics import MetricWriter
 from purify.processes import explain_death
 from tests.command import ROOT, main, on_devices
+from tests.faults import __main__ as faults
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -382,3 +383,13 @@ def test_what_threads_report_to_a_closed_loop_is_not_told(capsys):
     problem = SimpleNamespace(exc_value=RuntimeError("Event loop is closed"))
     ending._unraisable(problem)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("tried", "code"), [([], 1), ([(("report", "kill", 1), "")], 0)])
+def test_a_sample_of_faults_that_tries_none_shows_nothing(tried, code, tmp_path, monkeypatch):
+    monkeypatch.setattr(faults, "make_before", lambda *_: None)
+    monkeypatch.setattr(faults, "reference", lambda *_: ("w", {}))
+    monkeypatch.setattr(faults, "in_workers", lambda *_: iter(tried))
+    options = SimpleNamespace(minutes=1, points=1, seed=0, modes="report", workers=1, log=None)
+    options.faults = "kill"
+    assert faults.run(options, tmp_path) == code
