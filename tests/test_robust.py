@@ -21,7 +21,7 @@ from configs.base import attack, suite, transfer
 from purify import data, train_classifier, train_score
 from purify.checkpoint import Checkpoints, load_classifier, load_defense, load_score, weight_hash
 from purify.defense import classify
-from purify.evals import evaluation, robust
+from purify.evals import evaluation, robust, versions
 from purify.evals.choosing import highest
 from purify.evals.inputs import load_inputs, load_networks, network_runs
 from purify.evals.plan import plan
@@ -38,7 +38,7 @@ from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store, read_records
 from purify.evals.strongest import Strongest
 from purify.evals.versions import read_versions
-from purify.files import FileError
+from purify.files import FileError, open_file
 from purify.image_io import to_uint8
 from purify.jsonl import read_lines, write_lines
 from purify.locking import Lock
@@ -793,6 +793,25 @@ def test_all_lines_of_an_image_go_where_they_contradict_each_other(tmp_path, cap
     assert read_records(file, mend=True) == {"adp-clean": {4: scored_record(4)}}
     assert [line["index"] for line in read_lines(file)] == [4]
     assert len((tmp_path / "images.jsonl.damaged").read_text().splitlines()) == 3
+
+
+def test_pictures_are_read_from_the_file_that_was_looked_at(tmp_path, monkeypatch):
+    """Not by its name again, which may be a link by then."""
+    path, theirs = tmp_path / "adp-clean.npz", tmp_path / "theirs.npz"
+    integers = {f"{version}_answers": np.zeros(2, int) for version in versions.VERSIONS}
+    integers |= {"labels": np.zeros(2, int), "index": np.arange(2)}
+    for at, grey in ((path, 0), (theirs, 9)):
+        images = np.full((2, 4, 4, 1), grey, np.uint8)
+        np.savez(at, **dict.fromkeys(versions.VERSIONS, images), **integers)
+
+    def looked_at(path):
+        file = open_file(path)
+        path.unlink()
+        path.symlink_to(theirs)
+        return file
+
+    monkeypatch.setattr(versions, "open_file", looked_at)
+    assert not read_versions(path).images["clean"].any()
 
 
 def test_a_link_in_a_folder_of_results_is_not_cleared(tmp_path):
