@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import tensorflow_datasets as tfds
 from purify.arrays import NAMES, open_npz
 from purify.builders import Digits8x8, FashionMnistIdx
 from purify.class_folders import find_classes
-from purify.files import FileError
+from purify.files import FileError, make_folders, scratch, sync_folder, sync_tree
 from purify.image_io import take_images, take_integers, to_uint8
 from purify.messages import few, printable, shown
 from purify.paths import as_given, is_of_system, plain_spelling
@@ -307,8 +306,8 @@ def _from_builder(builder: Any) -> _Source:
 def _prepared(make: Callable[..., Any], data_dir: str) -> Any:
     """The TFDS builder that make(data_dir=...) gives, its data prepared on first use.
 
-    Preparation happens in a private folder that is renamed into place: of several processes that
-    prepare at once the first wins, and no reader ever sees a part.
+    Preparation happens in a private folder that is renamed into place once it is on disk: of
+    several processes that prepare at once the first wins, and no reader ever sees a part.
     """
     spelled = plain_spelling(data_dir)
     with _quiet():
@@ -316,13 +315,15 @@ def _prepared(make: Callable[..., Any], data_dir: str) -> Any:
         if builder.is_prepared():
             return builder
         try:
-            os.makedirs(data_dir, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=spelled, prefix=".preparing_") as private:
-                prepared = make(data_dir=private)
+            make_folders(Path(data_dir))
+            with scratch(Path(spelled) / "preparing") as private:
+                prepared = make(data_dir=str(private))
                 prepared.download_and_prepare(file_format="array_record")
-                os.makedirs(os.path.dirname(builder.data_dir), exist_ok=True)
+                sync_tree(Path(prepared.data_dir))
+                make_folders(Path(builder.data_dir).parent)
                 try:
                     os.rename(prepared.data_dir, builder.data_dir)
+                    sync_folder(Path(builder.data_dir).parent)
                 except OSError:
                     if not make(data_dir=spelled).is_prepared():  # else another process was first
                         raise

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
+from purify.files import FileError
 from purify.messages import printable, shown
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -28,6 +29,7 @@ GRACE = 10.0  # seconds in which a signal is followed; then, as after a second s
 # Seconds in which two signals are one: a terminal and what started the command both send it.
 APART = 0.5
 KEPT = "what was finished is kept"
+WHOLE = "no file is left half-written"
 
 # Errors of the system that are mistakes in what it was asked for; all others are its own.
 _ASKED_WRONGLY = (
@@ -41,8 +43,12 @@ _ASKED_WRONGLY = (
     errno.EINVAL,
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# How libraries in C++ quote such an error in a text of theirs, and the file.
-_QUOTED = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
+# How libraries in C++ quote such an error in a text of theirs, and the file. Their errors have
+# Python's own types, but begin with a status; what this package raises begins with its own words,
+# so that no name in a file is taken for a number of the system.
+_QUOTED = re.compile(
+    r"[A-Z_]+: .*(?:\bos_error_code='(\d{1,3})'|\bOS error (\d{1,3})\b)", re.DOTALL
+)
 _QUOTED_FILE = re.compile(r'"(/[^"]*)"')
 
 # What libraries say where another process does not answer.
@@ -76,6 +82,7 @@ class Company(Protocol):
 
 
 company: Company | None = None
+keeps = True  # whether the command keeps what it has finished, and goes on; else it begins anew
 
 _guarded = False  # whether `run` is there to catch what a signal raises
 _signal: int | None = None  # the first that came
@@ -93,6 +100,13 @@ def temporary_folder() -> str:
 def command() -> str:
     """The command line of this process, as a shell takes it."""
     return shlex.join(["python", *sys.argv])
+
+
+def _safe() -> tuple[str, str]:
+    """(what is safe, how to go on) of this command."""
+    if keeps:
+        return KEPT, f"the same command goes on: {command()}"
+    return WHOLE, f"the same command begins anew: {command()}"
 
 
 def catch_signals() -> None:
@@ -162,10 +176,10 @@ def end(code: int, line: str | None, *, told: str = "", hushed: bool = True) -> 
             print(line, file=sys.stderr, flush=True)
     if hushed:
         null = os.open(os.devnull, os.O_WRONLY)
-        for descriptor in {2, _descriptor(sys.stderr)}:
+        for descriptor in {2, _descriptor(sys.stderr, 2)}:
             os.dup2(null, descriptor)
     if company:
-        said = (line or f"code {code}").removeprefix("error: ").partition(f"; {KEPT}")[0]
+        said = (line or f"code {code}").removeprefix("error: ").partition(f"; {_safe()[0]}")[0]
         company.tell(told or (said if said.startswith("ended by") else f"ended: {said}"))
     for folder in _folders:
         with contextlib.suppress(OSError):
@@ -179,7 +193,7 @@ def of_system(error: BaseException) -> OSError | None:
     for cause in _chain(error):
         if isinstance(cause, OSError) and cause.errno not in _ASKED_WRONGLY:
             return cause
-        if number := _QUOTED.search(str(cause)):
+        if not isinstance(cause, FileError) and (number := _QUOTED.match(str(cause))):
             code = int(number[1] or number[2])
             file = _QUOTED_FILE.search(str(cause))
             if code not in _ASKED_WRONGLY:
@@ -194,22 +208,20 @@ def explain(error: BaseException, lower: Callable[[], str]) -> tuple[int, str | 
     """
     if isinstance(error, KeyboardInterrupt) or _signal:
         return by_signal(_signal or getattr(error, "number", signal.SIGINT))
-    if any(isinstance(cause, BrokenPipeError) for cause in _chain(error)):
+    broken = any(isinstance(cause, BrokenPipeError) for cause in _chain(error))
+    if broken and (isinstance(error, SystemExit) or _reader_left()):  # Rich has closed it already
         return 128 + signal.SIGPIPE, None  # who reads has enough, as `head` has
     if isinstance(error, Refused):
         return 2, f"error: {error.message}"
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1, None
     if failed := of_system(error):
-        what = failed.strerror or str(failed)
+        what, (safe, goes_on) = failed.strerror or str(failed), _safe()
         where = f": '{shown(failed.filename)}'" if isinstance(failed.filename, str) else ""
         once = "there is room" if failed.errno in _FULL else "that is mended"
-        return (
-            2,
-            f"error: {what}{where}; {KEPT}; once {once}, the same command goes on: {command()}",
-        )
+        return 2, f"error: {what}{where}; {safe}; once {once}, {goes_on}"
     if _is_out_of_memory(error):
-        what = f"error: out of memory ({_line(error)}); {KEPT}"
+        what = f"error: out of memory ({_line(error)}); {_safe()[0]}"
         return 2, f"{what}; {lower()}; the command was: {command()}"
     if isinstance(error, ValueError | OSError):
         return 2, f"error: {_line(error)}"
@@ -219,7 +231,7 @@ def explain(error: BaseException, lower: Callable[[], str]) -> tuple[int, str | 
 def by_signal(number: int) -> tuple[int, str]:
     """(exit code, line) of a process that a signal ended."""
     name = signal.Signals(number).name
-    return 128 + number, f"ended by {name}; {KEPT}; the same command goes on: {command()}"
+    return 128 + number, f"ended by {name}; {'; '.join(_safe())}"
 
 
 def _end_by(error: BaseException, show_traceback: bool, lower: Callable[[], str]) -> None:
@@ -302,17 +314,26 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def _reader_left() -> bool:
+    """Whether nobody reads what is printed any more; a pipe or socket of a library's may break,
+    too, which is an error like others."""
+    waiting = select.poll()
+    for descriptor in {_descriptor(sys.stdout, 1), _descriptor(sys.stderr, 2)}:
+        waiting.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in waiting.poll(0))
+
+
 def _line(error: BaseException) -> str:
     """Its message as one line, whatever a library or a file has put into it."""
     lines = [line.strip() for line in str(error).splitlines()]
     return printable(" ".join(filter(None, lines)) or type(error).__name__, limit=2000)
 
 
-def _descriptor(stream: Any) -> int:
+def _descriptor(stream: Any, usual: int) -> int:
     try:
         return stream.fileno()
     except (AttributeError, OSError, ValueError):  # closed, or no file at all
-        return 2
+        return usual
 
 
 def _leave_bars() -> None:

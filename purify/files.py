@@ -2,24 +2,27 @@
 bounded size, what is written is whole or absent, and no link leads out of a folder of results."""
 
 import contextlib
+import ctypes
 import errno
-import fcntl
-import glob
 import io
 import itertools
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from purify.messages import shown
+from purify.temporary import PARTIAL as PARTIAL  # for those who look for files here
+from purify.temporary import clear_partial as clear_partial
+from purify.temporary import new_file, new_folder, remove, temporary
 
 MEMORY = 2**30  # bytes of memory that one input may take
 LARGEST = 2**34  # the same of the largest, by the size of its file
-PARTIAL = ".partial"  # how the names of temporary files and folders end
+
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux
+# How it says that a file system cannot rename so.
+_NO_EXCLUSIVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class FileError(ValueError):
@@ -50,8 +53,18 @@ def inside(folder: Path, *names: str) -> Path:
 def subfolder(folder: Path, name: str) -> Path:
     """The folder of that name, made if it is not there; FileError where it is a link."""
     path = inside(folder, name)
-    path.mkdir(exist_ok=True)
+    make_folders(path)
     return path
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder, and those above it, where they are not there, and bring their names to the
+    disk: what is in it lasts no longer than its name."""
+    if path.is_dir():
+        return
+    make_folders(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
 
 
 def open_file(path: Path, *, follow: bool = False) -> io.BufferedReader:
@@ -100,18 +113,15 @@ def writing(path: Path, *, new: bool = False) -> Iterator[BinaryIO]:
     Until then it has a name that nobody can foresee, and where the block fails it is removed. A
     link at `path` is replaced, never followed. new: FileError where anything has that name by then.
     """
-    temporary = temporary_name(path)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with named(path), _removed_on_failure(temporary):
-        _clear_dead(path)
-        with os.fdopen(os.open(temporary, flags, 0o666), "w+b") as file:
-            _lock(file.fileno())
+    with named(path), temporary(path, new_file) as (partial, descriptor):
+        with os.fdopen(descriptor, "w+b", closefd=False) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         if new:
-            _check_absent(path)
-        os.replace(temporary, path)
+            rename_new(partial, path)
+        else:
+            os.replace(partial, path)
         sync_folder(path.parent)
 
 
@@ -119,61 +129,41 @@ def writing(path: Path, *, new: bool = False) -> Iterator[BinaryIO]:
 def making(folder: Path) -> Iterator[Path]:
     """A new folder that gets the name `folder` once the block has ended and its files are on disk;
     FileError where that exists by then. Temporary as in `writing`."""
-    temporary = temporary_name(folder)
-    with named(folder), _removed_on_failure(temporary):
-        _clear_dead(folder)
-        temporary.mkdir()
-        descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            _lock(descriptor)
-            yield temporary
-            sync_tree(temporary)
-            _check_absent(folder)
-            os.rename(temporary, folder)
-        finally:
-            os.close(descriptor)
+    with named(folder), temporary(folder, new_folder) as (partial, _):
+        yield partial
+        sync_tree(partial)
+        rename_new(partial, folder)
         sync_folder(folder.parent)
 
 
-def temporary_name(path: Path) -> Path:
-    """A name beside `path` that nobody can foresee."""
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}{PARTIAL}")
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A folder with a temporary name of `path`, which goes with the block; where the process is
+    killed, with the next that asks for it."""
+    with temporary(path, new_folder) as (partial, _):
+        yield partial
+        remove(partial)
 
 
-def _clear_dead(path: Path) -> None:
-    """Remove what killed processes left under temporary names of `path`: nobody holds its lock."""
-    for left in path.parent.glob(f".{glob.escape(path.name[:200])}.*{PARTIAL}"):
-        with contextlib.suppress(OSError):  # a living one has it, or another removes it, too
-            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(left)
-            finally:
-                os.close(descriptor)
+def rename_new(old: Path, new: Path) -> None:
+    """Rename a file or folder; FileError where anything has the new name.
 
-
-def _lock(descriptor: int) -> None:
-    """Held until it is closed; for nothing where the file system has no locks."""
-    with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def clear_partial(folder: Path) -> None:
-    """Remove what killed processes left under temporary names in a folder; for the process that has
-    the folder to itself."""
-    for path in folder.glob(f".*{PARTIAL}"):
-        remove(path)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder, which first gets a temporary name: nobody finds a part of
-    it under its own."""
-    if not path.is_dir() or path.is_symlink():
-        path.unlink(missing_ok=True)
-        return
-    if not path.name.endswith(PARTIAL):
-        path = path.rename(temporary_name(path))
-    shutil.rmtree(path)
+    In one step: between a look and a rename a file could appear, which would be lost, and a kill
+    between a second name and the removal of the first would leave both. The look comes first only
+    where the file system, or another kernel than Linux's, has no such step.
+    """
+    rename, exists = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None), False
+    if rename is not None:
+        names = os.fsencode(old), os.fsencode(new)
+        if not rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE):
+            return
+        number = ctypes.get_errno()
+        exists = number == errno.EEXIST
+        if not exists and number not in _NO_EXCLUSIVE:
+            raise OSError(number, os.strerror(number), str(new))
+    if exists or os.path.lexists(new):
+        raise FileError(f"'{shown(new)}' exists already: name a new path or move it away")
+    os.rename(old, new)
 
 
 def moved_aside(path: Path, why: str) -> Path:
@@ -206,11 +196,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_absent(path: Path) -> None:
-    if os.path.lexists(path):
-        raise FileError(f"'{shown(path)}' exists already: name a new path or move it away")
-
-
 def open_descriptor(path: Path, flags: int, follow: bool = False) -> int:
     """`os.open` with these flags, of a regular file, as in `open_file`."""
     # Non-blocking: a pipe without a writer would wait for one before it can be looked at.
@@ -237,13 +222,3 @@ def named(path: Path) -> Iterator[None]:
         if error.filename is not None or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-@contextlib.contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            remove(path)
-        raise

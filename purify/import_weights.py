@@ -8,7 +8,7 @@ import numpy as np
 
 from purify import weight_files
 from purify.checkpoint import Checkpoints, weight_hash
-from purify.files import FileError, making
+from purify.files import FileError, make_folders, making
 from purify.messages import counted, shown
 from purify.models.importing import ARCHITECTURES, import_weights, read_weights
 from purify.settings import claim
@@ -47,7 +47,7 @@ def run(
             f"'{shown(folder)}' exists already; choose another --workdir, or move it elsewhere"
         )
     origin = {"arch": arch, "file": Path(input).name, "weights": weight_hash(variables)}
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(folder.parent)
     # Under its name only when it is whole, so that a command that was killed can be given again.
     with making(folder) as partial:
         step = settings.pop("step", 0)  # 0: unknown, a training has none

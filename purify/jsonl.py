@@ -4,17 +4,23 @@ whole."""
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from purify.files import FileError, append, open_file, read_bytes, write_bytes
-from purify.messages import few, shown
+from purify.files import FileError, append, open_file, read_bytes, write_bytes, writing
+from purify.messages import few, printable, shown
 
 # Bytes of one file, and of one line: what they hold takes up to 25 times as many in memory.
 MAX_JSON = 2**25
 MAX_LINE = 2**24
 MAX_DEPTH = 100  # of values within values: what goes through them calls itself as often
+# A file of lines may be as large as an evaluation is. So that it takes memory and time by its size,
+# so many lines, and more only where they have so many bytes on average, as those of records have;
+# and so many damaged ones.
+MANY, SHORTEST = 100_000, 50
+MAX_DAMAGED = 100_000
+SAID = 3  # damaged lines that are told of
 
 Fit = Callable[[Any], Any]  # what a value stands for; ValueError that says why it is none
 
@@ -63,49 +69,75 @@ def read_lines(path: Path, fit: Fit = lambda value: value, *, mend: bool = False
     does not count. mend: also take both kinds out of the file, for the process that is going to
     append; damaged lines go to '<name>.damaged' beside it.
     """
-    lines = numbered_lines(path, cut=mend)
-    fitting, damaged = [], {}
-    for number, line in lines.items():
+    fitting, damaged = [], Damaged(path)
+    for number, line in numbered_lines(path, cut=mend):
         try:
             fitting.append(fit(parse(line)))
         except ValueError as error:
             damaged[number] = str(error)
-    if damaged:
-        tell_damaged(path, damaged)
-        if mend:
-            set_aside(path, damaged)
+    damaged.tell(aside=mend)
     return fitting
 
 
-def numbered_lines(path: Path, *, cut: bool = False) -> dict[int, bytes]:
-    """number, from 1 -> whole line of a file, none if it does not exist; cut: also drop a last line
-    that is not whole from the file. FileError for a line of more than MAX_LINE bytes."""
+def numbered_lines(path: Path, *, cut: bool = False) -> Iterator[tuple[int, bytes]]:
+    """(number, from 1, whole line) of a file, none if it does not exist; cut: also drop a last line
+    that is not whole from the file, at the end. FileError for a line of more than MAX_LINE bytes,
+    and for more lines than records make, see MANY."""
     if not os.path.lexists(path):
-        return {}
-    lines: dict[int, bytes] = {}
+        return
+    end = number = 0
     with open_file(path) as file:
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
-                number = len(lines) + 1
-                raise FileError(f"{shown(path)}: line {number} has more than {MAX_LINE:,} bytes")
+                raise FileError(
+                    f"{shown(path)}: line {number + 1} has more than {MAX_LINE:,} bytes"
+                )
             if not line.endswith(b"\n"):
                 break
-            lines[len(lines) + 1] = line
+            number, end = number + 1, end + len(line)
+            if number > MANY and end < number * SHORTEST:
+                raise FileError(f"{shown(path)} has {MANY:,} lines and more, too short for records")
+            yield number, line
     if cut and line:
-        os.truncate(path, sum(map(len, lines.values())))
-    return lines
+        os.truncate(path, end)
 
 
-def tell_damaged(path: Path, damaged: Mapping[int, str]) -> None:
-    said = (f"line {number} ({why})" for number, why in damaged.items())
-    print(f"warning: {shown(path)}: left out: {few([*said])}", file=sys.stderr)
+class Damaged(dict[int, str]):
+    """Number -> what is wrong with that line of a file. FileError for more than `most` of them, by
+    default more than an accident makes: each costs time and memory."""
 
+    def __init__(self, path: Path, *, most: float = MAX_DAMAGED):
+        super().__init__()
+        self._path, self._most = path, most
 
-def set_aside(path: Path, numbers: Iterable[int]) -> None:
-    """Move these lines of a file to '<name>.damaged' beside it."""
-    lines, numbers = numbered_lines(path), set(numbers)
-    append(path.with_name(f"{path.name}.damaged"), b"".join(lines[n] for n in sorted(numbers)))
-    write_bytes(path, b"".join(line for n, line in lines.items() if n not in numbers))
+    def __setitem__(self, number: int, why: str) -> None:
+        if len(self) >= self._most:
+            raise FileError(
+                f"{shown(self._path)} has more than {self._most:,} damaged lines, as line {number} "
+                f"({printable(why)}): bring it back, or move it away to make it anew"
+            )
+        super().__setitem__(number, printable(why))
+
+    def tell(self, *, aside: bool) -> None:
+        """Tell of them, if any, as left out; aside: and move them to '<name>.damaged'."""
+        if not self:
+            return
+        lines = [f"line {number} ({why})" for number, why in sorted(self.items())]
+        total = f" {len(self):,} lines:" if len(self) > SAID else ""
+        print(
+            f"warning: {shown(self._path)}: left out:{total} {few(lines, limit=SAID)}",
+            file=sys.stderr,
+        )
+        if aside:
+            self._set_aside()
+
+    def _set_aside(self) -> None:
+        lost = [line for number, line in numbered_lines(self._path) if number in self]
+        append(self._path.with_name(f"{self._path.name}.damaged"), b"".join(lost))
+        with writing(self._path) as file:
+            for number, line in numbered_lines(self._path):
+                if number not in self:
+                    file.write(line)
 
 
 def append_lines(path: Path, records: Iterable[Mapping]) -> None:

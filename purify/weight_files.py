@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save as save_bytes
 
 from purify import models
-from purify.files import FileError, writing
+from purify.files import FileError, make_folders, writing
 from purify.jsonl import parse
 from purify.messages import printable, shown
 from purify.models.options import Settings, num_blocks
@@ -32,7 +32,7 @@ def save(path: Path, settings: Mapping, variables: PyTree) -> None:
         raise ValueError(
             f"'{shown(path)}' exists already; choose another --output, or move it away"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     # safetensors' own save_file would let nobody but the user read it.
     content = save_bytes(_named(variables), {"settings": json.dumps(settings)})
     with writing(path, new=True) as file:

@@ -136,7 +136,9 @@ UNFINISHED = "30.orbax-checkpoint-tmp"  # as earlier versions left it
 
 def test_a_reader_leaves_a_save_in_progress_alone_and_the_next_training_clears_it(saved, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    unfinished = [tmp_path / "checkpoints" / name for name in (".30.0a.partial", UNFINISHED)]
+    unfinished = [
+        tmp_path / "checkpoints" / name for name in (".30.0123456789abcdef.partial", UNFINISHED)
+    ]
     for folder in unfinished:
         folder.mkdir()
         (folder / "part").write_bytes(b"half")

@@ -187,6 +187,25 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path, monkeypatch):
     assert len(data.load("digits8x8", "test", data_dir=tmp_path)) == 400
 
 
+def test_a_prepared_copy_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """And what a killed preparation left goes with the next."""
+    left = tmp_path / ".preparing.0123456789abcdef.partial"
+    (left / "digits8x8").mkdir(parents=True)
+    told, rename = [], os.rename
+
+    def renamed(old, new):
+        if new == str(tmp_path / "digits8x8/1.0.0"):
+            told.append(f"rename {Path(old).name}")
+        rename(old, new)
+
+    monkeypatch.setattr(data, "sync_tree", lambda folder: told.append(f"sync {folder.name}"))
+    monkeypatch.setattr(data, "sync_folder", lambda folder: told.append(f"sync {folder.name}"))
+    monkeypatch.setattr(data.os, "rename", renamed)
+    data.load("digits8x8", "test", data_dir=tmp_path)
+    assert told == ["sync 1.0.0", "rename 1.0.0", "sync digits8x8"]
+    assert [item.name for item in tmp_path.iterdir()] == ["digits8x8"]
+
+
 def test_a_data_dir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     message = error_of("digits8x8", "test", data_dir=tmp_path / "file")

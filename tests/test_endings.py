@@ -14,9 +14,11 @@ import pytest
 
 from purify import ending, metrics
 from purify.evals.figures import drawn
+from purify.files import FileError
 from purify.metrics import MetricWriter
 from purify.processes import explain_death
 from tests.command import ROOT, main, on_devices
+from tests.faults import __main__ as faults
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -186,6 +188,14 @@ ORBAX = ValueError(
 )
 
 
+# How TensorStore tells of it (its own spec follows), and how names in a file may look.
+TENSORSTORE = ValueError(
+    'PERMISSION_DENIED: Error opening "zarr" driver: Failed to open: "/run/10/d": Permission '
+    "denied [os_error_code='13' tensorstore_spec='{}']"
+)
+NAMES = ("OS error 28", "os_error_code='28'", f"OS error {'9' * 20}", "os_error_code='999'")
+
+
 def raised_from(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
@@ -196,6 +206,7 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
     [
         (FULL, ["No space left on device: '/run/images.jsonl'", "once there is room, the same"]),
         (ORBAX, ["No space left on device: '/run/10/d/ae25'", "once there is room, the same"]),
+        (TENSORSTORE, ["Permission denied: '/run/10/d'", "once that is mended, the same"]),
         (raised_from(RuntimeError("save failed"), FULL), ["device: '/run/images.jsonl'"]),
         (ExceptionGroup("threads", [FULL]), ["device: '/run/images.jsonl'"]),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), ["denied: '/x'", "is mended"]),
@@ -217,6 +228,32 @@ def test_what_is_no_defect_is_one_line(error, said, monkeypatch):
     assert all(part in line for part in said), line
     if ending.KEPT in line:
         assert line.endswith(": python main.py '--workdir=a b'")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", [FileError, ValueError])
+def test_a_name_in_a_file_is_no_error_of_the_system(name, kind, tmp_path):
+    error = raised_from(kind(f"'w.npz' has values in {name}.weight"), KeyError(name))
+    assert ending.of_system(error) is None
+    assert ending.explain(error, str) == (2, f"error: 'w.npz' has values in {name}.weight")
+    assert ending.of_system(FileError(f"NOT_FOUND: {name}")) is None
+    assert drawn(tmp_path / "cost.png", lambda path: {}[name]) == []
+
+
+def test_a_pipe_of_a_library_that_breaks_is_told():
+    """Only that of what is printed means that its reader has enough."""
+    process = started("raise BrokenPipeError(32, 'Broken pipe')")
+    said = said_by(process)
+    assert process.returncode == 2 and said.startswith("error: Broken pipe; ")
+
+
+def test_a_command_that_keeps_nothing_does_not_say_so(monkeypatch):
+    monkeypatch.setattr(ending, "keeps", False)
+    lines = [ending.explain(error, str)[1] for error in (FULL, MemoryError("3 GiB"))]
+    for line in [*lines, ending.by_signal(signal.SIGINT)[1]]:
+        assert ending.KEPT not in line and "goes on" not in line
+        assert "; no file is left half-written; " in line
+    assert "once there is room, the same command begins anew: python " in lines[0]
 
 
 def test_a_defect_keeps_its_traceback():
@@ -346,3 +383,13 @@ def test_what_threads_report_to_a_closed_loop_is_not_told(capsys):
     problem = SimpleNamespace(exc_value=RuntimeError("Event loop is closed"))
     ending._unraisable(problem)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("tried", "code"), [([], 1), ([(("report", "kill", 1), "")], 0)])
+def test_a_sample_of_faults_that_tries_none_shows_nothing(tried, code, tmp_path, monkeypatch):
+    monkeypatch.setattr(faults, "make_before", lambda *_: None)
+    monkeypatch.setattr(faults, "reference", lambda *_: ("w", {}))
+    monkeypatch.setattr(faults, "in_workers", lambda *_: iter(tried))
+    options = SimpleNamespace(minutes=1, points=1, seed=0, modes="report", workers=1, log=None)
+    options.faults = "kill"
+    assert faults.run(options, tmp_path) == code

@@ -1,26 +1,30 @@
 """Files of results: regular ones in their folder, whole or absent, whatever lies there before."""
 
 import errno
+import fcntl
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from purify import files
+from purify import files, temporary
 from purify.files import (
     FileError,
     append,
-    clear_partial,
     inside,
+    make_folders,
     making,
     open_file,
     read_bytes,
+    scratch,
     subfolder,
     write_bytes,
     writing,
 )
+from purify.temporary import clear_partial, temporary_name
 
 
 def pipe(path: Path) -> None:
@@ -120,23 +124,36 @@ def test_a_full_disk_is_told_with_the_path(here, monkeypatch):
 def test_what_is_whole_is_on_disk_before_it_has_its_name(here, monkeypatch):
     told = []
 
-    def noted(name):
-        of_system = getattr(os, name)
+    def noted(module, name):
+        real = getattr(module, name)
 
         def call(*arguments):
             told.append(name)
-            return of_system(*arguments)
+            return real(*arguments)
 
-        monkeypatch.setattr(files.os, name, call)
+        monkeypatch.setattr(module, name, call)
 
-    for name in ("fsync", "replace", "rename"):
-        noted(name)
+    noted(files.os, "fsync")
+    noted(files.os, "replace")
+    noted(files, "rename_new")
     write_bytes(here / "file", b"x")
     assert told == ["fsync", "replace", "fsync"]
     told.clear()
-    with making(here / "folder") as temporary:
-        (temporary / "file").write_bytes(b"x")
-    assert told == ["fsync", "fsync", "rename", "fsync"]  # file and folder; then the name
+    with making(here / "folder") as partial:
+        (partial / "file").write_bytes(b"x")
+    assert told == ["fsync", "fsync", "rename_new", "fsync"]  # file and folder; then the name
+
+
+def test_the_name_of_a_new_folder_is_on_disk_before_anything_is_in_it(here, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    make_folders(here / "a" / "b")
+    assert synced == [here, here / "a"] and (here / "a" / "b").is_dir()
+    make_folders(here / "a" / "b")
+    subfolder(here, "a")
+    assert len(synced) == 2
+    subfolder(here, "c")
+    assert synced[2:] == [here]
 
 
 def test_two_writers_of_one_name_do_not_meet(here):
@@ -152,22 +169,78 @@ def test_two_writers_of_one_name_do_not_meet(here):
     assert sorted(os.listdir(here)) == ["file", "folder"]
 
 
-def test_what_killed_processes_left_is_cleared_away(here):
-    for name in (".a.0123.partial", ".b.4567.partial", "a.partial", ".hidden"):
+@pytest.mark.parametrize("exclusive", [True, False], ids=["renameat2", "without"])
+@pytest.mark.parametrize(
+    "use", [lambda path: writing(path, new=True), making], ids=["file", "folder"]
+)
+def test_what_appears_while_something_new_is_written_stays(here, monkeypatch, use, exclusive):
+    if not exclusive:
+        monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: None)
+    with pytest.raises(FileError, match=f"'{here}/it' exists already"), use(here / "it"):
+        (here / "it").mkdir()  # an empty folder, which a rename of a folder would replace
+    assert os.listdir(here) == ["it"] and os.listdir(here / "it") == []
+
+
+def test_a_new_file_replaces_none_that_appears_at_the_last_moment(here, monkeypatch):
+    """After any look at the name: the rename itself refuses."""
+    monkeypatch.setattr(files.os.path, "lexists", lambda path: ".partial" in str(path))
+    with pytest.raises(FileError, match="exists already"), writing(here / "it", new=True) as file:
+        file.write(b"ours")
+        (here / "it").write_bytes(b"theirs")
+    assert (here / "it").read_bytes() == b"theirs" and os.listdir(here) == ["it"]
+
+
+TOKEN = "0123456789abcdef"
+OTHERS = (
+    "a.partial",
+    ".hidden",
+    ".model.backup.partial",
+    f".x.{TOKEN}0.partial",
+    f".{TOKEN}.partial",
+)
+
+
+def test_what_killed_processes_left_is_cleared_away_and_no_other_name(here):
+    for name in (f".a.{TOKEN}.partial", temporary_name(here / "b").name, *OTHERS):
         (here / name).write_bytes(b"")
-    (here / ".folder.89.partial" / "x").mkdir(parents=True)
-    link(here / ".link.0.partial")
+    (here / f".folder.{TOKEN}.partial" / "x").mkdir(parents=True)
+    link(here / f".link.{TOKEN}.partial")
     clear_partial(here)
-    assert sorted(os.listdir(here)) == [".hidden", "a.partial"]
+    assert sorted(os.listdir(here)) == sorted(OTHERS)
     assert (here.parent / "theirs").read_bytes() == b"theirs"
+
+
+def test_nothing_is_cleared_away_where_a_link_leads(here):
+    (here / f".a.{TOKEN}.partial").write_bytes(b"theirs")
+    (here.parent / "link").symlink_to(here)
+    clear_partial(here.parent / "link")
+    assert os.listdir(here) == [f".a.{TOKEN}.partial"]
+
+
+def test_a_writer_removes_no_name_that_a_user_may_have_given(here):
+    for name in (".file.mine.partial", ".model.backup.partial/precious", f".files.{TOKEN}.partial"):
+        (here / name).mkdir(parents=True)
+    before = sorted(os.listdir(here))
+    with writing(here / "file"), making(here / "model"):
+        pass
+    assert sorted(os.listdir(here)) == sorted([*before, "file", "model"])
+
+
+@pytest.mark.parametrize("name", ["é" * 120 + ".npz", "a" + "é" * 125, "x" * 255, "\udce9" * 250])
+def test_names_as_long_as_a_file_system_takes_are_written_and_cleared(here, name):
+    """It counts bytes, not letters."""
+    dead = temporary_name(here / name)
+    dead.write_bytes(b"half")
+    write_bytes(here / name, b"x")
+    assert os.listdir(here) == [name] and len(os.fsencode(dead.name)) <= 255
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next_of_that_name(here):
     """But not what a living one has."""
-    dead = [here / ".file.0123.partial", here / ".folder.0123.partial"]
+    dead = [here / f".{name}.{TOKEN}.partial" for name in ("file", "folder")]
     dead[0].write_bytes(b"half")
     (dead[1] / "part").mkdir(parents=True)
-    link(here / ".file.4567.partial")
+    link(here / ".file.fedcba9876543210.partial")
     with writing(here / "file") as living, making(here / "folder"):
         living.write(b"living")
         with writing(here / "file"), making(here / "other"):
@@ -175,3 +248,33 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_of_that_name(here):
     assert {"file", "folder", "other"} <= set(os.listdir(here))
     assert (here / "file").read_bytes() == b"living"
     assert (here.parent / "theirs").read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("locks", [True, False], ids=["removed", "held"])
+def test_what_another_clears_before_its_lock_is_made_anew(here, monkeypatch, kind, locks):
+    """A second writer of that name, between the making and the lock of the first."""
+    flock, struck = fcntl.flock, []
+
+    def strike(descriptor, operation):
+        if not struck:
+            struck.extend(path for path in here.iterdir())
+            remove = shutil.rmtree if kind == "folder" else os.unlink
+            remove(struck[0])
+            if not locks:
+                raise BlockingIOError
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(temporary.fcntl, "flock", strike)
+    with (making if kind == "folder" else writing)(here / "it") as made:
+        del made
+    assert struck and os.listdir(here) == ["it"]
+
+
+def test_a_scratch_folder_goes_with_its_block_or_with_the_next(here):
+    (here / f".work.{TOKEN}.partial" / "x").mkdir(parents=True)
+    with scratch(here / "work") as folder:
+        (folder / "x").write_bytes(b"")
+        with scratch(here / "work") as other:
+            assert sorted(os.listdir(here)) == sorted([folder.name, other.name])
+    assert os.listdir(here) == []

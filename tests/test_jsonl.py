@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from purify import files
+from purify import files, jsonl
 from purify.files import FileError
 from purify.jsonl import append_lines, read_lines, write_json, write_lines
 
@@ -82,6 +83,43 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path):
         file.truncate(2**36)  # 64 GiB, none of them on disk
     with pytest.raises(FileError, match=f"{path}: line 2 has more than 16,777,216 bytes"):
         read_lines(path)
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"{}\n", b'{"step": 1}\n'], ids=["empty", "unfit", "short"]
+)
+def test_a_file_of_very_many_lines_is_refused_before_it_fills_the_memory(tmp_path, line):
+    """Whether they are damaged or whole, but shorter than any record."""
+
+    def fit(record):
+        if "step" not in record:
+            raise ValueError("no step")
+        return record
+
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(line * 2_000_000)
+    start = time.monotonic()
+    with pytest.raises(FileError, match=f"{path} has (more than )?100,000 "):
+        read_lines(path, fit)
+    assert time.monotonic() - start < 20
+
+
+def test_many_lines_as_long_as_records_are_all_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "MANY", 100)
+    records = [{"step": step, "text": "x" * 50} for step in range(1000)]
+    write_lines(tmp_path / "lines.jsonl", records)
+    assert read_lines(tmp_path / "lines.jsonl") == records
+
+
+def test_of_many_damaged_lines_a_few_are_told_of_and_their_number(tmp_path, capsys):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + b"[\n" * 1234 + b'{"step": 3}\n')
+    assert read_lines(path, mend=True) == [{"step": 1}, {"step": 3}]
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {path}: left out: 1,234 lines: line 2 (no JSON")
+    assert said.count("line ") < 10 and said.endswith("...\n")
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 3}\n'
+    assert (tmp_path / "lines.jsonl.damaged").read_bytes() == b"[\n" * 1234
 
 
 def test_an_append_is_on_disk_when_it_returns(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from configs.base import attack, suite, transfer
 from purify import data, train_classifier, train_score
 from purify.checkpoint import Checkpoints, load_classifier, load_defense, load_score, weight_hash
 from purify.defense import classify
-from purify.evals import evaluation, robust
+from purify.evals import evaluation, robust, versions
 from purify.evals.choosing import highest
 from purify.evals.inputs import load_inputs, load_networks, network_runs
 from purify.evals.plan import plan
@@ -38,7 +38,7 @@ from purify.evals.stats import bootstrap_mean, proportion
 from purify.evals.store import Store, read_records
 from purify.evals.strongest import Strongest
 from purify.evals.versions import read_versions
-from purify.files import FileError
+from purify.files import FileError, open_file
 from purify.image_io import to_uint8
 from purify.jsonl import read_lines, write_lines
 from purify.locking import Lock
@@ -749,18 +749,22 @@ def test_records_are_enough_for_the_table_and_lost_images_are_attacked_again(
     np.testing.assert_array_equal(*same)
 
 
+def scored_record(index: int) -> dict:
+    record = {"row": "adp-clean", "index": index, "label": 7, "correct": [True], "seconds": 1.0}
+    record |= {"predictions": [[7]], "queries": 0, "nfe": 0, "nge": 0}
+    return record | {"defense_nfe": 0.0, "defense_seconds": 1.0}
+
+
 def test_a_record_that_is_none_or_contradicts_another_is_reported(tmp_path):
     file = tmp_path / "images.jsonl"
-    record = {"row": "adp-clean", "index": 3, "label": 7, "correct": [True], "seconds": 1.0}
-    record |= {"predictions": [[7]], "queries": 0, "nfe": 0, "nge": 0}
-    record |= {"defense_nfe": 0.0, "defense_seconds": 1.0}
+    record = scored_record(3)
     write_lines(file, [record, record | {"seconds": 2.0}])  # the same, computed twice
     assert read_records(file) == {"adp-clean": {3: record}}
     said = {
         "Object missing required field `index`": {"row": "adp-clean"},
         "Object missing required field `queries`": {"row": "adp-clean", "index": 3},
         "Expected `object`, got `int`": 3,
-        "other values than line 1, of the same row and image": {
+        "lines 1, 3, of the same row and image, have different values": {
             **record, "label": 6, "correct": [False],
         },
         "all runs of a draw say 7, the label is 7, and 'correct' is False": {
@@ -769,15 +773,59 @@ def test_a_record_that_is_none_or_contradicts_another_is_reported(tmp_path):
     }  # fmt: skip
     for why, line in said.items():
         write_lines(file, [record, record | {"index": 5}, line])
-        damaged = rf"images.jsonl: line [13] is damaged \(.*{re.escape(why).replace('1', '[13]')}"
+        damaged = rf"images.jsonl: line [13] is damaged \(.*{re.escape(why)}"
         with pytest.raises(FileError, match=damaged):
             read_records(file)
         assert read_records(file, mend=True)["adp-clean"][5]["index"] == 5
         kept = [r["index"] for r in read_lines(file)]
-        assert kept == ([5] if "other values" in why else [3, 5])
+        assert kept == ([5] if "different values" in why else [3, 5])
         aside = tmp_path / "images.jsonl.damaged"
         assert json.dumps(line) in aside.read_text()
         aside.unlink()
+
+
+def test_all_lines_of_an_image_go_where_they_contradict_each_other(tmp_path, capsys):
+    """Also one that agrees with the first: the image is computed again, and then stands once."""
+    record = scored_record(3)
+    lines = [record | {"queries": queries} for queries in (1, 2, 1)]
+    file = tmp_path / "images.jsonl"
+    write_lines(file, [*lines, scored_record(4)])
+    assert read_records(file, mend=True) == {"adp-clean": {4: scored_record(4)}}
+    assert [line["index"] for line in read_lines(file)] == [4]
+    assert len((tmp_path / "images.jsonl.damaged").read_text().splitlines()) == 3
+
+
+def test_pictures_are_read_from_the_file_that_was_looked_at(tmp_path, monkeypatch):
+    """Not by its name again, which may be a link by then."""
+    path, theirs = tmp_path / "adp-clean.npz", tmp_path / "theirs.npz"
+    integers = {f"{version}_answers": np.zeros(2, int) for version in versions.VERSIONS}
+    integers |= {"labels": np.zeros(2, int), "index": np.arange(2)}
+    for at, grey in ((path, 0), (theirs, 9)):
+        images = np.full((2, 4, 4, 1), grey, np.uint8)
+        np.savez(at, **dict.fromkeys(versions.VERSIONS, images), **integers)
+
+    def looked_at(path):
+        file = open_file(path)
+        path.unlink()
+        path.symlink_to(theirs)
+        return file
+
+    monkeypatch.setattr(versions, "open_file", looked_at)
+    assert not read_versions(path).images["clean"].any()
+
+
+def test_a_link_in_a_folder_of_results_is_not_cleared(tmp_path):
+    """Where it leads is somebody else's."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    name = ".file.0123456789abcdef.partial"
+    (theirs / name).write_bytes(b"theirs")
+    with Store(tmp_path / "run", "eval_robust", {}) as store:
+        (store.folder / "arrays").mkdir()
+        (store.folder / "arrays" / name).write_bytes(b"half")
+        (store.folder / "notes").symlink_to(theirs)
+    with Store(tmp_path / "run", "eval_robust", {}):
+        assert os.listdir(theirs) == [name] and os.listdir(store.folder / "arrays") == []
 
 
 def test_an_evaluation_whose_signatures_were_lost_says_that_it_does_not_know(tmp_path):

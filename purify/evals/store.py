@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -16,16 +17,11 @@ import numpy as np
 from purify import ending, parallel, schema
 from purify.evals import sealed_arrays
 from purify.evals.agreement import check_scored
-from purify.files import FileError, clear_partial, inside, subfolder
-from purify.jsonl import (
-    append_lines,
-    numbered_lines,
-    parse,
-    read_lines,
-    set_aside,
-    tell_damaged,
-)
+from purify.files import FileError, inside, subfolder
+from purify.jsonl import Damaged, append_lines, numbered_lines, parse, read_lines
+from purify.messages import few
 from purify.settings import claim, differing_settings, read_settings, settings_name
+from purify.temporary import clear_partial
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -40,15 +36,16 @@ def read_records(
     """row -> dataset index -> record, of an images.jsonl.
 
     A line is damaged where it is no record (see schema.record), or has other values, but for
-    seconds, than another of its row and image: which of the two is right nobody knows. mend:
-    damaged lines are told of and put into images.jsonl.damaged, and what is not whole is cut off,
-    for the process that computes such images again. Else they are a FileError or, unless strict,
-    told of and left out.
+    seconds, than another of its row and image: which of them is right nobody knows, so that all of
+    that image are. mend: damaged lines are told of and put into images.jsonl.damaged, and what is
+    not whole is cut off, for the process that computes such images again. Else they are a FileError
+    or, unless strict, told of and left out.
     """
     records: dict[str, dict[int, dict]] = {}
-    damaged: dict[int, str] = {}
-    first: dict[tuple[str, int], int] = {}
-    for number, line in numbered_lines(path, cut=mend).items():
+    damaged = Damaged(path)
+    numbers: dict[tuple[str, int], list[int]] = {}  # of the lines of each image
+    differing: set[tuple[str, int]] = set()
+    for number, line in numbered_lines(path, cut=mend):
         try:
             record = schema.record(parse(line))
             if {"predictions", "correct", "label"} <= record.keys():
@@ -59,23 +56,19 @@ def read_records(
         row, index = record["row"], record["index"]
         earlier = records.setdefault(row, {}).setdefault(index, record)
         if _untimed(earlier) != _untimed(record):
-            other = first[row, index]
-            damaged[number] = f"other values than line {other}, of the same row and image"
-            damaged[other] = f"other values than line {number}, of the same row and image"
-        first.setdefault((row, index), number)
+            differing.add((row, index))
+        numbers.setdefault((row, index), []).append(number)
+    for row, index in differing:
+        del records[row][index]
+        for number in (own := numbers[row, index]):
+            damaged[number] = f"lines {few(own)}, of the same row and image, have different values"
     if damaged and strict and not mend:
         number, why = min(damaged.items())
         raise FileError(
             f"{path}: line {number} is damaged ({why}); the command of its evaluation, given "
             "again, puts it aside and computes that image anew"
         )
-    if damaged:
-        tell_damaged(path, damaged)
-        if mend:
-            set_aside(path, damaged)
-        wrong = {each for each, number in first.items() if number in damaged}
-        for row, index in wrong:
-            del records[row][index]
+    damaged.tell(aside=mend)
     return records
 
 
@@ -171,15 +164,15 @@ class Store:
 
     def forget(self, row: str, indices: Collection[int], why: str) -> None:
         """Put the records of these images aside, for them to be computed again."""
-        lost, indices = {}, set(indices) & self.records(row).keys()
+        lost = Damaged(self._path, most=math.inf)  # they are whole
+        indices = set(indices) & self.records(row).keys()
         if not indices:
             return
-        for number, line in numbered_lines(self._path).items():
+        for number, line in numbered_lines(self._path):
             record = parse(line)
             if record["row"] == row and record["index"] in indices:
                 lost[number] = f"{row}, index {record['index']}: {why}"
-        tell_damaged(self._path, lost)
-        set_aside(self._path, lost)
+        lost.tell(aside=True)
         for index in indices:
             del self._records[row][index]
 

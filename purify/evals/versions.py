@@ -7,12 +7,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from purify.arrays import Archive
 from purify.compilation import jit
 from purify.defense import first_run
 from purify.evals.evaluation import Evaluation
 from purify.evals.rows import Row
-from purify.files import open_file, subfolder, writing
-from purify.image_io import MAX_INTEGER, load_npz, take_images, take_integers, to_uint8
+from purify.files import named, open_file, subfolder, writing
+from purify.image_io import MAX_INTEGER, take_images, take_integers, to_uint8
 from purify.messages import shown
 from purify.noise import add_noise
 from purify.progress import progress
@@ -73,8 +74,8 @@ def read_versions(path: Path) -> Versions:
     """What save_versions wrote; ValueError where the file is damaged, FileError where it is a link
     or no regular file."""
     name = f"'{shown(path)}'"
-    with open_file(path):  # which looks at what kind of file it is
-        arrays = load_npz(path, name)
+    with named(path), open_file(path) as file:
+        arrays = Archive(file, name).read_all()
     shape = take_images(arrays, "clean", name).shape
     integers = {
         field: take_integers(arrays, field, name, shape[0], MAX_INTEGER)

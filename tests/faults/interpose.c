@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -123,6 +124,19 @@ OPEN(open64)
 OPENAT(openat)
 OPENAT(openat64)
 
+/* What is written through such a file goes past the symbols above: it is not counted. */
+#define FOPEN(name)                                                     \
+  FILE *name(const char *path, const char *mode) {                      \
+    int flags = *mode == 'r' ? 0 : O_CREAT | (*mode == 'w') * O_TRUNC;  \
+    if (makes(AT_FDCWD, path, flags) && strike(1)) {                    \
+      errno = ENOSPC;                                                   \
+      return NULL;                                                      \
+    }                                                                   \
+    return REAL(name)(path, mode);                                      \
+  }
+FOPEN(fopen)
+FOPEN(fopen64)
+
 #define CALL(result, name, parameters, arguments, condition, room) \
   result name parameters {                                         \
     CHANGES(condition, room);                                      \
@@ -146,6 +160,17 @@ CALL(ssize_t, writev, (int fd, const struct iovec *parts, int number), (fd, part
      fd_below(fd), 2)
 CALL(ssize_t, pwritev, (int fd, const struct iovec *parts, int number, off_t at),
      (fd, parts, number, at), fd_below(fd), 2)
+CALL(ssize_t, sendfile, (int to, int from, off_t *at, size_t size), (to, from, at, size),
+     fd_below(to), 2)
+CALL(ssize_t, sendfile64, (int to, int from, off64_t *at, size_t size), (to, from, at, size),
+     fd_below(to), 2)
+CALL(ssize_t, copy_file_range,
+     (int from, off64_t *a, int to, off64_t *b, size_t size, unsigned flags),
+     (from, a, to, b, size, flags), fd_below(to), 2)
+CALL(int, fallocate, (int fd, int mode, off_t at, off_t size), (fd, mode, at, size), fd_below(fd),
+     1)
+CALL(int, fallocate64, (int fd, int mode, off64_t at, off64_t size), (fd, mode, at, size),
+     fd_below(fd), 1)
 CALL(int, ftruncate, (int fd, off_t size), (fd, size), fd_below(fd), 0)
 CALL(int, ftruncate64, (int fd, off64_t size), (fd, size), fd_below(fd), 0)
 CALL(int, truncate, (const char *path, off_t size), (path, size), path_below(AT_FDCWD, path), 0)
@@ -162,3 +187,10 @@ CALL(int, renameat, (int a, const char *from, int b, const char *to), (a, from, 
      path_below(b, to), 0)
 CALL(int, renameat2, (int a, const char *from, int b, const char *to, unsigned flags),
      (a, from, b, to, flags), path_below(b, to), 0)
+CALL(int, link, (const char *from, const char *to), (from, to), path_below(AT_FDCWD, to), 1)
+CALL(int, linkat, (int a, const char *from, int b, const char *to, int flags),
+     (a, from, b, to, flags), path_below(b, to), 1)
+CALL(int, symlink, (const char *target, const char *path), (target, path),
+     path_below(AT_FDCWD, path), 1)
+CALL(int, symlinkat, (const char *target, int at, const char *path), (target, at, path),
+     path_below(at, path), 1)
