@@ -1,41 +1,28 @@
 """Checkpoints: Orbax in <workdir>/<role>/checkpoints, and the settings that made them beside it."""
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
-from purify import models, parallel, purifiers, schema
+from purify import models, parallel, purifiers, states
 from purify.defense import Defense
-from purify.files import (
-    PARTIAL,
-    FileError,
-    clear_partial,
-    inside,
-    moved_aside,
-    open_file,
-    remove,
-    subfolder,
-    sync_folder,
-    sync_tree,
-)
-from purify.jsonl import read_json, write_json
+from purify.files import FileError, inside, moved_aside, subfolder, sync_folder, sync_tree
 from purify.locking import Lock
-from purify.messages import few
+from purify.messages import shown
 from purify.networks import Classifier, Score
-from purify.paths import as_given, is_of_system, plain_spelling
-from purify.settings import SETTINGS, read_settings
+from purify.settings import SETTINGS, read_settings, settings_hash
+from purify.temporary import PARTIAL, clear_partial, remove
 from purify.types import PyTree
+from purify.vouching import HASHES, check_files, size_of, vouch
 
 # role -> the mode of main.py that makes its checkpoint
 ROLES = {"classifier": "train_classifier", "score": "train"}
 
-HASHES = "sha256.json"  # in each checkpoint, of its files
-STATE = "state"  # what a checkpoint calls the state of training
 KEPT = 2  # checkpoints
 
 
@@ -54,6 +41,10 @@ class MissingCheckpoint(NeedsMode):
         mode = ROLES[role]
         message = f"no {role} checkpoint in {folder}: make it with --mode={mode}"
         super().__init__(message, mode=mode, workdir=folder.parent)
+
+
+class _OtherSettings(FileError):
+    """The settings of a run are not those of its checkpoint, whose files are whole."""
 
 
 class Checkpoints:
@@ -102,8 +93,8 @@ class Checkpoints:
         path = self._root / str(step)
         temporary = path.with_name(f".{step}.{parallel.shared_token()}{PARTIAL}")
         try:
-            ocp.save_checkpointables(self._plain(temporary), {STATE: state})
-            same = _same_bits(self._load(temporary, _on_host(state)), state)
+            states.save(temporary, state)
+            same = states.same_bits(states.load(temporary, states.on_host(state)), state)
         except Exception as error:
             self._refuse(path, error, "it was just written: choose another --workdir")
         if not same:
@@ -112,12 +103,11 @@ class Checkpoints:
                 "there is not to be relied on; choose another --workdir"
             )
         if parallel.is_first_process():
-            write_json(temporary / HASHES, _file_hashes(temporary))
+            vouch(temporary, self._settings())
             sync_tree(temporary)
             temporary.rename(path)
             sync_folder(self._root)
-            for old in self.steps[:-KEPT]:
-                remove(self._root / str(old))
+            self._remove_old()
         parallel.wait_for_all(f"checkpoint {step} has its name")
 
     def restore(self, abstract_state: PyTree | None = None) -> PyTree:
@@ -141,25 +131,37 @@ class Checkpoints:
     def _restore(self, path: Path, abstract_state: PyTree | None) -> PyTree:
         advice = self._how_to_go_on()
         try:
-            _check_files(path)
+            self._check_settings(path, check_files(path))
             advice = "its files are those that were saved: keep them"
             if abstract_state is None:
-                metadata = ocp.checkpointables_metadata(self._plain(path)).metadata
-                abstract_state = _on_host(metadata[STATE])
-            return self._load(path, abstract_state)
+                abstract_state = states.declared(path, size_of(path))
+            return states.load(path, abstract_state)
+        except _OtherSettings:
+            raise
         except Exception as error:
             self._refuse(path, error, advice)
 
-    def _load(self, path: Path, abstract_state: PyTree) -> PyTree:
-        return ocp.load_checkpointables(self._plain(path), {STATE: abstract_state})[STATE]
+    def _settings(self) -> dict | None:
+        """Of the run, if it has any."""
+        try:
+            return read_settings(self.folder)
+        except FileNotFoundError:
+            return None
 
-    def _plain(self, path: Path) -> Path:
-        """The path as Orbax takes it."""
-        return Path(plain_spelling(str(self.folder))) / path.relative_to(self.folder)
+    def _check_settings(self, path: Path, made_with: str | None) -> None:
+        """FileError unless settings.json is that of the checkpoint: its mean, its names of classes
+        and much else fit the same weights with other values, too."""
+        settings = self._settings()
+        if made_with and (settings is None or settings_hash(settings) != made_with):
+            raise _OtherSettings(
+                f"{self.folder / SETTINGS} is not what checkpoint {path} was saved with: bring it "
+                f"back, or move {self.folder} elsewhere and make it anew"
+            )
 
     def _clear(self) -> None:
-        """Remove what killed processes have left half-written, and move aside what no list of
-        hashes vouches for: training goes on from the checkpoint before it."""
+        """Remove what killed processes have left half-written, or have not come to remove, and move
+        aside what no list of hashes vouches for: training goes on from the checkpoint before
+        it."""
         clear_partial(self._root)
         for path in self._root.glob("*.orbax-checkpoint-tmp*"):  # as earlier versions named them
             remove(path)
@@ -170,6 +172,11 @@ class Checkpoints:
                     f"files are those that were saved; it is now {moved_aside(path, 'unchecked')}",
                     file=sys.stderr,
                 )
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        for old in self.steps[:-KEPT]:
+            remove(self._root / str(old))
 
     def _how_to_go_on(self) -> str:
         """After damage to the newest checkpoint."""
@@ -178,69 +185,20 @@ class Checkpoints:
         return f"bring it back, or move {self.folder} elsewhere and make it anew"
 
     def _refuse(self, path: Path, error: Exception, advice: str) -> NoReturn:
-        """Orbax raises many kinds for what it cannot read, all of which become one line; but what
-        memory and system lack is no fault of the files, and stays as it is."""
-        cause: BaseException = error
-        while cause.__cause__:  # the first in a chain is the one that says what is wrong
-            cause = cause.__cause__
-        if is_of_system(cause):
-            raise cause
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else repr(cause)
-        reason = as_given(reason)[:200]
+        reason = states.reason_of(error)
         raise FileError(f"checkpoint {path} cannot be read ({reason}); {advice}") from error
 
 
 def _saved(folder: Path) -> list[Path]:
     """The checkpoints of the run in `folder`; FileError where a link leads to them."""
     found = inside(folder, "checkpoints").glob("*")
-    return [inside(path.parent, path.name) for path in found if path.name.isdecimal()]
-
-
-def _on_host(state: PyTree) -> PyTree:
-    """What makes Orbax load such a state as NumPy arrays; nothing is filled in."""
-    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)
-
-
-def _same_bits(a: PyTree, b: PyTree) -> bool:
-    """Leaf by leaf, so that one leaf at a time is copied from its device."""
-    return all(
-        np.array_equal(*(np.asarray(leaf).reshape(-1).view(np.uint8) for leaf in pair))
-        for pair in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    named = (path for path in found if re.fullmatch("0|[1-9][0-9]*", path.name))
+    return [path for path in named if inside(path.parent, path.name).is_dir()]
 
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether the run in `folder` has come to a checkpoint; one that has only begun has none."""
     return (folder / SETTINGS).exists() and bool(_saved(folder))
-
-
-def _file_hashes(folder: Path) -> dict[str, str]:
-    hashes = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir() and not path.is_symlink():
-            continue
-        if path.name != HASHES:
-            with open_file(path) as file:
-                name = path.relative_to(folder).as_posix()
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
-
-
-def _check_files(folder: Path) -> None:
-    """ValueError unless the files of a checkpoint are those that were saved.
-
-    Orbax reads a changed weight without complaint, and trips over a missing one in many lines.
-    """
-    try:
-        recorded = schema.hashes(read_json(folder / HASHES))
-    except FileNotFoundError:
-        raise ValueError(f"no list of its files' hashes, {HASHES}") from None
-    except ValueError:
-        raise ValueError(f"damaged: {HASHES}") from None
-    found = _file_hashes(folder)
-    names = sorted(recorded.keys() | found.keys())
-    if damaged := [name for name in names if found.get(name) != recorded.get(name)]:
-        raise ValueError(f"damaged: {few(damaged)}")
 
 
 class Loaded(NamedTuple):
@@ -294,23 +252,32 @@ def load_run(workdir: Path, role: str) -> Loaded:
         raise ValueError(
             f"'{workdir / role}' is no run: its last part must be {' or '.join(ROLES)}"
         )
-    folder = workdir / role
-    if not (folder / SETTINGS).exists():
+    folder = run_folder(workdir, role)
+    if not has_checkpoint(folder):
         raise MissingCheckpoint(folder, role)
+    settings = _network_settings(folder, role)
     with Checkpoints(folder) as checkpoints:
-        if checkpoints.latest_step is None:
-            raise MissingCheckpoint(folder, role)
         step, state = checkpoints.restore_latest()
     variables = jax.tree.map(jax.numpy.asarray, state["ema"])
-    return Loaded(variables, _network_settings(folder, role), step)
+    return Loaded(variables, settings, step)
+
+
+def run_folder(workdir: Path, role: str) -> Path:
+    """<workdir>/<role>; FileError where that is a link: what it leads to is another workdir's."""
+    folder = workdir / role
+    if folder.is_symlink():
+        raise FileError(
+            f"'{shown(folder)}' is a link; name the workdir that it leads into as --workdir, or as "
+            f"config.variants.<name>.{role} of a defence that is to have its network"
+        )
+    return folder
 
 
 def _network_settings(folder: Path, role: str) -> dict:
     """The settings of the run of a network; FileError where they describe none of its role."""
     settings = read_settings(folder)
     try:
-        known = schema.converted(settings, models.options.Settings)
-        models.build(**known["network"])
+        known, _ = models.described(settings)
         if (role == "score") != ("head" in known):
             raise ValueError("a score model has a head, a classifier has none")
     except ValueError as error:

@@ -108,5 +108,5 @@ def _sorted_as_texts(names: Sequence[str], trained: Mapping) -> bool:
     """Whether a run that recorded no names learnt folders like these, which are numbers, in the
     order of texts, which is another one from eleven on: 0, 1, 10, 2."""
     of_folders = trained.get("data", {}).get("name") == FOLDER
-    many = trained["network"]["num_classes"] > 10
+    many = trained.get("network", {}).get("num_classes", 0) > 10
     return of_folders and many and all(name.isdecimal() for name in names)

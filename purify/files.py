@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from purify.messages import shown
-from purify.temporary import PARTIAL as PARTIAL  # for those who look for files here
-from purify.temporary import clear_partial as clear_partial
 from purify.temporary import new_file, new_folder, remove, temporary
 
 MEMORY = 2**30  # bytes of memory that one input may take

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from purify import parallel
-from purify.files import open_descriptor
+from purify.files import make_folders, open_descriptor
 
 NAME = "lock"
 
@@ -29,7 +29,7 @@ class Lock:
         self._file: IO | None = None
         if not parallel.is_first_process():
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         descriptor = open_descriptor(folder / NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         file = os.fdopen(descriptor, "a+", encoding="utf-8", errors="backslashreplace")
         try:

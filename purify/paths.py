@@ -73,10 +73,18 @@ def _links() -> str:
 
 
 def same_path(a: str, b: str) -> bool:
-    """Whether two spellings lead to the same file or folder; '' leads to none but itself."""
-    if not (a and b):
+    """Whether two spellings lead to the same file or folder; '' leads to none but itself, and so
+    does what is no path here, as with a NUL or the home of somebody whom this machine has not."""
+    if not (a and b) or a == b:
         return a == b
-    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
+    try:
+        return _real(a) == _real(b)
+    except ValueError:
+        return False
+
+
+def _real(path: str) -> str:
+    return os.path.realpath(os.path.expanduser(path))
 
 
 def is_of_system(error: BaseException) -> bool:

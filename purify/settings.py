@@ -20,59 +20,75 @@ LATER = ("class_names", "images")
 RESULTS = ("checkpoints", "images.jsonl", "arrays", "results.json")
 
 
-def claim(folder: Path, settings: Mapping) -> Lock:
+def claim(workdir: Path, settings: Mapping, *below: str) -> Lock:
     """The right to write in the folder of a run, with settings.json in it: made, or checked to say
     that the run was made with the same settings, see `differing_settings`.
 
-    In this order, so that what is refused changes nothing: the lock, a look, the file. Raises
-    ValueError that lists the fields that differ, as resuming would mix two runs; and where results
-    are there without the settings that made them.
+    workdir: as the user named it; below: the names that lead from there to the folder, none of them
+    a link. In this order, so that what is refused changes nothing: the lock, a look, the file.
+    Raises ValueError that lists the fields that differ, as resuming would mix two runs; and where
+    results are there without the settings that made them.
     """
-    if folder.is_symlink():
-        raise FileError(f"'{folder}' is a link; name the folder that it leads to as --workdir")
+    folder = inside(workdir, *below)
     lock = Lock(folder)
     settings = json.loads(json.dumps(settings))
     try:
-        if _claimed(folder, settings):
-            return lock
-        if parallel.is_first_process():
-            write_json(folder / SETTINGS, settings)
+        # One process has the lock: another one could move away the file that this one writes.
+        written = parallel.is_first_process() and _written(folder, settings)
+        parallel.wait_for_all("the settings are there")
+        if not written:
+            _check_same(folder, settings)
     except BaseException:
         lock.release()
         raise
     return lock
 
 
-def _claimed(folder: Path, settings: Mapping) -> bool:
-    """Whether settings.json is there, with these settings; False where it is to be written."""
+def _written(folder: Path, settings: Mapping) -> bool:
+    """Write settings.json where there is none, or a damaged one that the folder's name makes up
+    for; False where it is to be looked at, or to be missed."""
     named = folder.name == settings_name(settings)  # the name says what the file said
+    try:
+        read_settings(folder)
+        return False
+    except FileNotFoundError:
+        if _results(folder) and not named:
+            return False
+    except FileError:
+        if not named:
+            return False
+        moved_aside(folder / SETTINGS, "damaged")
+    write_json(folder / SETTINGS, settings)
+    return True
+
+
+def _check_same(folder: Path, settings: Mapping) -> None:
     try:
         there = read_settings(folder)
     except FileNotFoundError:
-        results = [name for name in RESULTS if os.path.lexists(folder / name)]
-        if results and not named:
-            raise FileError(
-                f"{folder} has {few(results)}, but no {SETTINGS}, which says how they were made: "
-                "bring it back, or move that folder elsewhere"
-            ) from None
-        return False
-    except FileError:
-        if not named:
-            raise
-        moved_aside(folder / SETTINGS, "damaged")
-        return False
+        raise FileError(
+            f"{folder} has {few(_results(folder))}, but no {SETTINGS}, which says how they were "
+            "made: bring it back, or move that folder elsewhere"
+        ) from None
     if differing := differing_settings(there, settings):
         raise ValueError(
             f"{folder} was made with other settings: {'; '.join(differing)}; choose another "
             "--workdir, or move that folder elsewhere"
         )
-    return True
+
+
+def _results(folder: Path) -> list[str]:
+    return [name for name in RESULTS if os.path.lexists(folder / name)]
 
 
 def settings_name(settings: Mapping) -> str:
     """The name of the folder of an evaluation with these settings: 8 hex of their SHA-256."""
-    text = json.dumps(settings, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return settings_hash(settings)[:8]
+
+
+def settings_hash(settings: Mapping) -> str:
+    """SHA-256 of settings, however their file is spelled."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def read_settings(folder: Path) -> dict:

@@ -13,7 +13,7 @@ import optax
 
 from purify import data, models, parallel
 from purify.augment import AUGMENTATIONS
-from purify.checkpoint import Checkpoints, image_hash
+from purify.checkpoint import Checkpoints, image_hash, run_folder
 from purify.classes import check_order
 from purify.compilation import compiler_options
 from purify.losses import Metrics
@@ -227,7 +227,7 @@ def run_training(
         network_settings["num_classes"] = dataset.num_classes
     network = models.build(**network_settings)
     settings = _settings(role, config, dataset, network_settings) | extra_settings
-    folder = workdir / role
+    folder = run_folder(workdir, role)
 
     init_key = stream_key(config.seed, "init")
     variables = jax.jit(network.init)(init_key, jnp.zeros((1, *shape)))
@@ -247,7 +247,7 @@ def run_training(
     jax.eval_shape(train_step, state, key, *example)
     if role == "classifier" and (folder / "settings.json").exists():
         check_order(str(folder), dataset.class_names, read_settings(folder))
-    with Checkpoints(folder, lock=claim(folder, settings)) as checkpoints:
+    with Checkpoints(folder, lock=claim(workdir, settings, role)) as checkpoints:
         state = fit(
             state,
             train_step,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify import data, perturbations
+from purify.checkpoint import run_folder
 from purify.losses import dsm, noise_levels
 from purify.networks import Score
 from purify.perturbations import Perturbation
@@ -29,7 +30,7 @@ def run(config, workdir: Path) -> None:
         settings |= {field: cfg[field] for field in ("sigma_max", "sigma_min", "num_levels")}
         sigmas = noise_levels(cfg.sigma_max, cfg.sigma_min, cfg.num_levels)
     else:
-        learnt["sigma_eff"] = _effective_sigma(config, perturbation, workdir / "score")
+        learnt["sigma_eff"] = _effective_sigma(config, perturbation, run_folder(workdir, "score"))
         sigmas = np.float32([learnt["sigma_eff"]])
         noise = perturbations.scaled(perturbation, learnt["sigma_eff"])
     if cfg.perturbation != "gaussian":  # which is what a run that records none has learnt from

@@ -13,12 +13,11 @@ import jax
 import numpy as np
 from safetensors.numpy import save as save_bytes
 
-from purify import models
+from purify import models, schema
 from purify.files import FileError, make_folders, writing
 from purify.jsonl import parse
 from purify.messages import printable, shown
-from purify.models.options import Settings, num_blocks
-from purify.schema import converted
+from purify.models.options import num_blocks
 from purify.tensors import read_metadata, read_tensors
 from purify.types import PyTree
 
@@ -80,19 +79,9 @@ def _read_settings(text: str, num_arrays: int) -> tuple[dict, PyTree]:
     fail for them."""
     settings = parse(text)
     _check_depth(settings)
-    known = converted(settings, Settings)
-    network = models.build(**known["network"])
+    known, network = models.described(schema.settings(settings))
     if 2 * num_blocks(vars(network)) > num_arrays:  # before time is spent on them
         raise ValueError(f"{num_arrays} arrays are too few for its network")
-    is_classifier = hasattr(network, "num_classes")
-    if is_classifier == ("head" in known):
-        raise ValueError(
-            f"{known['network']['arch']} "
-            + ("is a classifier's network, and has no head" if is_classifier else "needs a head")
-        )
-    names = known.get("class_names", [])
-    if names and len(names) != getattr(network, "num_classes", None):
-        raise ValueError(f"there are {len(names)} class_names, of another number of classes")
     image = jax.ShapeDtypeStruct((1, *known["image_shape"]), np.float32)
     return settings, jax.eval_shape(network.init, jax.random.key(0), image)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -46,10 +47,10 @@ class Trained:
     workdir: Path
     tfds: Path
 
-    def linked_into(self, folder: Path) -> Path:
+    def copied_into(self, folder: Path) -> Path:
         """The folder, made a workdir of its own with the trained networks in it."""
         for role in ("classifier", "score"):
-            (folder / role).symlink_to(self.workdir / role)
+            shutil.copytree(self.workdir / role, folder / role)
         return folder
 
     def main(self, *arguments: str, devices: int = 1, **run_options):

@@ -95,4 +95,4 @@ def trained(tmp_path_factory) -> Trained:
 @pytest.fixture
 def workdir(trained, tmp_path):
     """A workdir of its own with the trained networks in it."""
-    return trained.linked_into(tmp_path)
+    return trained.copied_into(tmp_path)

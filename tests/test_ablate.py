@@ -61,7 +61,7 @@ def count_batches(monkeypatch, at_most: int | None = None) -> list:
 
 @pytest.fixture(scope="module")
 def ablated(trained, tmp_path_factory):
-    workdir = trained.linked_into(tmp_path_factory.mktemp("ablated"))
+    workdir = trained.copied_into(tmp_path_factory.mktemp("ablated"))
     with pytest.MonkeyPatch.context() as patch:
         calls = count_batches(patch)
         with pytest.MonkeyPatch.context() as quiet:

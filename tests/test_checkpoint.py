@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
-from purify import checkpoint, models
+from purify import checkpoint, models, parallel, settings, states, vouching
 from purify.checkpoint import (
     HASHES,
     ROLES,
@@ -24,12 +26,14 @@ from purify.checkpoint import (
     load_score,
     weight_hash,
 )
+from purify.evals.store import Store, folder_of
 from purify.files import FileError
 from purify.jsonl import write_json
 from purify.settings import claim, differing_fields, read_settings, settings_name
 from purify.train import init_state
 from purify.train_options import TrainOptions
 from tests.command import ROOT
+from tests.written import rewrite_settings
 
 SCORE_SETTINGS = {
     "network": {"arch": "unet", "widths": [4], "blocks": 0},
@@ -87,7 +91,7 @@ def score_workdir(tmp_path_factory):
     network = models.build(**SCORE_SETTINGS["network"])
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     state = state_of(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
-    claim(workdir / "score", SCORE_SETTINGS)
+    claim(workdir, SCORE_SETTINGS, "score")
     save(workdir / "score", state, 1)
     return workdir, state
 
@@ -234,14 +238,14 @@ def test_a_checkpoint_has_its_hashes_before_it_has_its_name(tmp_path, monkeypatc
 def test_a_reader_looks_again_where_a_trainer_has_removed_what_it_reads(tmp_path, monkeypatch):
     save(tmp_path, STATE, 1)
     reader = Checkpoints(tmp_path)
-    check, newer = checkpoint._check_files, iter([2, 3])
+    check, newer = checkpoint.check_files, iter([2, 3])
 
     def slow(path):
         for step in newer:
             save(tmp_path, STATE.replace(step=jnp.asarray(step)), step)
         check(path)
 
-    monkeypatch.setattr(checkpoint, "_check_files", slow)
+    monkeypatch.setattr(checkpoint, "check_files", slow)
     assert reader.latest_step == 1
     assert reader.restore()["step"] == 3
 
@@ -253,6 +257,71 @@ def test_no_link_leads_out_of_a_run(saved, tmp_path, part):
     (tmp_path / "run" / part).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileError, match=f"{tmp_path}/run/{part}"):
         restore(tmp_path / "run")
+
+
+def test_what_desktops_and_network_file_systems_leave_is_no_damage(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    for name in (".DS_Store", "state/.nfs000000000123", "state/d/._x"):
+        (tmp_path / "checkpoints/20" / name).write_bytes(b"x")
+    assert weight_hash(restore(tmp_path)) == weight_hash(STATE)
+    (tmp_path / "checkpoints/20/.hidden").mkdir()  # Orbax takes folders for a part of a checkpoint
+    (tmp_path / "checkpoints/20/.hidden/x").write_bytes(b"x")
+    with pytest.raises(FileError, match="damaged: .hidden/x"):
+        restore(tmp_path)
+
+
+def test_names_and_sizes_are_compared_before_contents_are_read(saved, tmp_path, monkeypatch):
+    """A file without content may be as large as it likes."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    read = []
+    monkeypatch.setattr(vouching, "open_file", lambda path: read.append(path))
+    path = tmp_path / "checkpoints/20/state"
+    for name in ("extra", "_METADATA"):
+        with open(path / name, "ab") as file:
+            file.truncate(2**40)
+        with pytest.raises(FileError, match=f"damaged: state/{name}"):
+            restore(tmp_path)
+        (path / name).unlink()
+    assert not read
+
+
+def test_checkpoints_whose_lists_have_no_sizes_are_read(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    rewrite_settings(tmp_path, {})
+    assert "bytes" not in (tmp_path / "checkpoints/20" / HASHES).read_text()
+    assert weight_hash(restore(tmp_path)) == weight_hash(STATE)
+
+
+def test_arrays_that_the_files_cannot_hold_are_not_made_room_for(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    metadata = ocp.checkpointables_metadata(tmp_path / "checkpoints/20").metadata
+    big = SimpleNamespace(shape=(2**21, 2**21), dtype=np.float32)
+    metadata = SimpleNamespace(metadata=metadata | {"state": [big]})
+    monkeypatch.setattr(states.ocp, "checkpointables_metadata", lambda _: metadata)
+    with pytest.raises(FileError, match="/20 cannot be read .it declares arrays of 17,592,186,"):
+        restore(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["0000000099", "\u0669\u0669", "99", "+99", "9_9"])
+def test_only_folders_named_by_a_step_are_checkpoints(saved, tmp_path, name):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "checkpoints" / name
+    path.write_text("") if name == "99" else shutil.copytree(tmp_path / "checkpoints/10", path)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [10, 20]
+    assert weight_hash(restore(tmp_path)) == weight_hash(STATE)
+    save(tmp_path, STATE, 30)
+    assert path.exists()
+
+
+def test_the_next_training_removes_old_checkpoints_that_a_killed_one_left(tmp_path):
+    """Also where nothing is left to train."""
+    save(tmp_path, STATE, 1, 2)
+    shutil.copytree(tmp_path / "checkpoints/2", tmp_path / "checkpoints/3")
+    with Checkpoints(tmp_path) as reader:
+        assert reader.steps == [1, 2, 3]
+    with Checkpoints(tmp_path, training=True) as checkpoints:
+        assert checkpoints.steps == [2, 3]
 
 
 def test_the_only_checkpoint_is_never_said_to_have_one_before_it(tmp_path):
@@ -270,7 +339,7 @@ def test_what_the_system_lacks_is_not_taken_for_damage(saved, monkeypatch, error
         raise KeyError("as Orbax wraps it") from error
 
     with Checkpoints(saved) as checkpoints:
-        monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", load)
+        monkeypatch.setattr(states.ocp, "load_checkpointables", load)
         with pytest.raises(type(error)) as caught:
             checkpoints.restore()
     assert caught.value is error
@@ -281,16 +350,16 @@ def test_whole_files_that_cannot_be_loaded_are_to_be_kept(saved, monkeypatch):
         raise ValueError("RESOURCE_EXHAUSTED: Out of memory")
 
     with Checkpoints(saved) as checkpoints:
-        monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", load)
+        monkeypatch.setattr(states.ocp, "load_checkpointables", load)
         with pytest.raises(ValueError, match="Out of memory.; its files are those that were saved"):
             checkpoints.restore()
 
 
 def test_a_save_is_read_back_before_it_counts_as_whole(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, training=True) as checkpoints:
-        load = checkpoints._load
+        load = states.load
         changed = lambda *a: jax.tree.map(lambda leaf: leaf + 1, load(*a))  # noqa: E731
-        monkeypatch.setattr(checkpoints, "_load", changed)
+        monkeypatch.setattr(states, "load", changed)
         with pytest.raises(ValueError, match="/1 reads otherwise than it was written"):
             checkpoints.save(1, STATE)
         assert not checkpoints.steps
@@ -450,12 +519,61 @@ def test_the_folder_of_an_evaluation_says_its_settings_by_its_name(tmp_path, con
     assert (folder / "settings.json.damaged").exists() == bool(content)
 
 
-def test_nothing_is_written_through_a_link_to_a_run(tmp_path):
+def test_nothing_is_written_through_a_link_below_a_workdir_which_may_be_one_itself(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "run")
-    with pytest.raises(FileError, match=f"'{tmp_path}/link' is a link; name the folder that it"):
-        claim(tmp_path / "link", {"seed": 1})
-    assert not list((tmp_path / "run").iterdir())
+    (tmp_path / "run/link").symlink_to(tmp_path / "elsewhere")
+    for below in (("link",), ("link", "0123abcd")):
+        with pytest.raises(FileError, match=f"'{tmp_path}/run/link' is a link"):
+            claim(tmp_path / "run", {"seed": 1}, *below)
+    for use in (Store, folder_of):
+        with pytest.raises(FileError, match=f"'{tmp_path}/run/link' is a link"):
+            use(tmp_path / "run", "link", {"seed": 1})
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (tmp_path / "named").symlink_to(tmp_path / "elsewhere")
+    claim(tmp_path / "named", {"seed": 1}, "score")
+    assert read_settings(tmp_path / "elsewhere/score") == {"seed": 1}
+
+
+def test_nothing_is_removed_through_a_link_in_the_folder_of_an_evaluation(tmp_path):
+    with Store(tmp_path / "run", "detect", {}) as store:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere/.x.partial").write_text("")
+        (store.folder / "figures").symlink_to(tmp_path / "elsewhere")
+    with Store(tmp_path / "run", "detect", {}):
+        assert (tmp_path / "elsewhere/.x.partial").exists()
+
+
+def test_a_network_is_not_read_through_a_link_to_another_workdirs(score_workdir, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/score").symlink_to(score_workdir[0] / "score")
+    with pytest.raises(FileError, match=f"'{tmp_path}/run/score' is a link; .*<name>.score"):
+        load_score(tmp_path / "run")
+    (tmp_path / "link").symlink_to(score_workdir[0])
+    load_score(tmp_path / "link")
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_of_several_processes_only_the_one_with_the_lock_moves_settings_away(
+    tmp_path, monkeypatch, content
+):
+    """Another one, which has looked a moment earlier, would move away the good ones."""
+    folder = tmp_path / settings_name({"seed": 1})
+    folder.mkdir()
+    if content:
+        (folder / "settings.json").write_text(content)
+    waited = []
+
+    def first_process_writes(reason):
+        waited.append(reason)
+        write_json(folder / "settings.json", {"seed": 1})
+
+    monkeypatch.setattr(parallel, "is_first_process", lambda: False)
+    monkeypatch.setattr(settings.parallel, "wait_for_all", first_process_writes)
+    claim(folder, {"seed": 1})
+    assert waited and [path.name for path in folder.iterdir()] == ["settings.json"]
+    with pytest.raises(ValueError, match="other settings: seed: 1 -> 2"):
+        claim(folder, {"seed": 2})
 
 
 def test_differing_fields_lists_every_leaf_once():
@@ -484,6 +602,8 @@ def test_damaged_settings_are_named(score_workdir, tmp_path, content):
         ({"network": {"arch": "unet", "widths": "abc", "blocks": 0}}, "widths='abc'"),
         ({"network": {"arch": "unet", "widths": [4], "blocks": 10**9}}, "blocks=1000000000"),
         ({"network": {"arch": "tree"}}, "'tree'"),
+        ({"network": {}}, "arch None is u"),
+        ({"network": {"arch": "resnet", "widths": [4], "blocks": 0, "num_classes": 3}}, "classif"),
         ({"image_shape": [10**6, 10**6, 3]}, "image_shape"),
         ({"head": "<script>"}, "head"),
         ({"head": None}, "head"),
@@ -493,16 +613,30 @@ def test_damaged_settings_are_named(score_workdir, tmp_path, content):
 def test_settings_that_describe_no_network_are_named(score_workdir, tmp_path, change, said):
     shutil.copytree(score_workdir[0], tmp_path, dirs_exist_ok=True)
     settings = {k: v for k, v in (SCORE_SETTINGS | change).items() if v is not None}
-    write_json(tmp_path / "score/settings.json", settings)
+    rewrite_settings(tmp_path / "score", settings)
     with pytest.raises(FileError, match=f"{tmp_path}/score/settings.json describes no score") as e:
         load_score(tmp_path)
     assert said in str(e.value)
 
 
+def test_other_settings_than_a_checkpoint_was_saved_with_are_named(score_workdir, tmp_path):
+    """They fit the same weights: another head or another mean gives other answers."""
+    shutil.copytree(score_workdir[0], tmp_path, dirs_exist_ok=True)
+    path, spelled = tmp_path / "score/settings.json", json.dumps(SCORE_SETTINGS)
+    path.write_text(spelled)  # only the spelling differs
+    load_score(tmp_path)
+    write_json(path, SCORE_SETTINGS | {"head": "score"})
+    said = f"^{path} is not what checkpoint {path.parent}/checkpoints/1 was saved with: bring it"
+    with pytest.raises(FileError, match=said):
+        load_score(tmp_path)
+    rewrite_settings(tmp_path / "score", SCORE_SETTINGS | {"head": "score"})
+    assert load_score(tmp_path).head == "score"
+
+
 def test_weights_of_another_width_than_the_settings_say_are_told(score_workdir, tmp_path):
     shutil.copytree(score_workdir[0], tmp_path, dirs_exist_ok=True)
     network = SCORE_SETTINGS["network"] | {"widths": [8]}
-    write_json(tmp_path / "score/settings.json", SCORE_SETTINGS | {"network": network})
+    rewrite_settings(tmp_path / "score", SCORE_SETTINGS | {"network": network})
     with pytest.raises(ValueError, match="does not fit the network"):
         load_score(tmp_path)(jnp.zeros((4, 4, 1)))
 

@@ -126,7 +126,7 @@ def test_where_the_first_is_refused_all_end_with_a_line(tmp_path):
 @pytest.mark.parametrize("how", ["killed", "killed without its parent", "first killed", "asked"])
 def test_where_one_is_lost_the_others_end_and_any_number_goes_on(tmp_path, trained, how):
     """In the middle of an evaluation; what was finished stays, and one process does the rest."""
-    trained.linked_into(tmp_path)
+    trained.copied_into(tmp_path)
     few = ['--config.eval.defenses=("identity","adp")', '--config.eval.attacks=("blind","exact")']
     arguments = [*ARGUMENTS, "--mode=eval_robust", *few, f"--workdir={tmp_path}"]
     processes = start_processes(*arguments, tfds=trained.tfds)

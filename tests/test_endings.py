@@ -355,7 +355,7 @@ def test_a_disk_that_a_checkpoint_fills_is_one_line(small_disk, trained, tmp_pat
 def test_a_disk_that_records_or_figures_fill_is_one_line(small_disk, trained, tmp_path):
     """An evaluation goes on to the end once there is room."""
     small_disk(tmp_path, 10 * 4096)
-    trained.linked_into(tmp_path)
+    trained.copied_into(tmp_path)
     command = (
         "--mode=eval_robust",
         f"--workdir={tmp_path}",

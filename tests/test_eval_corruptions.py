@@ -62,7 +62,7 @@ class Evaluated(NamedTuple):
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory):
     """By the command, after a first look at some of the images."""
-    workdir = trained.linked_into(tmp_path_factory.mktemp("corruptions"))
+    workdir = trained.copied_into(tmp_path_factory.mktemp("corruptions"))
     flags = [f"--config.{field}={value}" for field, value in BUDGET.items()]
     shown = []
     for limit in (("--max_images=4",), ()):
@@ -98,7 +98,7 @@ def test_a_first_look_goes_on_to_the_records_of_an_evaluation_in_one_go(
 ):
     assert "stopped after 4 of 10 images" in evaluated.first
     assert "stopped" not in evaluated.shown
-    corruptions.run(config(trained), trained.linked_into(tmp_path))
+    corruptions.run(config(trained), trained.copied_into(tmp_path))
     folder = only_folder(tmp_path)
     assert folder.name == evaluated.folder.name
     again = untimed(read_lines(folder / "images.jsonl"))
@@ -305,7 +305,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
     changes, said, trained, tmp_path
 ):
     with pytest.raises(ValueError, match=said):
-        corruptions.run(config(trained, **changes), trained.linked_into(tmp_path))
+        corruptions.run(config(trained, **changes), trained.copied_into(tmp_path))
     assert not (tmp_path / "eval_corruptions").exists()
 
 
@@ -346,7 +346,7 @@ def folder(trained, digits, tmp_path):
 
 
 def test_files_of_the_same_images_give_the_same_records(evaluated, folder, trained, tmp_path):
-    workdir = trained.linked_into(tmp_path)
+    workdir = trained.copied_into(tmp_path)
     corruptions.run(config(trained), workdir, input=str(folder))
     found = only_folder(workdir)
     assert found.name != evaluated.folder.name  # other files are another evaluation

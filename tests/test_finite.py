@@ -1,6 +1,7 @@
 """Logits that are no numbers are no answers: every mode says so, of which defence and image."""
 
 import dataclasses
+import shutil
 
 import flax.struct
 import jax
@@ -26,7 +27,7 @@ from purify.settings import claim
 def broken(trained, tmp_path_factory):
     """A workdir whose score model is sound, and whose classifier has one NaN among its weights."""
     workdir = tmp_path_factory.mktemp("broken")
-    (workdir / "score").symlink_to(trained.workdir / "score")
+    shutil.copytree(trained.workdir / "score", workdir / "score")
     variables, settings, _ = load_run(trained.workdir, "classifier")
     leaves, structure = jax.tree.flatten(variables)
     leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(jnp.nan)

@@ -330,7 +330,7 @@ def test_an_interrupted_report_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_prints_and_writes_verdicts(trained, tmp_path, capsys):
-    trained.linked_into(tmp_path)
+    trained.copied_into(tmp_path)
     small = dict(num_images=6, num_steps=2, eot_samples=2, num_draws=2, proposals=2, directions=1)
     options = {f"check__{name}": value for name, value in small.items()}
     config = trained.config(defense__purifier="noise_only", **options)

@@ -12,17 +12,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from purify import export_weights, import_weights, train_classifier
+from purify import export_weights, import_weights, train_classifier, train_score
 from purify.checkpoint import ROLES, MissingCheckpoint
 from purify.classes import check_order, check_same, meaning
 from purify.evals import certify, gradient_health, purify_files, robust, sample
 from purify.evals.compare import compare, read_run
 from purify.evals.inputs import load_inputs, network_runs, tell_seen
 from purify.evals.store import folder_of
+from purify.files import FileError
 from purify.paths import same_path
 from purify.png_jpeg import encode_image
 from purify.settings import claim, differing_settings, read_settings
-from tests.written import scored
+from tests.written import rewrite_settings, scored
 
 ANIMALS = ("cat", "dog", "frog")
 SHADES = dict(zip(ANIMALS, (40, 120, 210), strict=True))
@@ -68,7 +69,7 @@ def accuracy(workdir: Path) -> dict:
 def own(animals, tmp_path: Path) -> Path:
     """A workdir of its own with the trained classifier in it."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "classifier").symlink_to(animals[1] / "classifier")
+    shutil.copytree(animals[1] / "classifier", tmp_path / "run" / "classifier")
     return tmp_path / "run"
 
 
@@ -236,8 +237,9 @@ def test_spellings_of_a_path_are_told_from_other_paths(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("d")
     for spelled in ("d", "d/", "./d", "x/../d", str(tmp_path / "d"), "~/d", "link"):
         assert same_path("d", spelled), spelled
-    for other in ("", "e", "d/d", str(tmp_path)):
+    for other in ("", "e", "d/d", str(tmp_path), "~nobody_here/d", "d\0"):
         assert not same_path("d", other), other
+    assert same_path("~nobody_here/d", "~nobody_here/d")
     assert same_path("", "")
 
 
@@ -326,7 +328,7 @@ def test_images_are_purified_without_networks_by_what_needs_none(trained, tmp_pa
 def test_a_network_that_has_only_begun_to_train_is_asked_of_nobody_else(trained, tmp_path):
     """Its settings are there, and no checkpoint yet: as after a kill, or while it trains."""
     images = images_in(tmp_path / "in")
-    (tmp_path / "score").symlink_to(trained.workdir / "score")
+    shutil.copytree(trained.workdir / "score", tmp_path / "score")
     claim(tmp_path / "classifier", read_settings(trained.workdir / "classifier"))
     purify(trained.config(defense__purifier="one_step"), tmp_path, images, tmp_path / "out")
     assert len(list((tmp_path / "out").iterdir())) == 2
@@ -349,10 +351,10 @@ def test_a_variants_own_score_model_purifies(trained, tmp_path):
 
 def test_networks_that_do_not_fit_each_other_are_refused_in_every_mode(trained, tmp_path):
     """An 8 x 8 classifier beside a score model of 32 x 32 colour images."""
-    (tmp_path / "classifier").symlink_to(trained.workdir / "classifier")
+    shutil.copytree(trained.workdir / "classifier", tmp_path / "classifier")
     shutil.copytree(trained.workdir / "score", tmp_path / "score")
     settings = read_settings(tmp_path / "score") | {"image_shape": [32, 32, 3]}
-    (tmp_path / "score" / "settings.json").write_text(json.dumps(settings))
+    rewrite_settings(tmp_path / "score", settings)
     images = images_in(tmp_path / "in")
     said = r"the score is for images of shape \(32, 32, 3\), the classifier for \(8, 8, 1\)"
     config = trained.config()
@@ -367,6 +369,50 @@ def test_networks_that_do_not_fit_each_other_are_refused_in_every_mode(trained, 
     for run in runs:
         with pytest.raises(ValueError, match=said):
             run()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("train", {"num_steps": "x"}, r"damaged \(Expected `int`, got `str` - at `\$.train.num_st"),
+        ("network", {"arch": "ncsnv2", "features": 4}, "describes no classifier .ncsnv2 needs a h"),
+        ("network", {"num_classes": 3}, "describes no classifier .arch None is unknown"),
+        ("data", {}, r"damaged .Object missing required field `name` - at `\$.data`"),
+        ("data", {"name": "folder", "train_split": "t"}, "damaged .*missing required field `path`"),
+        ("data", {"name": "folder", "path": ""}, "damaged .*missing required field `train_split`"),
+        ("class_names", ["cat"], "describes no classifier .there are 1 class_names, of another n"),
+    ],
+)
+def test_settings_that_do_not_fit_a_training_are_told_with_their_file(
+    trained, animals, tmp_path, field, value, said
+):
+    workdir = own(animals, tmp_path)
+    rewrite_settings(workdir / "classifier", read_settings(workdir / "classifier") | {field: value})
+    with pytest.raises(FileError, match=f"{workdir}/classifier/settings.json .*{said}"):
+        load_inputs(of_animals(trained, animals[0]), workdir, ("identity",))
+
+
+def test_a_split_that_nobody_knows_is_said_to_be_unknown(trained, animals, tmp_path, capsys):
+    workdir = own(animals, tmp_path)
+    settings = read_settings(workdir / "classifier")
+    settings["data"]["train_split"] = "nosuch"
+    rewrite_settings(workdir / "classifier", settings)
+    config = of_animals(trained, animals[0])
+    inputs = load_inputs(config, workdir, ("identity",))
+    assert tell_seen(config.data, inputs, range(2)) == ["classifier (unknown)"]
+    assert "was trained on these images is unknown: " in capsys.readouterr().out
+
+
+def test_a_link_in_the_place_of_a_network_is_refused(trained, animals, tmp_path):
+    (tmp_path / "classifier").symlink_to(animals[1] / "classifier")
+    for config in (of_animals(trained, animals[0]), trained.config()):
+        for run in (robust.run, train_classifier.run):
+            with pytest.raises(FileError, match=f"'{tmp_path}/classifier' is a link; name the"):
+                run(config, tmp_path)
+    (tmp_path / "score").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileError, match=f"'{tmp_path}/score' is a link"):
+        train_score.run(trained.config(), tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 # What every mode says, and refuses
@@ -392,7 +438,7 @@ def test_weights_of_unfinished_training_are_said_to_be_that(trained, animals, tm
     settings = read_settings(tmp_path / "classifier")
     step = settings["train"]["num_steps"]
     settings["train"]["num_steps"] += steps
-    (tmp_path / "classifier/settings.json").write_text(json.dumps(settings))
+    rewrite_settings(tmp_path / "classifier", settings)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         robust.run(of_animals(trained, animals[0]), tmp_path)
     results = accuracy(tmp_path)

@@ -110,7 +110,7 @@ def test_a_mistake_in_the_config_is_one_line_too(trained):
 @pytest.mark.parametrize("missing", ["classifier", "score"])
 def test_without_a_checkpoint_eval_robust_says_which_command_makes_it(trained, tmp_path, missing):
     if missing == "score":
-        (tmp_path / "classifier").symlink_to(trained.workdir / "classifier")
+        shutil.copytree(trained.workdir / "classifier", tmp_path / "classifier")
     result = trained.main("--mode=eval_robust", f"--workdir={tmp_path}")
     mode = {"classifier": "train_classifier", "score": "train"}[missing]
     assert result.returncode == 2

@@ -446,7 +446,7 @@ def test_corruptions_are_purified_by_the_score_model_of_another_run(
 ):
     """Beside the evaluation's own; which it is, and what it has learnt, is said and recorded."""
     name, other = learnt
-    workdir = trained.linked_into(tmp_path)
+    workdir = trained.copied_into(tmp_path)
     config = trained.config(
         variants__other=dict(purifier="adp", sigma=0.0, score=str(other)),
         corruptions__names=("contrast",),

@@ -56,7 +56,7 @@ SAMPLED = {
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory):
     """A workdir with a small evaluation under attack."""
-    workdir = trained.linked_into(tmp_path_factory.mktemp("evaluated"))
+    workdir = trained.copied_into(tmp_path_factory.mktemp("evaluated"))
     robust.run(small(trained), workdir)
     return workdir
 
@@ -342,7 +342,7 @@ def test_what_tells_evaluations_apart_is_said(workdir, tmp_path):
 
 def test_an_evaluation_that_was_stopped_early_says_so(trained, evaluated, tmp_path, capsys):
     """What --max_images left for later is not taken for the whole, in the summary nor below."""
-    workdir = trained.linked_into(tmp_path)
+    workdir = trained.copied_into(tmp_path)
     robust.run(small(trained), workdir, max_images=8)
     words = "stopped after 8 of 30 images"
     assert f"{words} (--max_images=8); the same command" in capsys.readouterr().out

@@ -28,6 +28,12 @@ def test_fields_that_no_type_names_are_kept_but_statistics_are_lists():
     assert schema.record(SCORED | {"later": {"a": 1}})["later"] == {"a": 1}
     with pytest.raises(ValueError, match="Expected `array`, got `float`"):
         schema.record(RECORDS["statistics"] | {"energy": 1.0})
+    with pytest.raises(ValueError, match="length >= 1"):
+        schema.record(RECORDS["statistics"] | {"energy": []})
+    with pytest.raises(ValueError, match="missing required field: a statistic"):
+        schema.record({"row": "statistics:clean", "index": 0})
+    with pytest.raises(ValueError, match="missing required field `distance` of an attack"):
+        schema.record(SCORED | {"loss": 1.0, "start_loss": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -82,10 +88,52 @@ def test_every_settings_and_signature_of_the_published_results_is_one():
     assert len(files) >= 6 and len(lines) >= 20
 
 
+MODES = {
+    "eval_robust": ("digits/results.json", "cifar10/strong/results.json"),
+    "certify": ("digits/certify.json", "cifar10/certify.json"),
+    "eval_corruptions": ("digits/corruptions/results.json", "cifar10/corruptions/results.json"),
+    "detect": ("digits/detect.json", "cifar10/detect.json"),
+    "ablate": ("digits/ablation.json",),
+}
+ROBUST = ("rows", 0, "low"), ("rows", 0, "high"), ("comparisons", 0, "low")
+INTERVALS = [("eval_robust", place) for place in ROBUST]
+INTERVALS += [("certify", ("rows", 0, name)) for name in ("low", "high")]
+INTERVALS += [("certify", ("rows", 0, "certified", 1, "low"))]
+INTERVALS += [("certify", ("differences", 0, name)) for name in ("low", "high")]
+INTERVALS += [("eval_corruptions", ("means", 0, name)) for name in ("low", "high")]
+INTERVALS += [("detect", ("rows", 1, "auroc", name)) for name in ("low", "high")]
+INTERVALS += [("ablate", ("rows", 0, name)) for name in ("low", "difference_low")]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_published_results_are_whole(mode):
+    for name in MODES[mode]:
+        schema.results(json.loads((DOCS / name).read_text()), mode)
+
+
+@pytest.mark.parametrize(("mode", "place"), INTERVALS, ids=str)
+def test_an_interval_is_around_its_value(mode, place):
+    """A figure can draw no other, and a table would show it."""
+    results = json.loads((DOCS / MODES[mode][0]).read_text())
+    *way, name = place
+    inner = results
+    for step in way:
+        inner = inner[step]
+    kept, other = inner[name], inner[name.replace("low", "high")]
+    inner[name] = kept + 1e-12  # rounding
+    schema.results(results, mode)
+    inner[name] = min(1.0, other + 0.01) if "low" in name else inner["low"] - 0.01
+    with pytest.raises(ValueError, match="has an interval that is not around its value|Expected"):
+        schema.results(results, mode)
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
         ([], "Expected `object`, got `array`"),
+        ({"network": {}, "train": {"num_steps": "x"}}, r"at `\$.train.num_steps`"),
+        ({"network": {}, "data": {"name": "a", "path": ""}}, "`train_split`"),
+        ({"network": {"num_classes": "x"}}, r"at `\$.network.num_classes`"),
         ({"seed": "0"}, r"at `\$.seed`"),
         ({"image_shape": [8, 8]}, r"length >= 3 - at `\$.image_shape`"),
         ({"image_shape": [8, 8, 0]}, r"at `\$.image_shape\[2\]`"),
@@ -101,14 +149,20 @@ def test_settings_of_other_types_are_told(value, said):
 
 
 def test_hashes_are_of_files_in_the_folder():
-    right = {"d/data": "0" * 64}
+    right = {"files": {"d/data": {"bytes": 5, "sha256": "0" * 64}}, "settings": "1" * 64}
     assert schema.hashes(right) == right
+    earlier = {"d/data": "0" * 64}
+    assert schema.hashes(earlier) == {"files": {"d/data": {"sha256": "0" * 64}}}
+    for wrong in ({"files": {}}, {"files": {"a": {}}}, right | {"settings": "x"}):
+        with pytest.raises(ValueError, match="Expected|missing"):
+            schema.hashes(wrong)
     for wrong in ({}, [], {"a": "0" * 63}, {"a": "G" * 64}, {"a": 1}, {"a": "0" * 64 + "\n"}):
         with pytest.raises(ValueError, match=re.compile("Expected")):
             schema.hashes(wrong)
     for name in ("/etc/passwd", "../x", "a//b", "a/./b", ""):
-        with pytest.raises(ValueError, match="below the folder"):
-            schema.hashes({name: "0" * 64})
+        for value in ({name: "0" * 64}, {"files": {name: {"sha256": "0" * 64}}}):
+            with pytest.raises(ValueError, match="below the folder"):
+                schema.hashes(value)
 
 
 def test_lines_of_metrics_and_of_provenance_are_typed():

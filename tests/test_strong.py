@@ -12,7 +12,7 @@ from purify.jsonl import read_lines
 @pytest.fixture(scope="module")
 def strong(trained, tmp_path_factory):
     """The folder of an evaluation of every list, and of AutoAttack's suites, on few images."""
-    workdir = trained.linked_into(tmp_path_factory.mktemp("strong"))
+    workdir = trained.copied_into(tmp_path_factory.mktemp("strong"))
     config = trained.config(eval__defenses=("identity", "one_step", "adp"), eval__num_images=4)
     for name, options in config.attacks.items():
         if "num_steps" in options:

@@ -9,6 +9,7 @@ import numpy as np
 from purify.evals.versions import VERSIONS
 from purify.jsonl import write_json, write_lines
 from purify.png_jpeg import encode_image
+from purify.schema import hashes
 from tests.command import ROOT
 
 COSTS = {"queries": 0, "nfe": 20, "nge": 0, "seconds": 0.5}
@@ -70,6 +71,15 @@ def robust_records() -> list[dict]:
         for row, name in rows
         for index in range(N)
     ]
+
+
+def rewrite_settings(folder: Path, settings: Mapping) -> None:
+    """Give the run of a network other settings, and make its checkpoints such as earlier versions
+    wrote: their lists do not say which settings they were saved with."""
+    write_json(folder / "settings.json", settings)
+    for path in folder.glob("checkpoints/*/sha256.json"):
+        files = hashes(json.loads(path.read_text()))["files"]
+        write_json(path, {name: of["sha256"] for name, of in files.items()})
 
 
 def write_evaluation(folder: Path, settings: Mapping | None = None) -> Path:

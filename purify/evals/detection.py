@@ -21,6 +21,7 @@ from purify.evals.programs import check_finite
 from purify.evals.roc import threshold
 from purify.evals.rows import Row
 from purify.evals.sealed_arrays import seal, sealed
+from purify.evals.store import Store
 from purify.evals.strongest import MIN_SELECTION_DRAWS
 from purify.progress import progress
 from purify.random import image_keys
@@ -87,6 +88,7 @@ def measure_images(
     numbers, size = np.arange(num_draws), evaluation.size(num_images)
     rows = {name: f"statistics:{name}" for name in sets}
     for name, row in rows.items():
+        _forget_others(store, row, statistics, num_draws)
         evaluation.forget_stale(row, name, sets[name])
     pending = {
         name: [at for at in range(num_images) if evaluation.index(at) not in store.records(row)]
@@ -117,6 +119,20 @@ def measure_images(
         records = [store.records(row)[evaluation.index(at)] for at in range(num_images)]
         values[name] = {key: np.array([r[key] for r in records]) for key in statistics}
     return values
+
+
+def _forget_others(
+    store: Store, row: str, statistics: Mapping[str, Statistic], num_draws: int
+) -> None:
+    """Put records of that row aside, to be computed again, which lack one of the statistics or have
+    not all draws of it: they are no records of this evaluation."""
+    draws = {name: num_draws if each.stochastic else 1 for name, each in statistics.items()}
+    wrong = [
+        index
+        for index, record in store.records(row).items()
+        if any(len(record.get(name, ())) != count for name, count in draws.items())
+    ]
+    store.forget(row, wrong, "not all draws of all statistics")
 
 
 def noisy(seed: int, images: np.ndarray, indices: np.ndarray, norm: str, eps: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from purify.checkpoint import (
     has_checkpoint,
     image_hash,
     load_run,
+    run_folder,
     weight_hash,
 )
 from purify.classes import check_same, meaning
@@ -161,7 +162,7 @@ def network_runs(
     defenses = tuple(defenses)
     asked = set(needed)
     asked |= {network_run(config, n, "score") for n in defenses if has_score(config, n)}
-    own = {role: workdir / role for role in ROLES}
+    own = {role: run_folder(workdir, role) for role in ROLES}
     runs = {role: folder for role, folder in own.items() if role in asked or has_checkpoint(folder)}
     names = (network_run(config, name, role) for role in ROLES for name in defenses)
     return runs | {name: Path(name) for name in names if name not in own}
@@ -257,23 +258,30 @@ def tell_seen(cfg, inputs: Inputs, positions: Iterable[int], split: str = "") ->
             of = trained["data"]["name"]
             print(f"note: the {name} was trained on {printable(of)}, these images are {cfg.name}")
         try:
-            if not _same_data(trained, cfg):
-                continue
+            seen = evaluated & _seen(trained, cfg)
         except ValueError as error:
             told.append(f"{name} (unknown)")
             why = printable(error)
             print(f"note: whether the {name} was trained on these images is unknown: {why}")
             continue
-        train_split = trained["data"]["train_split"]
-        seen = evaluated.intersection(data.members(cfg.name, train_split, **where))
         if seen:
             told.append(name)
             of = f"images of {split!r}" if split else "these images"
+            train_split = trained["data"]["train_split"]
             print(
                 f"note: the {name} was trained on {len(seen)} of {of}; config.data."
                 f"test_split={cfg.test_split!r}, its train_split={printable(repr(train_split))}"
             )
     return told
+
+
+def _seen(trained: Mapping, cfg) -> frozenset:
+    """What a run with these settings has seen of the data set of config.data, see data.members;
+    ValueError where that is not known."""
+    if not _same_data(trained, cfg):
+        return frozenset()
+    where = dict(data_dir=cfg.dir, path=cfg.path)
+    return frozenset(data.members(cfg.name, trained["data"]["train_split"], **where))
 
 
 def _same_data(trained: Mapping, cfg) -> bool:

@@ -79,12 +79,13 @@ def _untimed(record: Mapping) -> dict:
 def folder_of(workdir: Path, mode: str, settings: Mapping) -> Path:
     """<workdir>/<mode>/<see settings_name>, made or not; or the folder of the same evaluation that
     is there already under another path of its data set, see differing_settings."""
-    named = workdir / mode / settings_name(settings)
+    named = inside(workdir, mode, settings_name(settings))
     if not settings.get("data", {}).get("path") or named.exists():
         return named
     settings = json.loads(json.dumps(settings))
     for folder in sorted((workdir / mode).glob("*")):
         with contextlib.suppress(ValueError, OSError):  # another's: its own command says so
+            inside(workdir, mode, folder.name)
             if not differing_settings(read_settings(folder), settings):
                 return folder
     return named
@@ -106,10 +107,12 @@ class Store:
     def __init__(self, workdir: Path, mode: str, settings: Mapping, *, stopped: str = ""):
         self.stopped = stopped
         self.folder = folder_of(workdir, mode, settings)
-        self._lock = claim(self.folder, settings)
+        self._lock = claim(workdir, settings, mode, self.folder.name)
         if parallel.is_first_process():
-            for folder in (self.folder, *filter(Path.is_dir, self.folder.iterdir())):
-                clear_partial(folder)
+            clear_partial(self.folder)
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    clear_partial(path)
         parallel.wait_for_all("the folder is there")
         if not parallel.is_first_process():
             copy = Path(ending.temporary_folder())

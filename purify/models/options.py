@@ -18,10 +18,10 @@ Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
 Channels = Literal[1, 3]
 ImageShape = tuple[Side, Side, Channels]
 Width = Annotated[int, msgspec.Meta(ge=1, le=8192)]
-Pixels = Annotated[
-    tuple[Annotated[float, msgspec.Meta(ge=-1000, le=1000)], ...],
-    msgspec.Meta(min_length=1, max_length=3),
-]
+_EACH = msgspec.Meta(min_length=1, max_length=3)  # of the channels
+Mean = Annotated[tuple[Annotated[float, msgspec.Meta(ge=-1000, le=1000)], ...], _EACH]
+# What images are divided by: at 0, also that of float32, they are no numbers.
+Std = Annotated[tuple[Annotated[float, msgspec.Meta(ge=1e-6, le=1000)], ...], _EACH]
 
 OPTIONS: Mapping[str, Any] = {
     "num_classes": Annotated[int, msgspec.Meta(ge=1, le=MAX_CLASSES)],
@@ -31,8 +31,8 @@ OPTIONS: Mapping[str, Any] = {
     "depth": Annotated[int, msgspec.Meta(ge=1, le=2 * MAX_BLOCKS)],
     "widen": Annotated[int, msgspec.Meta(ge=1, le=64)],
     "form": str,
-    "mean": Pixels,
-    "std": Pixels,
+    "mean": Mean,
+    "std": Std,
 }
 
 

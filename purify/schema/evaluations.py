@@ -1,6 +1,7 @@
 """Whether a results.json is one of its mode, and whole."""
 
 import collections
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
@@ -29,8 +30,33 @@ def results(value: Any, mode: str) -> dict:
     for name, section in value["config"].items():
         if name != "seed" and not isinstance(section, dict):
             raise ValueError(f"Expected `object` - at `$.config.{name}`")
+    _check_intervals(value, "$")
     _WHOLE.get(mode, lambda _: None)(value)
     return value
+
+
+# What an interval is of: the first of these fields beside its ends.
+_ESTIMATED = ("average_certified_radius", "mean_difference", "accuracy", "value")
+_ROUNDING = 1e-9
+
+
+def _check_intervals(value: Any, where: str) -> None:
+    """All intervals are around what they are of: a figure can draw no other, and a table should
+    show none."""
+    if isinstance(value, list):
+        for place, each in enumerate(value):
+            _check_intervals(each, f"{where}[{place}]")
+    if not isinstance(value, dict):
+        return
+    for prefix in ("", "difference_"):
+        low, high = value.get(f"{prefix}low"), value.get(f"{prefix}high")
+        names = [name for name in (_ESTIMATED, ("difference",))[bool(prefix)] if name in value]
+        inner = [value[names[0]]] if names and isinstance(value[names[0]], int | float) else []
+        ends = [each for each in (low, *inner, high) if isinstance(each, int | float)]
+        if any(a > b + _ROUNDING for a, b in itertools.pairwise(ends)):
+            raise ValueError(f"`{where}` has an interval that is not around its value")
+    for name, each in value.items():
+        _check_intervals(each, f"{where}.{name}")
 
 
 def _robust_is_whole(value: Mapping) -> None:

@@ -14,23 +14,42 @@ class Data(TypedDict, total=False):
     test_split: str
 
 
+class TrainedOn(TypedDict, total=False):
+    """What a training has seen; all that evaluations ask of it has always been there."""
+
+    name: Required[str]
+    path: Required[str | None]
+    train_split: Required[str]
+
+
+class Network(TypedDict, total=False):
+    """All else are options of that network, see models.options."""
+
+    arch: str
+    num_classes: Annotated[int, msgspec.Meta(gt=0, le=MAX_CLASSES)]
+
+
+class Train(TypedDict, total=False):
+    num_steps: Count
+
+
 class Perturbation(TypedDict, total=False):
     name: Required[str]
+    sigma_eff: Positive
 
 
-class Settings(TypedDict, total=False):
+class Shared(TypedDict, total=False):
     """A settings.json, of a training or an evaluation. Its content names folders: it has no
     version."""
 
     seed: Count
-    data: Data
     images: str
     # of a training
-    network: dict[str, Any]
+    network: Network
     image_shape: Annotated[list[Side], msgspec.Meta(min_length=3, max_length=3)]
     num_classes: Annotated[int, msgspec.Meta(gt=0, le=MAX_CLASSES)]
     class_names: Annotated[list[str], msgspec.Meta(max_length=MAX_CLASSES)]
-    train: dict[str, Any]
+    train: Train
     head: str
     sigma_max: Positive
     sigma_min: Positive
@@ -49,15 +68,44 @@ class Settings(TypedDict, total=False):
     given: bool
 
 
+class Settings(Shared, total=False):
+    """Of an evaluation, or of nobody knows what."""
+
+    data: Data
+
+
+class Training(Shared, total=False):
+    """data: none where the weights were imported from elsewhere."""
+
+    data: TrainedOn
+
+
+class Listed(TypedDict, total=False):
+    """bytes: of the file; lists of earlier versions have none."""
+
+    bytes: Count
+    sha256: Required[Hash]
+
+
+class Hashes(TypedDict, total=False):
+    """A sha256.json. files: name below its folder -> what is known of it. settings: the hash of
+    those of the run."""
+
+    files: Required[Annotated[dict[str, Listed], msgspec.Meta(min_length=1)]]
+    settings: Hash
+
+
 def settings(value: Any) -> dict:
     """What a settings.json holds; ValueError that says what is wrong with it."""
-    return check(value, Settings)
+    return check(value, Training if isinstance(value, dict) and "network" in value else Settings)
 
 
-def hashes(value: Any) -> dict[str, str]:
-    """What a sha256.json holds: name of a file below its folder -> its hash, at least one."""
-    found = check(value, Annotated[dict[str, Hash], msgspec.Meta(min_length=1)])
-    for name in found:
+def hashes(value: Any) -> Hashes:
+    """What a sha256.json holds, in today's form: those of earlier versions are {name: hash}."""
+    if not (isinstance(value, dict) and isinstance(value.get("files"), dict)):
+        plain = check(value, Annotated[dict[str, Hash], msgspec.Meta(min_length=1)])
+        value = {"files": {name: {"sha256": each} for name, each in plain.items()}}
+    for name in check(value, Hashes)["files"]:
         if name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
             raise ValueError("a name of a file that does not lie below the folder")
-    return found
+    return value

@@ -18,6 +18,8 @@ from purify.schema.atoms import (
     numbers,
 )
 
+Draws = Annotated[list[Number], msgspec.Meta(min_length=1)]  # of a statistic
+
 
 class Record(TypedDict, total=False):
     """A line of an images.jsonl: what was computed of one image for one row.
@@ -135,6 +137,7 @@ class Report(TypedDict, total=False):
     step: Required[Count]
 
 
+_ATTACKED = ("loss", "start_loss", "distance")  # an attacked image has all of them
 # How the rows of a kind of records begin; those of others are told by their fields.
 _PREFIXES = {"attack:": Attack, "choice:": Choice}
 _FIELDS = {"step_sizes": Path, "score_norms": Path, "counts": Certified, "radius": Certified}
@@ -148,7 +151,9 @@ def record(value: Any) -> dict:
         if row.startswith(prefix):
             return check(value, kind)
     if row.startswith("statistics:"):
-        return numbers(value, list[Number], but=("row", "index", "arrays"))
+        if value.keys() <= {"row", "index", "arrays"}:
+            raise ValueError("missing required field: a statistic")
+        return numbers(value, Draws, but=("row", "index", "arrays"))
     if row in _ROWS:
         return check(value, _ROWS[row])
     kind = next((kind for field, kind in _FIELDS.items() if field in value), Scored)
@@ -157,6 +162,8 @@ def record(value: Any) -> dict:
         draws, runs = value["predictions"], {len(draw) for draw in value["predictions"]}
         if len(draws) != len(value["correct"]) or len(runs) != 1:
             raise ValueError("`predictions` are not of as many runs in each draw of `correct`")
+        if missing := {*_ATTACKED} - value.keys() if value.keys() & {*_ATTACKED} else None:
+            raise ValueError(f"missing required field `{min(missing)}` of an attack")
     return value
 
 
