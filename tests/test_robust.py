@@ -900,7 +900,7 @@ def test_what_was_computed_of_other_attacked_images_is_computed_again(
     what the defence makes of it."""
     copy = copied(evaluated, workdir)
     other, lost = "0" * 16, ("attack:adp-exact", "attack:adp-strongest")
-    records = [r for r in evaluated.records if r["index"] or r["row"] not in lost]
+    records = [dict(r) for r in evaluated.records if r["index"] or r["row"] not in lost]
     for record in records:
         of_one = record["row"] == "choice:adp-strongest:adp-exact" and not record["index"]
         if record["row"] == "adp-exact" or of_one:
