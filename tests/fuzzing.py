@@ -5,6 +5,7 @@ saves what fails, cut down to little, into tests/corpus/<target>/, which the tes
 """
 
 import argparse
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -32,14 +33,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save as safetensors
 
+from configs.digits import get_config
 from purify import data, models, weight_files
 from purify.arrays import map_npy
 from purify.builders.fashion_mnist_idx import read_idx
+from purify.checkpoint import Checkpoints, image_hash, load_run
 from purify.evals.corruption_files import CorruptionFiles
+from purify.evals.inputs import load_inputs, tell_seen
 from purify.image_io import load_labelled_npz, open_images
 from purify.import_weights import read_file
 from purify.messages import printable
+from purify.settings import claim, read_settings
+from purify.vouching import HASHES, vouch
 from tests.test_data import prepare_cifar10
+from tests.written import rewrite_lists
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS, MEMORY = 10, 2**20  # KiB that a reader may take, each for one file
@@ -86,7 +93,7 @@ SETTINGS = {
     "network": {"arch": "unet", "widths": [4, 4], "blocks": 1},
     "image_shape": [4, 4, 1],
     "head": "score",
-    "data": {"name": "digits8x8", "path": ""},
+    "data": {"name": "digits8x8", "path": "", "train_split": "train"},
 }
 
 
@@ -207,6 +214,72 @@ def copy_of_tfds(path: Path) -> None:
             raise
 
 
+@functools.cache
+def classifier_run() -> tuple[tempfile.TemporaryDirectory, Path]:
+    """A workdir with a tiny classifier of SPLIT, for as long as this process lives; its run."""
+    folder = tempfile.TemporaryDirectory(prefix="fuzzing-run-")
+    seen = Path(folder.name) / "seen.npz"
+    seen.write_bytes(npz(**SPLIT, test_images=IMAGES, test_labels=LABELLED["labels"]))
+    settings = {
+        "network": {"arch": "resnet", "widths": [4], "blocks": 0, "num_classes": 3},
+        "image_shape": [4, 4, 3],
+        "num_classes": 3,
+        "data": {"name": "npz", "path": str(seen), "train_split": "train"},
+        "images": image_hash(IMAGES, SPLIT["train_labels"]),
+        "seed": 0,
+        "train": {"num_steps": 2, "batch_size": 2},
+        "class_names": ["ant", "bee", "cat"],
+    }
+    network = models.build(**settings["network"])
+    variables = network.init(jax.random.key(0), np.zeros((1, 4, 4, 3), np.float32))
+    with Checkpoints(
+        Path(folder.name) / "classifier", lock=claim(Path(folder.name), settings, "classifier")
+    ) as checkpoints:
+        checkpoints.save(1, {"ema": variables})
+    return folder, checkpoints.folder
+
+
+def training_settings(path: Path) -> None:
+    """What evaluations ask of the settings of a training, vouched for as if they were its own."""
+    root, run = classifier_run()
+    workdir = path.parent.parent
+    shutil.copytree(run / "checkpoints", path.parent / "checkpoints")
+    rewrite_lists(path.parent)
+    config = get_config()
+    config.data.update(name="npz", path=f"{root.name}/seen.npz", test_split="test")
+    try:
+        inputs = load_inputs(config, workdir, ("identity",))
+    except ValueError as error:  # of images and networks that do not fit each other
+        if not str(error).startswith("npz has "):
+            raise
+        return
+    with contextlib.redirect_stdout(io.StringIO()):
+        tell_seen(config.data, inputs, range(4))
+
+
+def files_of_checkpoint() -> list[bytes]:
+    """Each behind its name."""
+    root = classifier_run()[1] / "checkpoints" / "1"
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    return [
+        path.relative_to(root).as_posix().encode() + b"\n" + path.read_bytes() for path in files
+    ]
+
+
+def checkpoint(path: Path) -> None:
+    """One that somebody has changed, with the hashes that fit; but for the list itself."""
+    workdir = path.with_name("run")
+    shutil.copytree(classifier_run()[1], workdir / "classifier")
+    folder = workdir / "classifier" / "checkpoints" / "1"
+    name, _, content = path.read_bytes().partition(b"\n")
+    files = {str(p.relative_to(folder)).encode(): p for p in folder.rglob("*") if p.is_file()}
+    changed = files.get(name, folder / "state" / "_METADATA")
+    changed.write_bytes(content)
+    if changed.name != HASHES:
+        vouch(folder, read_settings(workdir / "classifier"))
+    load_run(workdir, "classifier")
+
+
 FIVE = np.resize(IMAGES, (10, 4, 4, 3))
 WEIGHT_FILES = [safetensors({n: np.atleast_1d(w) for n, w in WEIGHTS.items()})]
 
@@ -257,6 +330,12 @@ TARGETS = {
         weights_of,
         lambda content: own_weights(content or b" "),
     ),
+    "training_settings": Target(
+        "classifier/settings.json",
+        lambda: [(classifier_run()[1] / "settings.json").read_bytes()],
+        training_settings,
+    ),
+    "checkpoint": Target("changed", files_of_checkpoint, checkpoint),
 }
 
 

@@ -74,9 +74,14 @@ def robust_records() -> list[dict]:
 
 
 def rewrite_settings(folder: Path, settings: Mapping) -> None:
-    """Give the run of a network other settings, and make its checkpoints such as earlier versions
-    wrote: their lists do not say which settings they were saved with."""
+    """Give the run of a network other settings, which its checkpoints cannot tell from its own."""
     write_json(folder / "settings.json", settings)
+    rewrite_lists(folder)
+
+
+def rewrite_lists(folder: Path) -> None:
+    """Make the lists in a run's checkpoints such as earlier versions wrote: without sizes, and
+    without the settings that these were saved with."""
     for path in folder.glob("checkpoints/*/sha256.json"):
         files = hashes(json.loads(path.read_text()))["files"]
         write_json(path, {name: of["sha256"] for name, of in files.items()})
