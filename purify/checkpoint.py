@@ -258,6 +258,8 @@ def load_run(workdir: Path, role: str) -> Loaded:
     settings = _network_settings(folder, role)
     with Checkpoints(folder) as checkpoints:
         step, state = checkpoints.restore_latest()
+    if not isinstance(state, dict) or "ema" not in state:
+        raise FileError(f"checkpoint {folder}/checkpoints/{step} has no averaged weights")
     variables = jax.tree.map(jax.numpy.asarray, state["ema"])
     return Loaded(variables, settings, step)
 

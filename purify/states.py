@@ -28,6 +28,8 @@ def declared(path: Path, size: int) -> PyTree:
     """What makes `load` give the state as NumPy arrays, whatever devices saved it; ValueError where
     a checkpoint of `size` bytes declares larger ones than it can hold."""
     state = ocp.checkpointables_metadata(_plain(path)).metadata[NAME]
+    if state is None:  # Orbax cannot read it, and would load whatever is there
+        raise ValueError("what it declares is no state of training")
     shapes = ((leaf.shape, np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(state))
     needed = sum(abs(math.prod(shape)) * dtype.itemsize for shape, dtype in shapes)
     if needed > (most := memory_for(size, FACTOR)):

@@ -41,6 +41,8 @@ SCORE_SETTINGS = {
     "head": "energy",
 }
 
+WIDE = {"arch": "cifar_resnet", "depth": 8, "num_classes": 3}
+
 
 def state_of(variables):
     """A training state in which every leaf is random, and the average differs from the weights."""
@@ -300,6 +302,21 @@ def test_arrays_that_the_files_cannot_hold_are_not_made_room_for(saved, tmp_path
     monkeypatch.setattr(states.ocp, "checkpointables_metadata", lambda _: metadata)
     with pytest.raises(FileError, match="/20 cannot be read .it declares arrays of 17,592,186,"):
         restore(tmp_path)
+
+
+def test_a_checkpoint_that_declares_nothing_is_not_loaded_as_it_is(saved, monkeypatch):
+    nothing = SimpleNamespace(metadata={"state": None})
+    monkeypatch.setattr(states.ocp, "checkpointables_metadata", lambda _: nothing)
+    monkeypatch.setattr(states.ocp, "load_checkpointables", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(FileError, match="/20 cannot be read .what it declares is no state"):
+        restore(saved)
+
+
+def test_a_state_without_averaged_weights_is_named(tmp_path):
+    claim(tmp_path, SCORE_SETTINGS, "score")
+    save(tmp_path / "score", {"params": np.zeros(3)}, 1)
+    with pytest.raises(FileError, match="score/checkpoints/1 has no averaged weights"):
+        load_score(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["0000000099", "\u0669\u0669", "99", "+99", "9_9"])
@@ -603,6 +620,8 @@ def test_damaged_settings_are_named(score_workdir, tmp_path, content):
         ({"network": {"arch": "unet", "widths": [4], "blocks": 10**9}}, "blocks=1000000000"),
         ({"network": {"arch": "tree"}}, "'tree'"),
         ({"network": {}}, "arch None is u"),
+        ({"network": WIDE | {"std": [0.0]}}, "std=[0.0]"),
+        ({"network": WIDE | {"mean": [float("inf")]}}, "mean=[inf]"),
         ({"network": {"arch": "resnet", "widths": [4], "blocks": 0, "num_classes": 3}}, "classif"),
         ({"image_shape": [10**6, 10**6, 3]}, "image_shape"),
         ({"head": "<script>"}, "head"),
