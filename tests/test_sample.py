@@ -28,6 +28,7 @@ from purify.settings import claim, read_settings
 from purify.types import Stepwise
 from tests.oracles import GaussianScore, make_score
 from tests.test_robust import untimed
+from tests.written import rewrite_settings
 
 SHAPE, KEY = (6, 6, 1), jax.random.key(0)
 BUDGET = {
@@ -270,7 +271,7 @@ def test_from_noise_alone_and_without_a_classifier(trained, tmp_path):
     """A model that its settings say was trained on noise enough."""
     shutil.copytree(trained.workdir / "score", tmp_path / "score")
     settings = json.loads((tmp_path / "score" / "settings.json").read_text())
-    (tmp_path / "score" / "settings.json").write_text(json.dumps(settings | {"sigma_max": 4.0}))
+    rewrite_settings(tmp_path / "score", settings | {"sigma_max": 4.0})
     sample.run(trained.config(**PRIOR | {"sample.purifiers": ("one_step",)}), tmp_path)
     folder = only_folder(tmp_path)
     results = json.loads((folder / "results.json").read_text())
@@ -326,7 +327,7 @@ def test_a_model_of_other_noise_has_no_samples_but_paths(trained, tmp_path):
     shutil.copytree(trained.workdir / "score", tmp_path / "score")
     settings = json.loads((tmp_path / "score" / "settings.json").read_text())
     settings["perturbation"] = {"name": "augmix", "sigma_eff": 0.1}
-    (tmp_path / "score" / "settings.json").write_text(json.dumps(settings))
+    rewrite_settings(tmp_path / "score", settings)
     with pytest.raises(ValueError, match="has learnt to undo 'augmix'"):
         sample.run(trained.config(**BUDGET), tmp_path)
     paths = {"sample.num_images": 0, "sample.purifiers": ("one_step",)}
