@@ -103,7 +103,7 @@ MODES = {
     "export_weights": "purify.export_weights",
 }
 # What they write is whole at the end or not there: nothing for the next command to go on from.
-WHOLE = ("compare", "report", "purify", "import_weights", "export_weights")
+KEEPING_NOTHING = ("compare", "report", "purify", "import_weights", "export_weights")
 DISTRIBUTED = ("train_classifier", "train", "eval_robust")
 WITHOUT_CONFIG = ("compare", "report", "import_weights", "export_weights")
 # Beside this file, from where the user stands.
@@ -310,7 +310,7 @@ def less_memory() -> str:
 def main(argv: list[str]) -> None:
     del argv
     mode = _MODE.value
-    ending.keeps = mode not in WHOLE
+    ending.keeps = mode not in KEEPING_NOTHING
     options = {
         "input": _INPUT.value and expand(_INPUT.value),
         "output": _OUTPUT.value and expand(_OUTPUT.value),

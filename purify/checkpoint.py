@@ -43,10 +43,6 @@ class MissingCheckpoint(NeedsMode):
         super().__init__(message, mode=mode, workdir=folder.parent)
 
 
-class _OtherSettings(FileError):
-    """The settings of a run are not those of its checkpoint, whose files are whole."""
-
-
 class Checkpoints:
     """The checkpoints of one training run, newest two kept; a save is whole or absent.
 
@@ -129,17 +125,17 @@ class Checkpoints:
                 path = newer
 
     def _restore(self, path: Path, abstract_state: PyTree | None) -> PyTree:
-        advice = self._how_to_go_on()
         try:
-            self._check_settings(path, check_files(path))
-            advice = "its files are those that were saved: keep them"
+            made_with = check_files(path)
+        except Exception as error:
+            self._refuse(path, error, self._how_to_go_on())
+        self._check_settings(path, made_with)
+        try:
             if abstract_state is None:
                 abstract_state = states.declared(path, size_of(path))
             return states.load(path, abstract_state)
-        except _OtherSettings:
-            raise
         except Exception as error:
-            self._refuse(path, error, advice)
+            self._refuse(path, error, "its files are those that were saved: keep them")
 
     def _settings(self) -> dict | None:
         """Of the run, if it has any."""
@@ -151,9 +147,11 @@ class Checkpoints:
     def _check_settings(self, path: Path, made_with: str | None) -> None:
         """FileError unless settings.json is that of the checkpoint: its mean, its names of classes
         and much else fit the same weights with other values, too."""
+        if made_with is None:
+            return
         settings = self._settings()
-        if made_with and (settings is None or settings_hash(settings) != made_with):
-            raise _OtherSettings(
+        if settings is None or settings_hash(settings) != made_with:
+            raise FileError(
                 f"{self.folder / SETTINGS} is not what checkpoint {path} was saved with: bring it "
                 f"back, or move {self.folder} elsewhere and make it anew"
             )

@@ -1,7 +1,6 @@
 """What a record says twice must agree: logits, the predictions of single runs, answers of draws;
 counts of classes and the certificate that follows from them."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +9,12 @@ from scipy.special import log_softmax, logsumexp
 from purify.evals import smoothing
 
 ROUNDING = 1e-5  # of logits, relative to the largest
+
+
+def check_label(record: Mapping, label: int) -> None:
+    """ValueError unless a record is of an image with that label."""
+    if record["label"] != label:
+        raise ValueError(f"label {record['label']}, of an image of {label}")
 
 
 def check_scored(record: Mapping) -> None:
@@ -53,9 +58,10 @@ def check_certified(
 ) -> None:
     """ValueError unless a certificate is what its counts say; options as of smoothing.certify."""
     counts = np.array(record["counts"])
-    drawn, num_looks = int(counts.sum()), math.ceil(num_samples / smoothing.LOOK)
-    looks = {min(look * smoothing.LOOK, num_samples) for look in range(1, num_looks + 1)}
-    if len(counts) != num_classes or not 0 <= record["top"] < num_classes or drawn not in looks:
+    drawn = int(counts.sum())
+    early = 0 < drawn < num_samples and drawn % smoothing.LOOK == 0
+    known = len(counts) == num_classes and 0 <= record["top"] < num_classes
+    if not known or not (early or drawn == num_samples):
         raise ValueError(f"{drawn} samples of {len(counts)} classes, top {record['top']}")
     if record["samples"] != num_selection + drawn:
         raise ValueError(f"{record['samples']} samples, but counts of {drawn} + {num_selection}")

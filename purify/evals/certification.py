@@ -18,7 +18,7 @@ from purify.adp import ADP
 from purify.compilation import jit
 from purify.defense import Defense
 from purify.evals import smoothing
-from purify.evals.agreement import check_certified
+from purify.evals.agreement import check_certified, check_label
 from purify.evals.programs import check_finite
 from purify.evals.store import Store
 from purify.evals.terminal import tell_work
@@ -201,25 +201,26 @@ class Certification:
     def _check(self, row: SmoothedRow) -> None:
         """FileError unless the records say what follows from their own counts, of these labels."""
         records = self.store.records(row.name)
-        check = functools.partial(
-            check_certified,
-            num_classes=self._num_classes,
-            sigma=row.sigma,
-            num_selection=self._num_selection,
-            num_samples=row.num_samples,
-            alpha=self._alpha,
-        )
         for at in range(row.num_images):
             record = records[int(self.indices[at])]
             try:
-                if record["label"] != self.labels[at]:
-                    raise ValueError(f"label {record['label']}, of an image of {self.labels[at]}")
-                check(record)
+                check_label(record, self.labels[at])
+                check_certified(record, **self._options(row))
             except ValueError as error:
                 raise FileError(
                     f"{self.store.folder}/images.jsonl: {row.name}, index {record['index']}: "
                     f"{error}; bring the file back, or move the folder elsewhere"
                 ) from None
+
+    def _options(self, row: SmoothedRow) -> dict[str, Any]:
+        """Those of smoothing.certify."""
+        return {
+            "sigma": row.sigma,
+            "num_classes": self._num_classes,
+            "num_selection": self._num_selection,
+            "num_samples": row.num_samples,
+            "alpha": self._alpha,
+        }
 
     def _pending(self, row: SmoothedRow) -> list[int]:
         done = self.store.records(row.name)
@@ -262,14 +263,7 @@ class Certification:
         """The line of the image at a position."""
         start = time.perf_counter()
         sample = Samples(self._blocks(row), self._starter(row, at, pool))
-        found = smoothing.certify(
-            sample,
-            sigma=row.sigma,
-            num_classes=self._num_classes,
-            num_selection=self._num_selection,
-            num_samples=row.num_samples,
-            alpha=self._alpha,
-        )
+        found = smoothing.certify(sample, **self._options(row))
         sample.wait()
         return {
             "index": int(self.indices[at]),

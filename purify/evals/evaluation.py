@@ -9,7 +9,7 @@ import numpy as np
 from attacks.types import Attacked
 from purify import parallel
 from purify.compilation import compile_lowered
-from purify.evals.agreement import check_logits
+from purify.evals.agreement import check_label, check_logits
 from purify.evals.choosing import choose
 from purify.evals.programs import Scored, check_finite, check_in_ball, craft, score
 from purify.evals.rows import Row, crafting, with_stages
@@ -194,8 +194,7 @@ class Evaluation:
         for at in self._positions(records):
             record = records[self.index(at)]
             try:
-                if record["label"] != self.labels[at]:
-                    raise ValueError(f"label {record['label']}, of an image of {self.labels[at]}")
+                check_label(record, self.labels[at])
                 if logits is None:
                     logits = self._logits(row, np.shape(record["predictions"]))
                 if _there(logits[at]):

@@ -109,10 +109,8 @@ class Store:
         self.folder = folder_of(workdir, mode, settings)
         self._lock = claim(workdir, settings, mode, self.folder.name)
         if parallel.is_first_process():
-            clear_partial(self.folder)
-            for path in self.folder.iterdir():
-                if path.is_dir() and not path.is_symlink():
-                    clear_partial(path)
+            for folder in (self.folder, *filter(Path.is_dir, self.folder.iterdir())):
+                clear_partial(folder)
         parallel.wait_for_all("the folder is there")
         if not parallel.is_first_process():
             copy = Path(ending.temporary_folder())

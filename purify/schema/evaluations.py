@@ -35,8 +35,11 @@ def results(value: Any, mode: str) -> dict:
     return value
 
 
-# What an interval is of: the first of these fields beside its ends.
-_ESTIMATED = ("average_certified_radius", "mean_difference", "accuracy", "value")
+# How the names of an interval's ends begin -> what it is of: the first of these fields beside them.
+_ESTIMATED = {
+    "": ("average_certified_radius", "mean_difference", "accuracy", "value"),
+    "difference_": ("difference",),
+}
 _ROUNDING = 1e-9
 
 
@@ -48,11 +51,10 @@ def _check_intervals(value: Any, where: str) -> None:
             _check_intervals(each, f"{where}[{place}]")
     if not isinstance(value, dict):
         return
-    for prefix in ("", "difference_"):
-        low, high = value.get(f"{prefix}low"), value.get(f"{prefix}high")
-        names = [name for name in (_ESTIMATED, ("difference",))[bool(prefix)] if name in value]
-        inner = [value[names[0]]] if names and isinstance(value[names[0]], int | float) else []
-        ends = [each for each in (low, *inner, high) if isinstance(each, int | float)]
+    for prefix, fields in _ESTIMATED.items():
+        inner = next((value[name] for name in fields if name in value), None)
+        ordered = value.get(f"{prefix}low"), inner, value.get(f"{prefix}high")
+        ends = [each for each in ordered if isinstance(each, int | float)]
         if any(a > b + _ROUNDING for a, b in itertools.pairwise(ends)):
             raise ValueError(f"`{where}` has an interval that is not around its value")
     for name, each in value.items():
