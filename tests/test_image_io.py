@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from purify import png_jpeg
+from purify import files, png_jpeg
 from purify.image_io import load_labelled_npz, open_images, to_float, to_uint8
 
 RGB, GREY = (6, 5, 3), (6, 5, 1)  # height and width differ, so that a transposition shows
@@ -566,8 +566,7 @@ def test_interrupted_writing_leaves_nothing(source_path, monkeypatch, where):
     source = open_images(source_path, output_for(source_path), RGB)
     before = sorted(source_path.parent.rglob("*"))
     if where == "rename":
-        for name in ("rename", "replace"):  # of folders and of files
-            monkeypatch.setattr(os, name, interrupt)
+        monkeypatch.setattr(files, "rename_new", interrupt)  # of folders and of files
     elif source_path.is_dir():
         monkeypatch.setattr(Image.Image, "save", interrupt)
     else:
