@@ -64,7 +64,7 @@ import signal
 if __name__ == "__main__":  # signals wait until there is something that answers them
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
-from purify import ending, processes
+from purify.runtime import ending, processes
 
 if __name__ == "__main__":
     ending.catch_signals()  # before anything that takes its time is imported
@@ -87,11 +87,11 @@ from ml_collections.config_flags.tuple_parser import TupleParser
 
 # mode -> the module whose run(config, workdir, **options) does it
 MODES = {
-    "train_classifier": "purify.train_classifier",
-    "train": "purify.train_score",
+    "train_classifier": "purify.training.train_classifier",
+    "train": "purify.training.train_score",
     "eval_robust": "purify.evals.robust",
     "eval_corruptions": "purify.evals.corruptions",
-    "check_gradients": "purify.evals.gradient_health",
+    "check_gradients": "purify.evals.gradients",
     "certify": "purify.evals.certify",
     "detect": "purify.evals.detect",
     "sample": "purify.evals.sample",
@@ -99,8 +99,8 @@ MODES = {
     "compare": "purify.evals.compare",
     "report": "purify.evals.report.page",
     "purify": "purify.evals.purify_files",
-    "import_weights": "purify.import_weights",
-    "export_weights": "purify.export_weights",
+    "import_weights": "purify.saving.import_weights",
+    "export_weights": "purify.saving.export_weights",
 }
 # What they write is whole at the end or not there: nothing for the next command to go on from.
 KEEPING_NOTHING = ("compare", "report", "purify", "import_weights", "export_weights")
@@ -335,9 +335,9 @@ def main(argv: list[str]) -> None:
     elif _COORDINATOR.value or _PROCESSES.value is not None or _PROCESS.value is not None:
         fail("--coordinator_address, --num_processes and --process_id belong to --distributed")
     # Imported here, so that --help and a mistyped flag answer at once.
-    from purify.checkpoint import NeedsMode
-    from purify.compilation import trace_without_pauses
-    from purify.messages import printable_lines
+    from purify.runtime.compilation import trace_without_pauses
+    from purify.runtime.messages import printable_lines
+    from purify.saving.checkpoint import NeedsMode
 
     trace_without_pauses()
     try:

@@ -22,9 +22,9 @@ import attacks
 from benchmarks.pytorch import LAYOUTS
 from benchmarks.timing import best_times
 from purify import models
-from purify.compilation import compiler_options
 from purify.models.importing import import_weights, read_weights
-from purify.networks import Classifier
+from purify.models.networks import Classifier
+from purify.runtime.compilation import compiler_options
 from tests.torch_twins import CifarResNet
 
 BATCH, SHAPE, EPS, STEPS, ROUNDS = 128, (32, 32, 3), 8 / 255, 20, 5

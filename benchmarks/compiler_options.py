@@ -1,4 +1,4 @@
-"""The purifier with and without purify.compilation's options for XLA's CPU backend.
+"""The purifier with and without purify.runtime.compilation's options for XLA's CPU backend.
 
     python -m benchmarks.compiler_options
 
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from benchmarks.timing import best_times
 from purify import models
-from purify.adp import ADP
-from purify.compilation import compiler_options
-from purify.networks import Score
+from purify.models.networks import Score
+from purify.purifiers.adp import ADP
+from purify.runtime.compilation import compiler_options
 
 ROUNDS = 5
 SIZES = {"8 x 8 x 1": (200, (8, 8, 1), (16, 32)), "32 x 32 x 3": (16, (32, 32, 3), (32, 64, 64))}

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.timing import best_times
-from purify.compilation import jit
 from purify.models import convolution
 from purify.models.convolution import conv2d, xla_convolve
+from purify.runtime.compilation import jit
 
 STEPS, LAYERS, ROUNDS = 4, 6, 7
 

@@ -12,8 +12,8 @@ import functools
 import jax
 
 from benchmarks.timing import best_times
-from purify.compilation import compiler_options
 from purify.models.convolution import conv2d, xla_convolve
+from purify.runtime.compilation import compiler_options
 
 ROUNDS = 9
 # batch, side, channels, features

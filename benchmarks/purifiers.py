@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from benchmarks.timing import best_times
 from purify.defense import classify
-from purify.evals.defenses import build_defense
-from purify.evals.inputs import load_networks, network_runs
+from purify.evals.core.defenses import build_defense
+from purify.evals.core.inputs import load_networks, network_runs
 from purify.random import image_keys
 
 ROUNDS, BATCH = 4, 8

@@ -30,14 +30,14 @@ from attacks.gradients import attacked_purifier, expectation
 from attacks.losses import cross_entropy
 from benchmarks.timing import best_times
 from purify import models
-from purify.adp import ADP
-from purify.compilation import compiler_options
 from purify.defense import Defense
-from purify.losses import dsm, noise_levels
 from purify.models.importing import import_weights
-from purify.networks import Classifier, Score
-from purify.train import init_state, make_train_step
-from purify.train_options import TrainOptions
+from purify.models.networks import Classifier, Score
+from purify.purifiers.adp import ADP
+from purify.runtime.compilation import compiler_options
+from purify.training.loop import init_state, make_train_step
+from purify.training.losses import dsm, noise_levels
+from purify.training.options import TrainOptions
 from tests.torch_twins import CifarResNet
 
 WIDTHS, BLOCKS, SHAPE = (32, 64, 64), 2, (32, 32, 3)

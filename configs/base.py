@@ -84,7 +84,7 @@ def _score() -> ConfigDict:
     score.num_levels = 40
     # What it learns to undo: 'gaussian' noise, or for common corruptions 'dct', noise at the same
     # levels that falls with the frequency, or 'augmix', which has no levels (sigma_max to
-    # num_levels do not matter); see purify/perturbations.py.
+    # num_levels do not matter); see purify/training/perturbations.py.
     score.perturbation = "gaussian"
     score.dct = ConfigDict(dict(power=1.0))  # 0: white
     score.augmix = ConfigDict(dict(severity=3.0, width=3, depth=3))
@@ -93,7 +93,7 @@ def _score() -> ConfigDict:
 
 
 def _purifiers() -> ConfigDict:
-    """By name; see purify/purifiers.py and adp.py."""
+    """By name; see purify/purifiers/__init__.py and adp.py."""
     # One injected noise level for all purifiers, so that --config.adp.sigma changes them together.
     sigma = FieldReference(0.25)
     purifiers = ConfigDict()
@@ -125,7 +125,7 @@ def _purifiers() -> ConfigDict:
     # Its parts: a purifier, and what is different of the above.
     purifiers.detect_then_purify = ConfigDict(
         dict(
-            threshold=0.0,  # of the score norm: 0 suspects every image; see purify/detection.py
+            threshold=0.0,  # of the score norm: 0 suspects every image
             natural=dict(purifier="schedule", sigma=0.1),
             suspected=dict(purifier="adp"),
         )
@@ -149,7 +149,7 @@ def _check() -> ConfigDict:
 
 
 def _certify() -> ConfigDict:
-    """Of --mode=certify; see purify/evals/smoothing.py."""
+    """Of --mode=certify; see purify/evals/certify/smoothing.py."""
     certify = ConfigDict()
     certify.defenses = ("noise_only", "one_step")  # plain, and denoised smoothing
     certify.sigmas = (0.25,)  # of the certificates' noise, the only one that is injected

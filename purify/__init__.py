@@ -12,21 +12,21 @@ from typing import Any
 # Name -> the module that has it, imported when the name is first asked for: what needs no JAX, as
 # the command line before its flags are read, does not wait for it.
 _HOMES = {
-    "ADP": "adp",
+    "ADP": "purifiers.adp",
     "PURIFIERS": "purifiers",
-    "Classifier": "networks",
+    "Classifier": "models.networks",
     "Defense": "defense",
     "Identity": "purifiers",
     "NoiseOnly": "purifiers",
     "OneStep": "purifiers",
     "Schedule": "purifiers",
-    "Score": "networks",
+    "Score": "models.networks",
     "classify": "defense",
     "image_keys": "random",
-    "jit": "compilation",
-    "load_classifier": "checkpoint",
-    "load_defense": "checkpoint",
-    "load_score": "checkpoint",
+    "jit": "runtime.compilation",
+    "load_classifier": "saving.checkpoint",
+    "load_defense": "saving.checkpoint",
+    "load_score": "saving.checkpoint",
 }
 __all__ = [*_HOMES]
 

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from attacks.gradients import average_logits, draws
-from purify.compilation import is_traced, jit
-from purify.networks import Classifier
+from purify.models.networks import Classifier
+from purify.runtime.compilation import is_traced, jit
 from purify.types import Array, Image, Key, Purifier, Trace, static
 
 AVERAGES = ("logits", "softmax", "vote")
@@ -38,7 +38,7 @@ class Defense:
 
     @property
     def couples_batch(self) -> bool:
-        """Whether an image's result depends on the others of its batch (purify.reference)."""
+        """Whether an image's result depends on the others of its batch, see ReferenceADP."""
         return getattr(self.purifier, "axis_name", None) is not None
 
     def __call__(self, key: Key, image: Image) -> Array:
@@ -73,7 +73,7 @@ def classify(defense: Defense, keys: Key, images: Array) -> Array:
     loop='scan' alone (load_defense(..., loop='scan')).
 
     ValueError for anything else, and for another shape than the networks were trained on (see
-    purify.networks). Values are not known, and not checked, where a program is being traced.
+    purify.models.networks). Values are not known, and not checked, where a program is being traced.
     """
     images = images if hasattr(images, "dtype") else jnp.asarray(images)
     shape, dtype = images.shape, images.dtype

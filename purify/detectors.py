@@ -1,7 +1,7 @@
 """Statistics that tell attacked images from natural ones, and what an attacker does against them.
 
 A statistic is a frozen pytree, `statistic(key, image) -> scalar`, of one image in [0, 1]; the
-higher, the less natural. A detector rejects what lies above a threshold; see purify.detection for
+higher, the less natural. A detector rejects what lies above a threshold; see DetectThenPurify for
 one that decides how to purify.
 """
 
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from attacks.gradients import draws
 from purify.defense import Defense
-from purify.detection import DetectThenPurify, rms, score_norm
-from purify.networks import Score
-from purify.tables import choose
+from purify.models.networks import Score
+from purify.options import choose
+from purify.purifiers.detect_then_purify import DetectThenPurify, rms, score_norm
 from purify.types import Array, Image, Key, Purifier, static
 
 

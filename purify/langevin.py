@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify.losses import noise_levels
-from purify.networks import Score
+from purify.models.networks import Score
+from purify.training.losses import noise_levels
 from purify.types import Image, Key, static
 
 

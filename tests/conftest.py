@@ -20,7 +20,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from purify.compilation import trace_without_pauses  # noqa: E402
+from purify.runtime.compilation import trace_without_pauses  # noqa: E402
 from tests.command import Trained  # noqa: E402
 from tests.oracles import QUICK, double_precision  # noqa: E402
 

@@ -34,17 +34,19 @@ from PIL import Image
 from safetensors.numpy import save as safetensors
 
 from configs.digits import get_config
-from purify import data, models, weight_files
-from purify.arrays import map_npy
-from purify.builders.fashion_mnist_idx import read_idx
-from purify.checkpoint import Checkpoints, image_hash, load_run
-from purify.evals.corruption_files import CorruptionFiles
-from purify.evals.inputs import load_inputs, tell_seen
-from purify.image_io import load_labelled_npz, open_images
-from purify.import_weights import read_file
-from purify.messages import printable
-from purify.settings import claim, read_settings
-from purify.vouching import HASHES, vouch
+from purify import models
+from purify.data import datasets
+from purify.data.builders.fashion_mnist_idx import read_idx
+from purify.data.image_io import load_labelled_npz, open_images
+from purify.evals.core.inputs import load_inputs, tell_seen
+from purify.evals.corruptions.files import CorruptionFiles
+from purify.runtime.messages import printable
+from purify.saving import weight_files
+from purify.saving.arrays import map_npy
+from purify.saving.checkpoint import Checkpoints, image_hash, load_run
+from purify.saving.import_weights import read_file
+from purify.saving.settings import claim, read_settings
+from purify.saving.vouching import HASHES, vouch
 from tests.test_data import prepare_cifar10
 from tests.written import rewrite_lists
 
@@ -206,7 +208,7 @@ def copy_of_tfds(path: Path) -> None:
     shutil.copytree(prepared().name, root)
     (root / info.relative_to(prepared().name)).write_bytes(path.read_bytes())
     try:
-        data.load("cifar10", "test", data_dir=root)
+        datasets.load("cifar10", "test", data_dir=root)
     except ValueError as error:
         if not str(error).startswith(
             "split 'test' of cifar10"
@@ -302,7 +304,7 @@ TARGETS = {
         as_member,
     ),
     "data_npz": Target(
-        "a.npz", lambda: [npz(**SPLIT)], lambda path: data.load("npz", "train", path=path)
+        "a.npz", lambda: [npz(**SPLIT)], lambda path: datasets.load("npz", "train", path=path)
     ),
     "png": Target("in/a.png", lambda: pictures("PNG"), lambda path: open_pictures(path)),
     "png_chunks": Target(
@@ -312,7 +314,7 @@ TARGETS = {
     "class_folder": Target(
         "train/cat/a.png",
         lambda: pictures("PNG"),
-        lambda path: data.load("folder", "train", path=path.parents[2]),
+        lambda path: datasets.load("folder", "train", path=path.parents[2]),
         with_sums,
     ),
     "idx": Target("a", lambda: [idx()], lambda path: read_idx(path, 3)),

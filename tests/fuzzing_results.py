@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from purify import schema
 from purify.evals.compare import compare, read_run
+from purify.evals.core.store import read_records
 from purify.evals.report import page
 from purify.evals.report.runs import find_runs
-from purify.evals.store import read_records
-from purify.jsonl import read_json, read_lines, write_json, write_lines
-from purify.settings import read_settings
+from purify.saving import schema
+from purify.saving.jsonl import read_json, read_lines, write_json, write_lines
+from purify.saving.settings import read_settings
 from tests.command import ROOT
 from tests.written import RECORDS, SIGNATURE, robust_results, write_evaluation
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from purify.models.layers import Conv
-from purify.networks import Score
+from purify.models.networks import Score
 
 # For jit: compiled fast, because it runs once.
 QUICK = {"xla_backend_optimization_level": 0}

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purify import data, models
-from purify.adversarial import AdversarialOptions
-from purify.networks import Classifier
+from purify import models
+from purify.data import datasets
+from purify.models.networks import Classifier
 from purify.random import stream_key
-from purify.train import init_state, make_train_step
-from purify.train_classifier import make_loss_fn
-from purify.train_options import TrainOptions
+from purify.training.adversarial import AdversarialOptions
+from purify.training.loop import init_state, make_train_step
+from purify.training.options import TrainOptions
+from purify.training.train_classifier import make_loss_fn
 
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 NORM = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # as foolbox and pyautoattack write them
@@ -42,7 +43,7 @@ METHODS = {
 }
 
 
-def train(dataset: data.Dataset, method: AdversarialOptions) -> Classifier:
+def train(dataset: datasets.Dataset, method: AdversarialOptions) -> Classifier:
     """A small classifier, the same one every time."""
     network = models.build(**NETWORK)
     variables = jax.jit(network.init)(stream_key(0, "init"), jnp.zeros((1, *SHAPE)))
@@ -53,7 +54,7 @@ def train(dataset: data.Dataset, method: AdversarialOptions) -> Classifier:
     )
     state, key = init_state(variables, optimizer), stream_key(0, "train")
     for number in range(TRAINING.num_steps):
-        batch = data.batch_indices(0, number, TRAINING.batch_size, len(dataset))
+        batch = datasets.batch_indices(0, number, TRAINING.batch_size, len(dataset))
         state, _ = step(state, key, batch, dataset.images[batch], dataset.labels[batch])
     return Classifier(state.ema, network)
 

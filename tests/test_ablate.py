@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from purify.evals import ablate, robust
-from purify.evals.evaluation import Evaluation
-from purify.evals.inputs import load_inputs
-from purify.evals.stats import paired_difference
-from purify.evals.store import folder_of
-from purify.jsonl import read_lines
+from purify.evals.attacked.evaluation import Evaluation
+from purify.evals.core.inputs import load_inputs
+from purify.evals.core.stats import paired_difference
+from purify.evals.core.store import folder_of
+from purify.saving.jsonl import read_lines
 from tests.test_robust import untimed
 
 CHANGES = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from purify import models
-from purify.adp import ADP, CURVATURES
-from purify.networks import Score
+from purify.models.networks import Score
+from purify.purifiers.adp import ADP, CURVATURES
 from tests.oracles import (
     ConstantScore,
     LinearScore,

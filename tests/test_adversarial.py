@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from attacks.norms import NORMS
-from purify import data, models, train_classifier
-from purify.adversarial import TRADES_START, AdversarialOptions, divergence, pgd_at, trades
-from purify.jsonl import read_lines
-from purify.losses import cross_entropy
-from purify.networks import Classifier
+from purify import models
+from purify.data import datasets
+from purify.models.networks import Classifier
+from purify.saving.jsonl import read_lines
+from purify.training import train_classifier
+from purify.training.adversarial import TRADES_START, AdversarialOptions, divergence, pgd_at, trades
+from purify.training.losses import cross_entropy
 from tests.oracles import QUICK
 
 SHAPE = (3, 3, 1)
@@ -267,7 +269,7 @@ def test_an_impossible_option_is_refused_by_name(changes, message):
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    data.load("digits8x8", "train", data_dir=folder)
+    datasets.load("digits8x8", "train", data_dir=folder)
     return folder
 
 

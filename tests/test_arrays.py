@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from purify import arrays
-from purify.arrays import load_npz, map_npy, open_npz, read_npy
-from purify.files import FileError
-from purify.image_io import load_labelled_npz
+from purify.data.image_io import load_labelled_npz
 from purify.models.importing import read_weights
+from purify.saving import arrays
+from purify.saving.arrays import load_npz, map_npy, open_npz, read_npy
+from purify.saving.files import FileError
 
 WEIGHTS = {"conv1.weight": np.arange(24, dtype=np.float32).reshape(4, 6), "fc.bias": np.ones(3)}
 
@@ -164,7 +164,7 @@ def test_what_would_take_more_than_its_share_of_memory_is_told_in_bytes(tmp_path
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((100, 100, 100, 1), np.uint8))
     np.save(tmp_path / "a.npy", np.zeros(10**6, np.uint8))
     read_npy(tmp_path / "a.npy", "it")
-    monkeypatch.setattr("purify.files.MEMORY", 2 * 10**6)
+    monkeypatch.setattr("purify.saving.files.MEMORY", 2 * 10**6)
     read_npy(tmp_path / "a.npy", "it")  # the file itself is large
     with pytest.raises(FileError, match="would take 5,000,000 bytes of memory; allowed are 2,000,"):
         load_npz(tmp_path / "a.npz", "it")

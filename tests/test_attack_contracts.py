@@ -22,8 +22,8 @@ from attacks.losses import LOSSES
 from attacks.norms import NORMS
 from attacks.objective import Expected
 from attacks.types import Attacked
-from purify import parallel
-from purify.compilation import trace_without_pauses
+from purify.runtime import parallel
+from purify.runtime.compilation import trace_without_pauses
 from tests.command import on_devices
 from tests.oracles import QUICK, THOROUGH, double_precision, few_optimisations
 from tests.test_ascent import (

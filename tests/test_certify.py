@@ -12,18 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purify import data
-from purify.checkpoint import load_defense
+from purify.data import datasets
 from purify.defense import Defense
-from purify.evals import certify, smoothing
-from purify.evals.certification import Certification, SmoothedRow, smoothed
-from purify.evals.stats import paired_difference, proportion
-from purify.evals.store import Store
-from purify.files import FileError
-from purify.jsonl import read_lines
-from purify.noise import add_noise
+from purify.evals import certify
+from purify.evals.certify import smoothing
+from purify.evals.certify.measure import Certification, SmoothedRow, smoothed
+from purify.evals.core.stats import paired_difference, proportion
+from purify.evals.core.store import Store
 from purify.purifiers import OneStep
+from purify.purifiers.noise import add_noise
 from purify.random import image_keys
+from purify.saving.checkpoint import load_defense
+from purify.saving.files import FileError
+from purify.saving.jsonl import read_lines
 from tests.oracles import ConstantScore
 
 BUDGET = {
@@ -183,7 +184,7 @@ def test_a_sample_is_one_run_of_the_defence_with_a_key_of_its_own(trained, workd
     budget |= {"certify.chunk": 128, "certify.budgets": {}}
     certify.run(trained.config(**budget), workdir)
     record = untimed(only_folder(workdir))["one_step-0.1", 3]
-    dataset = data.load("digits8x8", "test[:4]", data_dir=trained.tfds)
+    dataset = datasets.load("digits8x8", "test[:4]", data_dir=trained.tfds)
     image = dataset.images[3].astype(np.float32) / 255
     defense = load_defense(trained.workdir, "one_step", sigma=0.1)
     key = image_keys(0, np.array([3]))[0]

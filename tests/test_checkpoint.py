@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from purify import checkpoint, models, parallel, settings, states, vouching
-from purify.checkpoint import (
+from purify import models
+from purify.evals.core.store import Store, folder_of
+from purify.runtime import parallel
+from purify.saving import checkpoint, settings, states, vouching
+from purify.saving.checkpoint import (
     HASHES,
     ROLES,
     Checkpoints,
@@ -26,12 +29,11 @@ from purify.checkpoint import (
     load_score,
     weight_hash,
 )
-from purify.evals.store import Store, folder_of
-from purify.files import FileError
-from purify.jsonl import write_json
-from purify.settings import claim, differing_fields, read_settings, settings_name
-from purify.train import init_state
-from purify.train_options import TrainOptions
+from purify.saving.files import FileError
+from purify.saving.jsonl import write_json
+from purify.saving.settings import claim, differing_fields, read_settings, settings_name
+from purify.training.loop import init_state
+from purify.training.options import TrainOptions
 from tests.command import ROOT
 from tests.written import rewrite_settings
 
@@ -421,7 +423,7 @@ def test_links_to_folders_end_with_the_process_and_need_a_plain_place(tmp_path):
     (tmp_path / "x[1]").mkdir()
     script = """
 import os, runpy, sys
-folder, spelling = sys.argv[1], runpy.run_path("purify/paths.py")["plain_spelling"]
+folder, spelling = sys.argv[1], runpy.run_path("purify/runtime/paths.py")["plain_spelling"]
 print(spelling(folder))
 assert os.path.samefile(spelling(folder), folder) and spelling(folder) == spelling(folder) != folder
 assert all(spelling(plain) == plain for plain in ("runs/digits", "gs://bucket/tfds"))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from purify.jsonl import read_lines
+from purify.saving.jsonl import read_lines
 from tests.command import main
 
 TINY = "--config=configs/cifar10.py:tiny"

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from purify.evals.compare import compare, read_run
-from purify.evals.stats import mcnemar, paired_difference
-from purify.jsonl import write_json, write_lines
+from purify.evals.core.stats import mcnemar, paired_difference
+from purify.saving.jsonl import write_json, write_lines
 from tests.command import main
 from tests.written import RECORDS, scored
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from purify import compilation
+from purify.runtime import compilation
 
 
 @pytest.fixture

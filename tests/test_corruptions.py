@@ -13,11 +13,11 @@ from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
 from scipy import ndimage
 
-from purify.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, blur, corrupt, weather
-from purify.corruptions.blur import smear, zoomed
-from purify.corruptions.levels import nearest, truncate
-from purify.corruptions.weather import ice, plasma
-from purify.image_io import to_float, to_uint8
+from purify.data.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, blur, corrupt, weather
+from purify.data.corruptions.blur import smear, zoomed
+from purify.data.corruptions.levels import nearest, truncate
+from purify.data.corruptions.weather import ice, plasma
+from purify.data.image_io import to_float, to_uint8
 
 SHAPES = [(32, 32, 3), (28, 28, 1), (8, 8, 1)]
 RANDOM = {"gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur"}

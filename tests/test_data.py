@@ -18,17 +18,17 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from purify import data
-from purify.builders.digits8x8 import split_indices
-from purify.builders.fashion_mnist_idx import (
+from purify.data import datasets
+from purify.data.builders.digits8x8 import split_indices
+from purify.data.builders.fashion_mnist_idx import (
     DEBIAN_FOLDER,
     FILES,
     FashionMnistIdx,
     idx_file,
     read_idx,
 )
-from purify.files import FileError
-from purify.png_jpeg import encode_image
+from purify.data.png_jpeg import encode_image
+from purify.saving.files import FileError
 
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR10 = ROOT.parent / "shared/data/tfds"
@@ -44,7 +44,7 @@ needs_debian = pytest.mark.skipif(
 def digits_dir(tmp_path_factory):
     """A data_dir in which the digits are prepared once for all tests of this file."""
     folder = tmp_path_factory.mktemp("tfds")
-    data.load("digits8x8", "train", data_dir=folder)
+    datasets.load("digits8x8", "train", data_dir=folder)
     return folder
 
 
@@ -78,7 +78,7 @@ def write_folder(root: Path, counts: dict[str, int], shape=(4, 4, 3)) -> Path:
 
 def error_of(name, split, **kwargs) -> str:
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        data.load(name, split, **kwargs)
+        datasets.load(name, split, **kwargs)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -91,7 +91,7 @@ def test_digits_are_those_of_scikit_learn(digits_dir):
     values, labels = load_digits(return_X_y=True)
     positions = split_indices(labels)
     for split, size in {"train": 1197, "validation": 200, "test": 400}.items():
-        loaded = data.load("digits8x8", split, data_dir=digits_dir)
+        loaded = datasets.load("digits8x8", split, data_dir=digits_dir)
         assert (loaded.images.dtype, loaded.labels.dtype) == (np.uint8, np.int32)
         assert loaded.images.shape == (size, 8, 8, 1)
         assert len(loaded) == size
@@ -137,8 +137,8 @@ def test_digits_prepare_silently_offline_and_without_tensorflow(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(sys, "meta_path", [NoTensorFlow(finder) for finder in sys.meta_path])
-    assert len(data.load("digits8x8", "test", data_dir=tmp_path / "new/folder")) == 400
-    assert len(data.load("digits8x8", "test", data_dir=tmp_path / "new/folder")) == 400
+    assert len(datasets.load("digits8x8", "test", data_dir=tmp_path / "new/folder")) == 400
+    assert len(datasets.load("digits8x8", "test", data_dir=tmp_path / "new/folder")) == 400
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
 
@@ -146,21 +146,21 @@ def test_digits_prepare_silently_offline_and_without_tensorflow(
 def test_prepared_data_are_read_not_made_again(digits_dir):
     file = digits_dir / "digits8x8/1.0.0/dataset_info.json"
     before = file.stat().st_mtime_ns
-    data.load("digits8x8", "test", data_dir=digits_dir)
+    datasets.load("digits8x8", "test", data_dir=digits_dir)
     assert file.stat().st_mtime_ns == before
     assert [item.name for item in digits_dir.iterdir()] == ["digits8x8"]
 
 
 def test_the_loser_of_a_race_to_prepare_reads_the_winners_copy(tmp_path, monkeypatch):
-    prepare = data.Digits8x8.download_and_prepare
+    prepare = datasets.Digits8x8.download_and_prepare
 
     def lose(builder, **kwargs):
-        monkeypatch.setattr(data.Digits8x8, "download_and_prepare", prepare)
-        assert len(data.load("digits8x8", "train", data_dir=tmp_path)) == 1197  # the winner
+        monkeypatch.setattr(datasets.Digits8x8, "download_and_prepare", prepare)
+        assert len(datasets.load("digits8x8", "train", data_dir=tmp_path)) == 1197  # the winner
         prepare(builder, **kwargs)
 
-    monkeypatch.setattr(data.Digits8x8, "download_and_prepare", lose)
-    assert len(data.load("digits8x8", "test", data_dir=tmp_path)) == 400
+    monkeypatch.setattr(datasets.Digits8x8, "download_and_prepare", lose)
+    assert len(datasets.load("digits8x8", "test", data_dir=tmp_path)) == 400
     assert [item.name for item in tmp_path.iterdir()] == ["digits8x8"]
     assert [item.name for item in (tmp_path / "digits8x8").iterdir()] == ["1.0.0"]
 
@@ -184,10 +184,10 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path, monkeypatch):
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(data.Digits8x8, "download_and_prepare", fail)
-        data.load("digits8x8", "test", data_dir=tmp_path)
+        patch.setattr(datasets.Digits8x8, "download_and_prepare", fail)
+        datasets.load("digits8x8", "test", data_dir=tmp_path)
     assert not list(tmp_path.iterdir())
-    assert len(data.load("digits8x8", "test", data_dir=tmp_path)) == 400
+    assert len(datasets.load("digits8x8", "test", data_dir=tmp_path)) == 400
 
 
 def test_a_prepared_copy_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
@@ -201,10 +201,10 @@ def test_a_prepared_copy_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch
             told.append(f"rename {Path(old).name}")
         rename(old, new)
 
-    monkeypatch.setattr(data, "sync_tree", lambda folder: told.append(f"sync {folder.name}"))
-    monkeypatch.setattr(data, "sync_folder", lambda folder: told.append(f"sync {folder.name}"))
-    monkeypatch.setattr(data.os, "rename", renamed)
-    data.load("digits8x8", "test", data_dir=tmp_path)
+    monkeypatch.setattr(datasets, "sync_tree", lambda folder: told.append(f"sync {folder.name}"))
+    monkeypatch.setattr(datasets, "sync_folder", lambda folder: told.append(f"sync {folder.name}"))
+    monkeypatch.setattr(datasets.os, "rename", renamed)
+    datasets.load("digits8x8", "test", data_dir=tmp_path)
     assert told == ["sync 1.0.0", "rename 1.0.0", "sync digits8x8"]
     assert [item.name for item in tmp_path.iterdir()] == ["digits8x8"]
 
@@ -218,20 +218,20 @@ def test_a_data_dir_that_cannot_be_written_is_named(tmp_path):
 def test_data_dir_beats_the_environment_beats_the_default(tmp_path, monkeypatch, digits_dir):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "environment"))
-    data.load("digits8x8", "test", data_dir=digits_dir)
+    datasets.load("digits8x8", "test", data_dir=digits_dir)
     assert not list(tmp_path.iterdir())
-    data.load("digits8x8", "test", data_dir="~/given")
+    datasets.load("digits8x8", "test", data_dir="~/given")
     assert [item.name for item in tmp_path.iterdir()] == ["home"]
-    data.load("digits8x8", "test")
+    datasets.load("digits8x8", "test")
     assert (tmp_path / "environment/digits8x8").is_dir()
     monkeypatch.delenv("TFDS_DATA_DIR")
     assert not (tmp_path / "home/tensorflow_datasets").exists()
-    data.load("digits8x8", "test")
+    datasets.load("digits8x8", "test")
     assert (tmp_path / "home/tensorflow_datasets/digits8x8").is_dir()
 
 
 def test_a_damaged_prepared_copy_is_named(tmp_path):
-    data.load("digits8x8", "test", data_dir=tmp_path)
+    datasets.load("digits8x8", "test", data_dir=tmp_path)
     folder = tmp_path / "digits8x8/1.0.0"
     (shard,) = folder.glob("*test*array_record*")
     shard.write_bytes(shard.read_bytes()[:1000])
@@ -245,7 +245,7 @@ def test_a_damaged_prepared_copy_is_named(tmp_path):
 def test_an_unknown_name_lists_those_there_are():
     message = error_of("imagenet", "train")
     assert "config.data.name 'imagenet'" in message
-    assert all(name in message for name in data.DATASETS)
+    assert all(name in message for name in datasets.DATASETS)
 
 
 def test_a_path_that_would_be_ignored_is_refused(tmp_path):
@@ -303,7 +303,7 @@ def sliceable(tmp_path_factory):
 @pytest.mark.parametrize("name", ["npz", "folder", "fashion_mnist_idx"])
 def test_slices_mean_the_same_for_every_data_set(name, sliceable):
     def values(split):
-        loaded = data.load(name, split, **sliceable[name])
+        loaded = datasets.load(name, split, **sliceable[name])
         assert (loaded.name, loaded.split) == (name, split)
         np.testing.assert_array_equal(loaded.images[:, 0, 0, 0] % 10, loaded.labels)
         return loaded.images[:, 0, 0, 0].tolist()
@@ -331,7 +331,7 @@ def test_a_wrong_or_empty_split_lists_those_there_are(name, sliceable):
 def test_fashion_comes_from_idx_files_in_their_order(tmp_path, gz):
     arrays = write_fashion(tmp_path / "idx", gz=gz)
     for split, (images, labels) in arrays.items():
-        loaded = data.load("fashion_mnist_idx", split, path=tmp_path / "idx", data_dir=tmp_path)
+        loaded = datasets.load("fashion_mnist_idx", split, path=tmp_path / "idx", data_dir=tmp_path)
         np.testing.assert_array_equal(loaded.images, images[..., None])
         np.testing.assert_array_equal(loaded.labels, labels)
         assert loaded.images.dtype == np.uint8 and loaded.labels.dtype == np.int32
@@ -341,7 +341,9 @@ def test_fashion_comes_from_idx_files_in_their_order(tmp_path, gz):
 def test_other_idx_files_do_not_read_a_stale_copy(tmp_path):
     for seed in (0, 1):
         images, _ = write_fashion(tmp_path / "idx", seed=seed)["test"]
-        loaded = data.load("fashion_mnist_idx", "test", path=tmp_path / "idx", data_dir=tmp_path)
+        loaded = datasets.load(
+            "fashion_mnist_idx", "test", path=tmp_path / "idx", data_dir=tmp_path
+        )
         np.testing.assert_array_equal(loaded.images, images[..., None])
 
 
@@ -429,7 +431,7 @@ def test_debian_fashion_files_are_found_by_default():
 @needs_debian
 @pytest.mark.slow
 def test_all_of_fashion_is_read(tmp_path):
-    train = data.load("fashion_mnist_idx", "train", data_dir=tmp_path)
+    train = datasets.load("fashion_mnist_idx", "train", data_dir=tmp_path)
     assert train.images.shape == (60000, 28, 28, 1)
     assert np.bincount(train.labels).tolist() == [6000] * 10
 
@@ -469,27 +471,27 @@ def prepare_cifar10(data_dir: Path, images: np.ndarray, labels: np.ndarray) -> N
 def test_data_sets_of_tfds_are_read_from_array_record(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
     prepare_cifar10(tmp_path, images, np.arange(20) % 10)
-    loaded = data.load("cifar10", "test", data_dir=tmp_path)
+    loaded = datasets.load("cifar10", "test", data_dir=tmp_path)
     rank = np.lexsort(images.reshape(20, -1).T)  # TFDS shuffles as it writes
     found = np.lexsort(loaded.images.reshape(20, -1).T)
     np.testing.assert_array_equal(loaded.images[found], images[rank])
     np.testing.assert_array_equal(loaded.labels[found], rank % 10)
     assert loaded.class_names == tuple(CIFAR10_CLASSES)
-    half = data.load("cifar10", "test[50%:]", data_dir=tmp_path)
+    half = datasets.load("cifar10", "test[50%:]", data_dir=tmp_path)
     np.testing.assert_array_equal(half.images, loaded.images[10:])
 
 
 @needs_cifar10
 def test_real_cifar10():
-    loaded = data.load("cifar10", "test", data_dir=CIFAR10)
+    loaded = datasets.load("cifar10", "test", data_dir=CIFAR10)
     assert loaded.images.shape == (500, 32, 32, 3)
     assert loaded.class_names == tuple(CIFAR10_CLASSES)
     source = tfds.data_source("cifar10", split="test", data_dir=CIFAR10, download=False)
     for i in (0, 163, 499):
         np.testing.assert_array_equal(loaded.images[i], source[i]["image"])
         assert loaded.labels[i] == source[i]["label"]
-    part = data.load("cifar10", "train[10%:20%]", data_dir=CIFAR10)
-    whole = data.load("cifar10", "train", data_dir=CIFAR10)
+    part = datasets.load("cifar10", "train[10%:20%]", data_dir=CIFAR10)
+    whole = datasets.load("cifar10", "train", data_dir=CIFAR10)
     np.testing.assert_array_equal(part.images, whole.images[400:800])
 
 
@@ -533,7 +535,7 @@ def test_a_copy_that_says_it_has_more_examples_than_bytes_is_refused(cifar10_cop
     content["splits"][0]["shardLengths"] = [str(10**12)]
     info.write_text(json.dumps(content))
     start = time.monotonic()
-    for read in (data.load, data.members, data.published_positions):
+    for read in (datasets.load, datasets.members, datasets.published_positions):
         where = dict(data_dir=tmp_path, path=None)
         with pytest.raises(FileError, match=f"'{cifar10_copy}' says that it has 1,000,000,000,000"):
             read("cifar10", "test", **where)
@@ -562,10 +564,10 @@ def test_a_label_that_is_no_class_of_the_copy_is_refused(cifar10_copy, tmp_path)
 
 def test_folder_classes_are_sorted_and_those_of_all_splits(tmp_path):
     write_folder(tmp_path, {"train/cat": 3, "train/ant": 2, "train/bee": 2, "test/cat": 2})
-    test = data.load("folder", "test", path=tmp_path)
+    test = datasets.load("folder", "test", path=tmp_path)
     assert test.class_names == ("ant", "bee", "cat")
     assert test.labels.tolist() == [2, 2]
-    train = data.load("folder", "train", path=tmp_path)
+    train = datasets.load("folder", "train", path=tmp_path)
     assert train.images.shape == (7, 4, 4, 3) and train.images.dtype == np.uint8
     pairs = sorted(zip(train.images[:, 0, 0, 0].tolist(), train.labels.tolist(), strict=True))
     assert pairs == [(0, 2), (1, 2), (2, 2), (10, 0), (11, 0), (20, 1), (21, 1)]
@@ -573,8 +575,8 @@ def test_folder_classes_are_sorted_and_those_of_all_splits(tmp_path):
 
 def test_folder_order_mixes_classes_and_is_the_same_anywhere(tmp_path):
     counts = {"train/a": 20, "train/b": 20}
-    first = data.load("folder", "train[:50%]", path=write_folder(tmp_path / "x", counts))
-    again = data.load("folder", "train[:50%]", path=write_folder(tmp_path / "y", counts))
+    first = datasets.load("folder", "train[:50%]", path=write_folder(tmp_path / "x", counts))
+    again = datasets.load("folder", "train[:50%]", path=write_folder(tmp_path / "y", counts))
     assert 5 <= first.labels.sum() <= 15
     np.testing.assert_array_equal(first.images, again.images)
 
@@ -586,14 +588,14 @@ def test_folder_reads_png_and_jpeg_and_leaves_other_files_alone(tmp_path):
         grey.save(tmp_path / "train/a" / name, format="JPEG")
     (tmp_path / "train/a/notes.txt").write_text("not an image")
     (tmp_path / "README.md").write_text("not a split")
-    loaded = data.load("folder", "train", path=tmp_path)
+    loaded = datasets.load("folder", "train", path=tmp_path)
     assert sorted(loaded.images[:, 0, 0, 0].tolist()) == [0, 200, 200]
     assert loaded.images.shape == (3, 8, 8, 1) and loaded.class_names == ("a",)
 
 
 def test_members_tell_which_images_two_splits_share(digits_dir):
     train, rest = (
-        data.members("digits8x8", split, data_dir=digits_dir, path=None)
+        datasets.members("digits8x8", split, data_dir=digits_dir, path=None)
         for split in ("train[:100]+test[:2]", "train[90:]")
     )
     assert train[0] == ("train", 0) and train[-2:] == [("test", 0), ("test", 1)]
@@ -604,7 +606,7 @@ def test_greyscale_files_among_colour_ones_get_three_equal_channels(tmp_path):
     write_folder(tmp_path, {"train/a": 2, "test/a": 1})
     grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
     Image.fromarray(grey).save(tmp_path / "test/a/grey.png")
-    images = data.load("folder", "test", path=tmp_path).images
+    images = datasets.load("folder", "test", path=tmp_path).images
     assert images.shape == (2, 4, 4, 3)
     assert any(np.array_equal(image, np.stack([grey] * 3, -1)) for image in images)
 
@@ -622,7 +624,7 @@ def test_folder_images_of_another_size_or_damaged_are_named(tmp_path):
 
 def load_folder(root: Path, split: str = "train") -> list[tuple[int, str]]:
     """(grey value, class) of each image, sorted."""
-    loaded = data.load("folder", split, path=root)
+    loaded = datasets.load("folder", split, path=root)
     values = loaded.images[:, 0, 0, 0].tolist()
     return sorted(zip(values, (loaded.class_names[i] for i in loaded.labels), strict=True))
 
@@ -631,12 +633,12 @@ def test_classes_that_are_numbers_are_in_order_of_number(tmp_path):
     counts = {f"{split}/{number}": 1 for split in ("train", "test") for number in range(12)}
     del counts["test/7"]
     write_folder(tmp_path, counts)
-    loaded = data.load("folder", "train", path=tmp_path)
+    loaded = datasets.load("folder", "train", path=tmp_path)
     assert loaded.class_names == tuple(map(str, range(12)))
     np.testing.assert_array_equal(loaded.images[:, 0, 0, 0] // 10, loaded.labels)
     # A name that is no number: all are texts, as ever.
     write_folder(tmp_path, {"train/x": 1})
-    names = data.load("folder", "train", path=tmp_path).class_names
+    names = datasets.load("folder", "train", path=tmp_path).class_names
     assert names == ("0", "1", "10", "11", *"23456789", "x")
 
 
@@ -666,7 +668,7 @@ def test_foreign_folders_are_no_classes_and_no_splits(tmp_path, kind):
     (tmp_path / "README.md").write_text("about the cats")
     for name in (".DS_Store", "Thumbs.db"):
         (tmp_path / "train" / name).write_bytes(b"?")
-    loaded = data.load("folder", "train", path=tmp_path)
+    loaded = datasets.load("folder", "train", path=tmp_path)
     assert loaded.class_names == ("cat", "dog")
     assert load_folder(tmp_path) == [(0, "cat"), (1, "cat"), (10, "dog")]
 
@@ -710,7 +712,7 @@ def test_a_class_without_images_in_any_split_is_refused_with_what_it_holds(tmp_p
 def test_a_class_may_lack_images_in_one_split(tmp_path):
     write_folder(tmp_path, {"train/cat": 1, "train/dog": 1, "test/dog": 1, "test/emu": 1})
     (tmp_path / "test/cat").mkdir()
-    assert data.load("folder", "test", path=tmp_path).class_names == ("cat", "dog", "emu")
+    assert datasets.load("folder", "test", path=tmp_path).class_names == ("cat", "dog", "emu")
     assert load_folder(tmp_path, "test") == [(20, "dog"), (30, "emu")]
 
 
@@ -766,7 +768,7 @@ def test_composed_and_decomposed_accents_are_one_class(tmp_path):
     spelled("été", "NFD", tmp_path / "train", 1, 5)
     spelled("été", "NFD", tmp_path / "test", 1, 7)
     spelled("hiver", "NFC", tmp_path / "train", 1, 10)
-    names = data.load("folder", "train", path=tmp_path).class_names
+    names = datasets.load("folder", "train", path=tmp_path).class_names
     assert sorted(names) == ["hiver", unicodedata.normalize("NFC", "été")]
     assert [name[0] for _, name in load_folder(tmp_path)] == [*"éé", "h"]
     assert [name[0] for _, name in load_folder(tmp_path, "test")] == ["é"]
@@ -776,7 +778,7 @@ def test_composed_and_decomposed_accents_are_one_class(tmp_path):
 def test_labels_and_order_of_accented_names_stay_those_of_their_spelling(tmp_path, form, first):
     spelled("été", form, tmp_path / "train", 9, 0)
     spelled("hiver", form, tmp_path / "train", 9, 10)
-    loaded = data.load("folder", "train", path=tmp_path)
+    loaded = datasets.load("folder", "train", path=tmp_path)
     assert loaded.class_names[0] == unicodedata.normalize("NFC", first)
     names = [
         f"{unicodedata.normalize(form, c)}/{i}.png" for c in ("été", "hiver") for i in range(9)
@@ -800,7 +802,7 @@ def test_folders_are_the_same_data_set_in_every_locale(tmp_path):
         capture_output=True,
         text=True,
     )
-    here = data.load("folder", "train", path=tmp_path)
+    here = datasets.load("folder", "train", path=tmp_path)
     expected = here.class_names, here.labels.tolist(), here.images[:, 0, 0, 0].tolist()
     assert result.stdout == ascii(expected) + "\n", result.stderr
 
@@ -818,7 +820,7 @@ def test_grey_files_of_other_depths_do_not_make_a_data_set_coloured(tmp_path):
     write_folder(tmp_path, {"train/a": 1, "test/a": 1}, shape=(4, 4))
     Image.new("I;16", (4, 4)).save(tmp_path / "test/a/deep.png")
     Image.new("1", (4, 4)).save(tmp_path / "train/a/bits.png")
-    assert data.load("folder", "train", path=tmp_path).images.shape == (2, 4, 4, 1)
+    assert datasets.load("folder", "train", path=tmp_path).images.shape == (2, 4, 4, 1)
 
 
 def test_folder_without_images_shows_the_layout(tmp_path):
@@ -841,7 +843,7 @@ def test_npz_keeps_uint8_and_rounds_floats(tmp_path):
         test_labels=np.zeros(6, np.int64),
     )
     for split in ("train", "test"):
-        loaded = data.load("npz", split, path=tmp_path / "a.npz")
+        loaded = datasets.load("npz", split, path=tmp_path / "a.npz")
         np.testing.assert_array_equal(loaded.images, images)
         assert loaded.images.dtype == np.uint8 and loaded.labels.dtype == np.int32
         assert loaded.class_names == ("0", "1", "2")  # of all splits
@@ -902,24 +904,24 @@ def test_names_of_classes_that_are_no_text_are_refused(tmp_path, point):
 
 def test_an_archive_of_a_data_set_leaves_other_members_alone(tmp_path):
     np.savez(tmp_path / "a.npz", train_images=IMAGES, train_labels=LABELS, other=np.array([{}]))
-    assert len(data.load("npz", "train", path=tmp_path / "a.npz")) == 4
+    assert len(datasets.load("npz", "train", path=tmp_path / "a.npz")) == 4
 
 
 def test_small_files_of_large_pictures_are_refused(tmp_path, monkeypatch):
     write_folder(tmp_path, {"train/a": 20}, shape=(50, 50))
-    monkeypatch.setattr("purify.files.MEMORY", 4 * 50 * 50 * 10)
-    monkeypatch.setattr("purify.png_jpeg.FACTOR", 1)
+    monkeypatch.setattr("purify.saving.files.MEMORY", 4 * 50 * 50 * 10)
+    monkeypatch.setattr("purify.data.png_jpeg.FACTOR", 1)
     assert "its images would take 200,000 bytes" in error_of("folder", "train", path=tmp_path)
 
 
 def test_npz_classes_may_lack_images_in_one_split_or_be_named(tmp_path):
     arrays = {"train_images": IMAGES, "train_labels": LABELS}
     np.savez(tmp_path / "a.npz", **arrays, test_images=IMAGES[:2], test_labels=[3, 1])
-    loaded = data.load("npz", "test", path=tmp_path / "a.npz")
+    loaded = datasets.load("npz", "test", path=tmp_path / "a.npz")
     assert loaded.class_names == tuple("0123") and loaded.labels.tolist() == [3, 1]
     named = {"test_images": IMAGES[:2], "test_labels": [3, 1], "class_names": ["a", "b", "c", "d"]}
     np.savez(tmp_path / "b.npz", **named)
-    loaded = data.load("npz", "test", path=tmp_path / "b.npz")
+    loaded = datasets.load("npz", "test", path=tmp_path / "b.npz")
     assert loaded.class_names == tuple("abcd") and loaded.labels.tolist() == [3, 1]
 
 
@@ -947,7 +949,7 @@ def test_an_unset_or_missing_path_is_named(tmp_path, name):
 
 def test_each_epoch_visits_whole_batches_of_different_examples_and_drops_the_rest():
     epochs = [
-        np.concatenate([data.batch_indices(0, 5 * epoch + i, 4, 23) for i in range(5)])
+        np.concatenate([datasets.batch_indices(0, 5 * epoch + i, 4, 23) for i in range(5)])
         for epoch in range(30)
     ]
     for order in epochs:
@@ -958,15 +960,15 @@ def test_each_epoch_visits_whole_batches_of_different_examples_and_drops_the_res
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    steps = {step: data.batch_indices(3, step, 8, 50) for step in (17, 2, 0)}
+    steps = {step: datasets.batch_indices(3, step, 8, 50) for step in (17, 2, 0)}
     for step, indices in steps.items():
-        np.testing.assert_array_equal(indices, data.batch_indices(3, step, 8, 50))
-        assert not np.array_equal(indices, data.batch_indices(4, step, 8, 50))
-    assert data.batch_indices(0, 0, 1, 1).tolist() == [0]
-    assert sorted(data.batch_indices(0, 9, 5, 5)) == list(range(5))
+        np.testing.assert_array_equal(indices, datasets.batch_indices(3, step, 8, 50))
+        assert not np.array_equal(indices, datasets.batch_indices(4, step, 8, 50))
+    assert datasets.batch_indices(0, 0, 1, 1).tolist() == [0]
+    assert sorted(datasets.batch_indices(0, 9, 5, 5)) == list(range(5))
 
 
 @pytest.mark.parametrize("arguments", [(0, 0, 9, 8), (0, 0, 0, 8), (-1, 0, 4, 8), (0, -1, 4, 8)])
 def test_impossible_batches_are_refused(arguments):
     with pytest.raises(ValueError, match=str(min(arguments) if -1 in arguments else arguments[2])):
-        data.batch_indices(*arguments)
+        datasets.batch_indices(*arguments)

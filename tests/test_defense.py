@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from purify import models
-from purify.adp import ADP
 from purify.defense import AVERAGES, Defense, classify, combine
 from purify.detectors import STATISTICS, build_statistic
-from purify.networks import Classifier
+from purify.models.networks import Classifier
 from purify.purifiers import (
     PURIFIERS,
     Identity,
@@ -20,6 +19,7 @@ from purify.purifiers import (
     build,
     parts_of,
 )
+from purify.purifiers.adp import ADP
 from tests.oracles import LinearClassifier, QuadraticClassifier, make_score
 
 pytestmark = pytest.mark.usefixtures("x64")

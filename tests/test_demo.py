@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from purify import data
-from purify.adp import ADP, CURVATURES
-from purify.checkpoint import load_score
-from purify.image_io import to_float
+from purify.data import datasets
+from purify.data.image_io import to_float
+from purify.purifiers.adp import ADP, CURVATURES
 from purify.random import image_keys
+from purify.saving.checkpoint import load_score
 from tests.command import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_as_for_users")]
@@ -87,7 +87,7 @@ def purified(adp, images, batch_size: int):
 @pytest.mark.parametrize("curvature", CURVATURES)
 def test_batch_sizes_change_a_purified_image_by_rounding_only(demo, curvature):
     """Rounding of h is about 1e-6; a finite difference divides it by delta = 1e-3."""
-    dataset = data.load("digits8x8", "train[:512]", data_dir=demo.tfds)
+    dataset = datasets.load("digits8x8", "train[:512]", data_dir=demo.tfds)
     adp = ADP(load_score(demo.workdir), curvature=curvature)
     (one, steps), (other, other_steps) = (
         purified(adp, to_float(dataset.images), batch_size) for batch_size in (512, 48)

@@ -10,22 +10,29 @@ import numpy as np
 import pytest
 
 from attacks.norms import NORMS
-from purify import data
-from purify.checkpoint import load_classifier, load_defense, load_score
-from purify.corruptions import CORRUPTIONS
+from purify.data import datasets
+from purify.data.corruptions import CORRUPTIONS
+from purify.data.image_io import to_float
 from purify.defense import classify
-from purify.detection import score_norm
 from purify.detectors import Passes, Penalty, ScoreNorm, build_statistic
 from purify.evals import detect
-from purify.evals.detect_report import results_table
-from purify.evals.detect_results import result_rows
-from purify.evals.detection import UNKNOWING, Calibrated, attack_rows, calibrate, measure, noisy
-from purify.evals.inputs import tell_seen
-from purify.evals.roc import threshold
-from purify.evals.stats import bootstrap_mean, proportion
-from purify.image_io import to_float
-from purify.jsonl import read_lines
+from purify.evals.core.inputs import tell_seen
+from purify.evals.core.stats import bootstrap_mean, proportion
+from purify.evals.detect.measure import (
+    UNKNOWING,
+    Calibrated,
+    attack_rows,
+    calibrate,
+    measure,
+    noisy,
+)
+from purify.evals.detect.numbers import result_rows
+from purify.evals.detect.roc import threshold
+from purify.evals.detect.show import results_table
+from purify.purifiers.detect_then_purify import score_norm
 from purify.random import image_keys
+from purify.saving.checkpoint import load_classifier, load_defense, load_score
+from purify.saving.jsonl import read_lines
 from tests.oracles import near
 from tests.test_plan import make
 
@@ -69,7 +76,7 @@ def detected(trained, tmp_path_factory):
 
 def test_the_threshold_is_the_calibration_images(trained, detected):
     _, results = detected
-    natural = data.load("digits8x8", "validation[:40]", data_dir=trained.tfds)
+    natural = datasets.load("digits8x8", "validation[:40]", data_dir=trained.tfds)
     score = load_score(trained.workdir)
     norms = jax.jit(jax.vmap(lambda image: score_norm(score, image)))(to_float(natural.images))
     found = results["statistics"]["score_norm"]
@@ -81,7 +88,7 @@ def test_the_threshold_is_the_calibration_images(trained, detected):
 def test_positives_are_the_attacked_images_that_fool_the_classifier(trained, detected):
     """Of a statistic that draws the last two draws of four are scored; of the area all pairs."""
     folder, results = detected
-    clean = data.load("digits8x8", "test[:12]", data_dir=trained.tfds)
+    clean = datasets.load("digits8x8", "test[:12]", data_dir=trained.tfds)
     classify = jax.jit(jax.vmap(load_classifier(trained.workdir)))
     records = records_of(folder)
     assert {name for name, _ in records if name.startswith("identity-")} == {
@@ -122,7 +129,7 @@ def test_a_rejected_clean_image_is_an_error_and_a_rejected_attacked_one_is_stopp
     trained, detected
 ):
     folder, results = detected
-    natural = data.load("digits8x8", "test[:12]", data_dir=trained.tfds)
+    natural = datasets.load("digits8x8", "test[:12]", data_dir=trained.tfds)
     right = np.asarray(
         jax.jit(jax.vmap(load_classifier(trained.workdir)))(to_float(natural.images))
     )
@@ -178,7 +185,7 @@ def test_a_joint_attack_fools_the_classifier_and_what_it_says_of_the_purified_im
 ):
     """An attacker who does not know of the purifier fools the classifier of the image alone."""
     folder, results = detected
-    labels = data.load("digits8x8", "test[:12]", data_dir=trained.tfds).labels
+    labels = datasets.load("digits8x8", "test[:12]", data_dir=trained.tfds).labels
     defense = load_defense(trained.workdir, "one_step", num_runs=8, sigma=0.25)
 
     def agree(name):
@@ -299,7 +306,7 @@ def test_statistics_are_drawn_by_their_own_keys_and_calibrated_by_others(trained
         ("clean", "test[:12]", "detection"),
         ("calibration", "validation[:12]", "calibration"),
     ):
-        images = to_float(data.load("digits8x8", split, data_dir=trained.tfds).images)
+        images = to_float(datasets.load("digits8x8", split, data_dir=trained.tfds).images)
         keys = image_keys(0, np.arange(12), stream=stream)
         drawn = jax.jit(jax.vmap(lambda key, x: statistic(jax.random.fold_in(key, 2), x)))
         stored = [records[f"statistics:{name}", i]["prediction_change"][2] for i in range(12)]
@@ -307,7 +314,7 @@ def test_statistics_are_drawn_by_their_own_keys_and_calibrated_by_others(trained
 
 
 def test_noise_as_large_as_the_attack_is_in_its_ball(trained):
-    images = to_float(data.load("digits8x8", "test[:5]", data_dir=trained.tfds).images)
+    images = to_float(datasets.load("digits8x8", "test[:5]", data_dir=trained.tfds).images)
     noise = noisy(0, images, np.arange(5), "linf", 0.1) - images
     assert 0.05 < np.abs(noise).max() <= 0.1 + 1e-6
     np.testing.assert_array_equal(noise, noisy(0, images, np.arange(5), "linf", 0.1) - images)

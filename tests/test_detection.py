@@ -7,15 +7,15 @@ import pytest
 
 import attacks
 from attacks.gradients import attacked_purifier
-from purify.adp import ADP
 from purify.defense import Defense
-from purify.detection import DetectThenPurify, score_norm
 from purify.detectors import Penalty
-from purify.evals.results import defense_fields
-from purify.evals.rows import Row
-from purify.evals.sampling import ShownPath
-from purify.noise import add_noise
+from purify.evals.attacked.results import defense_fields
+from purify.evals.attacked.rows import Row
+from purify.evals.sample.measure import ShownPath
 from purify.purifiers import Identity, NoiseOnly, OneStep, Schedule, build
+from purify.purifiers.adp import ADP
+from purify.purifiers.detect_then_purify import DetectThenPurify, score_norm
+from purify.purifiers.noise import add_noise
 from purify.types import Stepwise
 from tests.oracles import LinearScore
 from tests.test_ascent import Linear, quick

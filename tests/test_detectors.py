@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from purify.defense import Defense
-from purify.detection import score_norm
 from purify.detectors import STATISTICS, Passes, Penalty, build_statistic
 from purify.purifiers import Identity, NoiseOnly, build
+from purify.purifiers.detect_then_purify import score_norm
 from tests.oracles import LinearClassifier, LinearScore, few_optimisations, make_score
 
 SHAPE, KEY = (2, 3, 2), jax.random.key(0)

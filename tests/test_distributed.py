@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from purify.checkpoint import Checkpoints
-from purify.locking import Lock
+from purify.saving.checkpoint import Checkpoints
+from purify.saving.locking import Lock
 from tests.command import TINY, main, main_in_processes, start_processes
 
 BUDGET = TINY | {"classifier.train.num_steps": 20, "score.train.num_steps": 20}

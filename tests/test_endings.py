@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from purify import ending, metrics
-from purify.evals.figures import drawn
-from purify.files import FileError
-from purify.metrics import MetricWriter
-from purify.processes import explain_death
+from purify.evals.core.figures import drawn
+from purify.runtime import ending
+from purify.runtime.processes import explain_death
+from purify.saving.files import FileError
+from purify.training import metrics
+from purify.training.metrics import MetricWriter
 from tests.command import ROOT, main, on_devices
 from tests.faults import __main__ as faults
 
@@ -119,7 +120,7 @@ def test_a_signal_that_is_ignored_on_purpose_stays_ignored():
 
 def test_what_is_half_written_goes_when_a_signal_comes(tmp_path):
     process = started(
-        "from pathlib import Path\nfrom purify.files import writing\n"
+        "from pathlib import Path\nfrom purify.saving.files import writing\n"
         f"with writing(Path({str(tmp_path)!r}) / 'x') as file:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)"
     )

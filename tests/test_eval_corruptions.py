@@ -12,18 +12,18 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from purify import data
-from purify.checkpoint import load_defense
-from purify.corruptions import CORRUPTIONS, corrupt
+from purify.data import datasets
+from purify.data.corruptions import CORRUPTIONS, corrupt
+from purify.data.image_io import encode_image, to_float, to_uint8
 from purify.defense import classify
 from purify.evals import corruptions
-from purify.evals.corruption_files import CorruptionFiles
-from purify.evals.corruption_report import results_table
+from purify.evals.core.terminal import print_wide
 from purify.evals.corruptions import Case, corrupted, plan_rows
-from purify.evals.terminal import print_wide
-from purify.image_io import encode_image, to_float, to_uint8
-from purify.jsonl import read_lines
+from purify.evals.corruptions.files import CorruptionFiles
+from purify.evals.corruptions.show import results_table
 from purify.random import image_keys, stream_key
+from purify.saving.checkpoint import load_defense
+from purify.saving.jsonl import read_lines
 from tests.test_robust import untimed
 
 NAMES, SEVERITIES = ("gaussian_noise", "contrast", "gaussian_blur"), (2, 5)
@@ -77,7 +77,7 @@ def evaluated(trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def digits(trained):
     """(images float32, labels) of the images that are scored."""
-    dataset = data.load("digits8x8", "test[:10]", data_dir=trained.tfds)
+    dataset = datasets.load("digits8x8", "test[:10]", data_dir=trained.tfds)
     return to_float(dataset.images), dataset.labels
 
 
@@ -197,7 +197,7 @@ def test_an_image_is_one_unit_all_its_corruptions_together():
     records = [{"correct": [bool(r)]} for r in right]
     rows = plan_rows(CASES, {"identity": _Drawless()}, 20, 1, available=20)
     done = {(row.defense_name, row.attack_name): (row, records) for row in rows}
-    entries = corruptions.corruption_report.corruption_means(done, CASES, seed=0)
+    entries = corruptions.show.corruption_means(done, CASES, seed=0)
     widths = {e["corruption"]: e["high"] - e["low"] for e in entries}
     # A share of 1/2 on 20 images: about 2 x 1.96 x sqrt(0.25 / 20) = 0.44.
     assert all(width == pytest.approx(0.44, abs=0.06) for width in widths.values()), widths
@@ -215,7 +215,7 @@ def test_means_over_corruptions_by_hand():
         number = right[row.attack_name] - (row.defense_name == "other") * 6
         records = [{"correct": [i < number]} for i in range(60)]
         done[row.defense_name, row.attack_name] = row, records
-    entries = corruptions.corruption_report.corruption_means(done, cases, seed=0)
+    entries = corruptions.show.corruption_means(done, cases, seed=0)
     accuracies = {(e["defense"]["name"], e["corruption"]): e["accuracy"] for e in entries}
     by_hand = {"clean": 60, "contrast": 40, "gaussian_noise": 40, "gaussian_blur": 20, "mean": 40}
     for name, expected in (by_hand | {"extra_mean": 20}).items():
@@ -228,7 +228,7 @@ def test_means_over_corruptions_by_hand():
     assert all(entry["worse"] for entry in others)
     (mean,) = [e for e in entries if e["corruption"] == "mean" and e["defense"]["name"] != "other"]
     low, high = 100 - 100 * mean["high"], 100 - 100 * mean["low"]
-    cell = corruptions.corruption_report._cell(mean)
+    cell = corruptions.show._cell(mean)
     assert cell.strip() == f"{100 / 3:.1f} [{low:3.0f}, {high:3.0f}]"
 
 
@@ -242,7 +242,7 @@ def test_worse_is_told_where_the_interval_excludes_0_only():
         )
         for row in rows
     }
-    entries = corruptions.corruption_report.corruption_means(done, cases, seed=0)
+    entries = corruptions.show.corruption_means(done, cases, seed=0)
     others = [entry for entry in entries if entry["defense"]["name"] == "other"]
     assert all(e["difference"]["value"] == pytest.approx(-1 / 20) for e in others)
     assert not any(entry["worse"] or entry["better"] for entry in others)
@@ -314,8 +314,8 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
 
 def test_positions_are_those_of_the_published_set(trained, tmp_path):
     where = dict(data_dir=trained.tfds, path="")
-    numbers = data.published_positions("digits8x8", "test[3:9]", **where)
-    dataset = data.load("digits8x8", "test[3:9]", data_dir=trained.tfds)
+    numbers = datasets.published_positions("digits8x8", "test[3:9]", **where)
+    dataset = datasets.load("digits8x8", "test[3:9]", data_dir=trained.tfds)
     published = load_digits()
     assert published.target[numbers].tolist() == dataset.labels.tolist()
     for image, number in zip(dataset.images, numbers, strict=True):
@@ -323,14 +323,14 @@ def test_positions_are_those_of_the_published_set(trained, tmp_path):
         assert (np.diff(published.images[number].ravel()[order]) >= 0).all()
     np.savez(tmp_path / "a.npz", test_images=np.zeros((5, 8, 8, 1)), test_labels=np.zeros(5, int))
     where = dict(data_dir=None, path=tmp_path / "a.npz")
-    assert data.published_positions("npz", "test[2:4]", **where) == [2, 3]
+    assert datasets.published_positions("npz", "test[2:4]", **where) == [2, 3]
 
 
 @pytest.fixture
 def folder(trained, digits, tmp_path):
     """Files in CIFAR-10-C's form, of the same digits corrupted by the functions, and of noise."""
     images, labels = digits
-    numbers = data.published_positions("digits8x8", "test[:10]", data_dir=trained.tfds, path="")
+    numbers = datasets.published_positions("digits8x8", "test[:10]", data_dir=trained.tfds, path="")
     size, rng, root = max(numbers) + 1, np.random.default_rng(0), tmp_path / "files"
     root.mkdir()
     all_labels = rng.integers(0, 10, size)
@@ -408,14 +408,14 @@ def spoilt(root: Path, what: str) -> None:
 )
 def test_files_that_do_not_fit_are_refused(what, error, said, folder, digits, trained):
     spoilt(folder, what)
-    numbers = data.published_positions("digits8x8", "test[:10]", data_dir=trained.tfds, path="")
+    numbers = datasets.published_positions("digits8x8", "test[:10]", data_dir=trained.tfds, path="")
     with pytest.raises(error, match=said):
         CorruptionFiles(folder, NAMES, (8, 8, 1)).check(numbers, digits[1])
 
 
 def test_files_give_the_severity_that_is_asked_for(folder, digits, trained):
     files = CorruptionFiles(folder, NAMES, (8, 8, 1))
-    numbers = data.published_positions("digits8x8", "test[:10]", data_dir=trained.tfds, path="")
+    numbers = datasets.published_positions("digits8x8", "test[:10]", data_dir=trained.tfds, path="")
     for severity in (1, 5):
         found = files.images(numbers[4:6], corruption="contrast", severity=severity)
         made = corrupted(0, digits[0][4:6], np.arange(4, 6), Case("contrast", severity))
@@ -431,7 +431,7 @@ COPIED = ("glass_blur", "elastic_transform", "fog")
 def prepare(data_dir: Path, case: str, images: np.ndarray, labels: np.ndarray) -> Path:
     """Writes arrays as TFDS prepares a case of CIFAR-10-C, without TensorFlow; returns where."""
 
-    class Cifar10Corrupted(tfds.builder_cls(data.CORRUPTED), skip_registration=True):
+    class Cifar10Corrupted(tfds.builder_cls(datasets.CORRUPTED), skip_registration=True):
         url_infos = None
 
         def _split_generators(self, dl_manager):
@@ -487,7 +487,7 @@ def test_copies_of_tfds_give_what_the_files_do(copied):
 
 def test_tfds_shuffles_as_it_did_when_it_prepared_cifar10():
     """The first training images of TFDS's own CIFAR-10, whose records do have ids."""
-    order = np.argsort(data.places_by_key("train", 50_000))
+    order = np.argsort(datasets.places_by_key("train", 50_000))
     assert order[:4].tolist() == [16399, 1680, 47917, 17307]
 
 

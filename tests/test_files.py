@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from purify import files, temporary
-from purify.files import (
+from purify.saving import files, temporary
+from purify.saving.files import (
     FileError,
     append,
     inside,
@@ -24,7 +24,7 @@ from purify.files import (
     write_bytes,
     writing,
 )
-from purify.temporary import clear_partial, temporary_name
+from purify.saving.temporary import clear_partial, temporary_name
 
 
 def pipe(path: Path) -> None:

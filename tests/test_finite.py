@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 import attacks
-from purify.checkpoint import Checkpoints, load_run
 from purify.defense import Defense
-from purify.evals import ablate, certify, corruptions, detect, gradient_health, robust, sample
-from purify.evals.certification import Certification, SmoothedRow
-from purify.evals.choosing import choose
-from purify.evals.evaluation import Evaluation
-from purify.evals.programs import check_finite
-from purify.evals.rows import Row, strongest_of
-from purify.evals.store import Store
+from purify.evals import ablate, certify, corruptions, detect, gradients, robust, sample
+from purify.evals.attacked.choosing import choose
+from purify.evals.attacked.evaluation import Evaluation
+from purify.evals.attacked.programs import check_finite
+from purify.evals.attacked.rows import Row, strongest_of
+from purify.evals.certify.measure import Certification, SmoothedRow
+from purify.evals.core.store import Store
 from purify.purifiers import Identity, NoiseOnly
-from purify.settings import claim
+from purify.saving.checkpoint import Checkpoints, load_run
+from purify.saving.settings import claim
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ MODES = {
         dict(detect__statistics=("prediction_change",), detect__num_images=4),
     ),
     "check_gradients": (
-        gradient_health,
+        gradients,
         "defense-exact: losses before the attack",
         dict(defense__purifier="identity", check__num_images=4, check__surrogate=""),
     ),

@@ -19,10 +19,11 @@ from sklearn.datasets import load_digits
 
 from attacks.apgd import APGD
 from attacks.losses import cross_entropy
-from purify import compilation
 from purify.defense import Defense
-from purify.evals import gradient_health
-from purify.evals.gradient_checks import (
+from purify.evals import gradients
+from purify.evals.core.store import Store
+from purify.evals.gradients import CURED, STILL_FAIL, check, exact
+from purify.evals.gradients.checks import (
     CHECKS,
     FAIL,
     NOT_INFORMATIVE,
@@ -40,8 +41,7 @@ from purify.evals.gradient_checks import (
     has_gradient,
     judge,
 )
-from purify.evals.gradient_health import CURED, STILL_FAIL, check, exact
-from purify.evals.probes import (
+from purify.evals.gradients.probes import (
     NUM_DIRECTIONS,
     NUM_KEYS,
     STEP,
@@ -50,9 +50,9 @@ from purify.evals.probes import (
     derivative_errors,
     probe_batch,
 )
-from purify.evals.store import Store
 from purify.purifiers import Identity, NoiseOnly, Schedule
 from purify.random import image_keys
+from purify.runtime import compilation
 from tests.oracles import QUICK, GaussianScore, LinearClassifier, QuadraticClassifier, near
 
 SIGMA, EPS = 0.25, 0.15
@@ -334,7 +334,7 @@ def test_the_command_prints_and_writes_verdicts(trained, tmp_path, capsys):
     small = dict(num_images=6, num_steps=2, eot_samples=2, num_draws=2, proposals=2, directions=1)
     options = {f"check__{name}": value for name, value in small.items()}
     config = trained.config(defense__purifier="noise_only", **options)
-    gradient_health.run(config, tmp_path)
+    gradients.run(config, tmp_path)
     shown = capsys.readouterr().out
     (file,) = tmp_path.glob("check_gradients/*/results.json")
     results = json.loads(file.read_text())
@@ -346,7 +346,7 @@ def test_the_command_prints_and_writes_verdicts(trained, tmp_path, capsys):
     assert results["budget"]["eps"] == 0.15 and results["config"]["check"]["num_images"] == 6
     assert str(file) in shown and re.fullmatch(r"[0-9a-f]{40}\+?|unknown", results["commit"])
     assert "checking noise_only on 6 images, into" in shown and "was done before" not in shown
-    gradient_health.run(config, tmp_path)
+    gradients.run(config, tmp_path)
     assert "all of it was done before, nothing was computed" in capsys.readouterr().out
 
 
@@ -363,7 +363,7 @@ def test_the_command_prints_and_writes_verdicts(trained, tmp_path, capsys):
 )
 def test_what_does_not_fit_is_refused_before_anything_is_computed(trained, field, value, said):
     with pytest.raises(ValueError, match=re.escape(said)):
-        gradient_health.run(trained.config(**{field: value}), trained.workdir)
+        gradients.run(trained.config(**{field: value}), trained.workdir)
     assert not (trained.workdir / "check_gradients").exists()
 
 

@@ -24,8 +24,8 @@ from attacks.gradients import (
     expectation,
     straight_through,
 )
-from purify.adp import ADP
 from purify.purifiers import PURIFIERS, NoiseOnly, OneStep, Schedule, build
+from purify.purifiers.adp import ADP
 from tests.oracles import (
     LinearScore,
     OneConvolution,

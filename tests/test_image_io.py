@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from purify import files, png_jpeg
-from purify.image_io import load_labelled_npz, open_images, to_float, to_uint8
+from purify.data import png_jpeg
+from purify.data.image_io import load_labelled_npz, open_images, to_float, to_uint8
+from purify.saving import files
 
 RGB, GREY = (6, 5, 3), (6, 5, 1)  # height and width differ, so that a transposition shows
 
@@ -304,7 +305,7 @@ def test_many_small_files_of_large_pictures_are_refused_after_the_first(tmp_path
     path = write_folder(
         tmp_path / "in", **{f"{i}_png": np.zeros((50, 50), np.uint8) for i in range(20)}
     )
-    monkeypatch.setattr("purify.files.MEMORY", 4 * 50 * 50 * 10)
+    monkeypatch.setattr("purify.saving.files.MEMORY", 4 * 50 * 50 * 10)
     monkeypatch.setattr(png_jpeg, "FACTOR", 1)
     assert "its images would take 200,000 bytes" in error_opening(path, shape=None)
 

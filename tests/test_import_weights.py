@@ -12,16 +12,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from purify import arrays, data, export_weights, models, weight_files
-from purify import import_weights as import_module
-from purify.checkpoint import Checkpoints, load_classifier, load_defense, load_run, load_score
-from purify.evals.inputs import load_inputs
-from purify.files import FileError
-from purify.image_io import to_float
-from purify.import_weights import run
+from purify import models
+from purify.data import datasets
+from purify.data.image_io import to_float
+from purify.evals.core.inputs import load_inputs
 from purify.models.importing import ARCHITECTURES, import_weights, read_weights
-from purify.networks import Classifier
-from purify.settings import claim, read_settings
+from purify.models.networks import Classifier
+from purify.saving import arrays, export_weights, weight_files
+from purify.saving import import_weights as import_module
+from purify.saving.checkpoint import (
+    Checkpoints,
+    load_classifier,
+    load_defense,
+    load_run,
+    load_score,
+)
+from purify.saving.files import FileError
+from purify.saving.import_weights import run
+from purify.saving.settings import claim, read_settings
 from tests.command import ROOT, main
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -407,7 +415,7 @@ def test_published_weights_classify_real_images(tmp_path):
         "--mode=import_weights", f"--input={WEIGHTS}", "--arch=resnet20", f"--workdir={tmp_path}"
     )
     assert result.returncode == 0, result.stderr
-    test = data.load("cifar10", "test", data_dir=str(SHARED / "tfds"))
+    test = datasets.load("cifar10", "test", data_dir=str(SHARED / "tfds"))
     defense = load_defense(tmp_path, "identity", num_runs=1)
     predict = jax.jit(jax.vmap(lambda defense, x: defense.classifier(x).argmax(), (None, 0)))
     answers = predict(defense, to_float(test.images))

@@ -12,17 +12,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from purify import export_weights, import_weights, train_classifier, train_score
-from purify.checkpoint import ROLES, MissingCheckpoint
-from purify.classes import check_order, check_same, meaning
-from purify.evals import certify, gradient_health, purify_files, robust, sample
+from purify.data.classes import check_order, check_same, meaning
+from purify.data.png_jpeg import encode_image
+from purify.evals import certify, gradients, purify_files, robust, sample
 from purify.evals.compare import compare, read_run
-from purify.evals.inputs import load_inputs, network_runs, tell_seen
-from purify.evals.store import folder_of
-from purify.files import FileError
-from purify.paths import same_path
-from purify.png_jpeg import encode_image
-from purify.settings import claim, differing_settings, read_settings
+from purify.evals.core.inputs import load_inputs, network_runs, tell_seen
+from purify.evals.core.store import folder_of
+from purify.runtime.paths import same_path
+from purify.saving import export_weights, import_weights
+from purify.saving.checkpoint import ROLES, MissingCheckpoint
+from purify.saving.files import FileError
+from purify.saving.settings import claim, differing_settings, read_settings
+from purify.training import train_classifier, train_score
 from tests.written import rewrite_settings, scored
 
 ANIMALS = ("cat", "dog", "frog")
@@ -363,7 +364,7 @@ def test_networks_that_do_not_fit_each_other_are_refused_in_every_mode(trained, 
         lambda: robust.run(config, tmp_path),
         lambda: sample.run(config, tmp_path),
         lambda: certify.run(config, tmp_path),
-        lambda: gradient_health.run(config, tmp_path),
+        lambda: gradients.run(config, tmp_path),
         lambda: load_inputs(config, tmp_path, ["adp"], needed=ROLES),
     ]
     for run in runs:
@@ -422,9 +423,9 @@ def test_gradient_checks_and_samples_say_what_the_networks_have_seen(
     trained, workdir, capsys, monkeypatch
 ):
     small = dict(data__test_split="train[:20]", eval__batch_size=4)
-    monkeypatch.setattr(gradient_health, "check", lambda *_, store, **__: store.sign() or [])
+    monkeypatch.setattr(gradients, "check", lambda *_, store, **__: store.sign() or [])
     checked = dict(defense__purifier="identity", check__num_images=2)
-    gradient_health.run(trained.config(**small, **checked), workdir)
+    gradients.run(trained.config(**small, **checked), workdir)
     assert "note: the classifier was trained on 2 of these images" in capsys.readouterr().out
     shown = dict(sample__num_images=0, sample__purifiers=("one_step",), sample__positions=(3, 5))
     sample.run(trained.config(**small, **shown), workdir)

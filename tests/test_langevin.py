@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from purify.langevin import AnnealedLangevin, balanced_step_size
-from purify.losses import noise_levels
+from purify.training.losses import noise_levels
 from tests.oracles import GaussianScore, make_score
 
 SHAPE, KEY = (4, 4, 1), jax.random.key(0)

@@ -95,30 +95,30 @@ OPENING = {
     *("open", "fopen", "open_code", "read_text", "read_bytes", "FileIO", "memmap", "open_memmap"),
     *("fromfile", "loadtxt", "genfromtxt", "ZipFile", "TarFile", "GzipFile", "BZ2File", "LZMAFile"),
 }
-# The places that may: those of purify.files; what is given a file that was opened there; and what
-# is no file from outside, but the kernel's, or this package's own.
+# The places that may: those of purify.saving.files; what is given a file that was opened there; and
+# what is no file from outside, but the kernel's, or this package's own.
 OPENERS = {
     "main.py": ["open"],  # /dev/null
-    "purify/arrays.py": ["np.memmap", "self._zip.open", "zipfile.ZipFile"],
-    "purify/builders/fashion_mnist_idx.py": ["gzip.GzipFile"],
-    "purify/compilation.py": [
+    "purify/saving/arrays.py": ["np.memmap", "self._zip.open", "zipfile.ZipFile"],
+    "purify/data/builders/fashion_mnist_idx.py": ["gzip.GzipFile"],
+    "purify/runtime/compilation.py": [
         "Path('/proc/self/maps').read_bytes",
         "Path('/proc/sys/vm/max_map_count').read_text",
     ],
-    "purify/corruptions/digital.py": ["Image.open"],  # of memory
-    "purify/ending.py": ["os.open"],  # /dev/null
+    "purify/data/corruptions/digital.py": ["Image.open"],  # of memory
+    "purify/runtime/ending.py": ["os.open"],  # /dev/null
     "purify/evals/report/page.py": ["(HERE / name).read_text"],
-    "purify/evals/sealed_arrays.py": ["np.memmap"],
-    "purify/evals/store.py": ["Path('/proc/cpuinfo').read_text"],
-    "purify/files.py": ["open", "os.open", "os.open"],
-    "purify/image_io.py": ["archive.open", "zipfile.ZipFile"],
-    "purify/png_jpeg.py": ["Image.open"],
-    "purify/temporary.py": ["os.open", "os.open", "os.open"],
+    "purify/evals/core/sealed_arrays.py": ["np.memmap"],
+    "purify/evals/core/store.py": ["Path('/proc/cpuinfo').read_text"],
+    "purify/saving/files.py": ["open", "os.open", "os.open"],
+    "purify/data/image_io.py": ["archive.open", "zipfile.ZipFile"],
+    "purify/data/png_jpeg.py": ["Image.open"],
+    "purify/saving/temporary.py": ["os.open", "os.open", "os.open"],
 }
 
 
 def openings(source: str) -> list[str]:
-    """What a file calls that opens a file, sorted; functions of purify.files are imported alone."""
+    """What a file calls that opens a file, sorted; functions of saving.files are imported alone."""
     calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     names = [ast.unparse(call) for call in calls]
     return sorted(n for n in names if n.rpartition(".")[2] in OPENING and n != "read_bytes")
@@ -152,7 +152,7 @@ def test_no_way_to_open_a_file_is_overlooked(line):
 
 def test_networks_live_behind_their_wrappers():
     """Flax Linen is confined to the networks, the two wrappers and training."""
-    allowed = {"networks.py", "train.py", "train_classifier.py", "train_score.py"}
+    allowed = {"loop.py", "train_classifier.py", "train_score.py"}
     for file in files("purify"):
         if "models" not in file.parts and file.name not in allowed:
             assert "flax.linen" not in imports(file), file

@@ -13,7 +13,7 @@ from purify import models
 from purify.models import convolution
 from purify.models.convolution import conv2d
 from purify.models.layers import GroupNorm, mean_pool, upsample
-from purify.networks import Classifier, Score
+from purify.models.networks import Classifier, Score
 from tests.oracles import make_score
 
 # What the CPU uses: gathered, scattered, Winograd's, XLA's, a matrix product, XLA's.

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from purify import models
-from purify.losses import cross_entropy, dsm, noise_levels
-from purify.networks import HEADS, Classifier, Score
-from purify.train import init_state, make_train_step
-from purify.train_options import TrainOptions
+from purify.models.networks import HEADS, Classifier, Score
+from purify.training.loop import init_state, make_train_step
+from purify.training.losses import cross_entropy, dsm, noise_levels
+from purify.training.options import TrainOptions
 from tests.oracles import QUICK, UnitScore
 
 SHAPE = (2, 2, 1)

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from purify import data
-from purify.evals.robust_report import results_table
-from purify.paths import split_paths
+from purify.data import datasets
+from purify.evals.robust.show import results_table
+from purify.runtime.paths import split_paths
 from tests.command import ROOT, main
 
 BASE = ("--config=configs/digits.py",)
@@ -365,7 +365,7 @@ def test_readme_table_is_the_one_that_was_measured():
 def prepared(tmp_path_factory):
     """Digits as TFDS prepares them, in a folder whose own name has a special character."""
     folder = tmp_path_factory.mktemp("prepared [1]")
-    data.load("digits8x8", "test", data_dir=str(folder))
+    datasets.load("digits8x8", "test", data_dir=str(folder))
     return folder
 
 
@@ -374,7 +374,7 @@ def test_data_may_lie_in_a_folder_of_any_name(prepared, tmp_path, name):
     """Beside folders that the name matches where it is taken for a pattern."""
     for folder in ("ab", "x1", name):
         shutil.copytree(prepared, tmp_path / folder)
-        assert len(data.load("digits8x8", "test[:5]", data_dir=str(tmp_path / folder))) == 5
+        assert len(datasets.load("digits8x8", "test[:5]", data_dir=str(tmp_path / folder))) == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({"ab", "x1", name})
     with pytest.raises(FileNotFoundError, match=re.escape(f"mnist is not in '{tmp_path / name}/")):
-        data.load("mnist", "test", data_dir=str(tmp_path / name))
+        datasets.load("mnist", "test", data_dir=str(tmp_path / name))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from purify.messages import as_text, few, printable, shown
+from purify.runtime.messages import as_text, few, printable, shown
 
 
 @pytest.mark.parametrize(

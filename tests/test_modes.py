@@ -10,20 +10,21 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from purify import parallel, train_classifier, train_score
 from purify.evals import (
     ablate,
     certify,
     corruptions,
     detect,
-    gradient_health,
+    gradients,
     plots,
     purify_files,
     robust,
     sample,
-    versions,
 )
-from purify.jsonl import read_lines
+from purify.evals.robust import versions
+from purify.runtime import parallel
+from purify.saving.jsonl import read_lines
+from purify.training import train_classifier, train_score
 
 LIMIT = 50  # config.eval.batch_size
 TINY = {
@@ -83,7 +84,7 @@ MODES = {
     # On two images the attack by gradients, and the choice of the strongest on each.
     "eval_robust": Mode(robust.run, LIMITED, {2, 3}, 3 + 3),
     "eval_corruptions": Mode(corruptions.run, LIMITED, {3}, 1),
-    "check_gradients": Mode(gradient_health.run, {}, {3}, 0),
+    "check_gradients": Mode(gradients.run, {}, {3}, 0),
     "detect": Mode(detect.run, LIMITED, {3, 40}, 2),  # 40 set the threshold
     "sample": Mode(sample.run, {}, {2, 3}, 3),
     "ablate": Mode(ablate.run, LIMITED, {3}, 1),

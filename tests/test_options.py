@@ -6,14 +6,14 @@ import math
 import pytest
 
 from attacks import ATTACKS
-from purify.adversarial import AdversarialOptions
-from purify.evals import smoothing
-from purify.evals.gradient_checks import Budget
+from purify.evals.certify import smoothing
+from purify.evals.gradients.checks import Budget
 from purify.langevin import AnnealedLangevin, balanced_step_size
-from purify.losses import noise_levels
-from purify.perturbations import PERTURBATIONS
 from purify.purifiers import PURIFIERS, Identity, needs_score
-from purify.train_options import TrainOptions
+from purify.training.adversarial import AdversarialOptions
+from purify.training.losses import noise_levels
+from purify.training.options import TrainOptions
+from purify.training.perturbations import PERTURBATIONS
 from tests.oracles import make_score
 
 SCORE = make_score((4, 4, 1))

@@ -9,9 +9,9 @@ import pytest
 from purify import models
 from purify.models import importing
 from purify.models.importing import Architecture, import_weights, read_weights
-from purify.networks import Score
-from purify.noise import add_noise
-from purify.reference import ReferenceADP
+from purify.models.networks import Score
+from purify.purifiers.noise import add_noise
+from purify.purifiers.reference import ReferenceADP
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: requirements-torch.txt")
 safetensors = pytest.importorskip("safetensors.torch")

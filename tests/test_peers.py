@@ -19,9 +19,9 @@ import pytest
 
 import attacks
 from attacks.losses import cross_entropy
-from purify import data
-from purify.compilation import jit
-from purify.image_io import to_float
+from purify.data import datasets
+from purify.data.image_io import to_float
+from purify.runtime.compilation import jit
 from tests import peers
 from tests.peers import Network, distances
 from tests.test_apgd import algorithm_1, algorithm_l1
@@ -148,8 +148,8 @@ def nearest(attack) -> Callable:
 @pytest.fixture(scope="module")
 def contest(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    seen = data.load("digits8x8", "train", data_dir=folder)
-    unseen = data.load("digits8x8", "validation+test", data_dir=folder)
+    seen = datasets.load("digits8x8", "train", data_dir=folder)
+    unseen = datasets.load("digits8x8", "validation+test", data_dir=folder)
     networks = {
         name: Network(peers.train(seen, method), len(unseen))
         for name, method in peers.METHODS.items()

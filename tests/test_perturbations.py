@@ -15,19 +15,26 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from scipy.fft import dctn, idctn
 
-from purify import perturbations, purifiers, train_score
-from purify.augmix import OPERATIONS, AugMix
-from purify.checkpoint import load_classifier, load_score
-from purify.data import load
+from purify import purifiers
+from purify.data.datasets import load
+from purify.data.image_io import to_float
 from purify.evals import corruptions
-from purify.evals.inputs import score_settings
-from purify.image_io import to_float
-from purify.jsonl import read_lines, write_json
-from purify.losses import dsm
-from purify.networks import HEADS
-from purify.perturbations import PERTURBATIONS, DCTNoise, build, dct_matrix, effective_sigma
+from purify.evals.core.inputs import score_settings
+from purify.models.networks import HEADS
 from purify.random import image_keys
-from purify.settings import read_settings
+from purify.saving.checkpoint import load_classifier, load_score
+from purify.saving.jsonl import read_lines, write_json
+from purify.saving.settings import read_settings
+from purify.training import perturbations, train_score
+from purify.training.augmix import OPERATIONS, AugMix
+from purify.training.losses import dsm
+from purify.training.perturbations import (
+    PERTURBATIONS,
+    DCTNoise,
+    build,
+    dct_matrix,
+    effective_sigma,
+)
 from tests.oracles import QUICK, UnitScore
 from tests.test_losses import Field
 

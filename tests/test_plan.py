@@ -16,14 +16,14 @@ from configs import base, cifar10, digits
 from configs.base import suite
 from purify import models
 from purify.detectors import Penalty, ScoreNorm
-from purify.evals.defenses import network_run
-from purify.evals.inputs import network_runs
-from purify.evals.plan import plan
+from purify.evals.attacked.plan import plan
+from purify.evals.attacked.rows import crafting, limited, main_ball, with_stages, without_exact
+from purify.evals.core.defenses import network_run
+from purify.evals.core.inputs import network_runs
 from purify.evals.robust import purifiers_of
-from purify.evals.rows import crafting, limited, main_ball, with_stages, without_exact
-from purify.networks import Classifier, Score
+from purify.models.networks import Classifier, Score
 from purify.purifiers import ADP, PURIFIERS, Schedule
-from purify.settings import differing_fields
+from purify.saving.settings import differing_fields
 from tests.test_ascent import NORMS_OF
 
 CIFAR_LIKE = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "tiny_imagenet")

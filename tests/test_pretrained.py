@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from purify import data, models, weight_files
-from purify.checkpoint import weight_hash
-from purify.image_io import to_float
-from purify.networks import Classifier, Score
+from purify import models
+from purify.data import datasets
+from purify.data.image_io import to_float
+from purify.models.networks import Classifier, Score
 from purify.purifiers import OneStep
 from purify.random import image_keys
+from purify.saving import weight_files
+from purify.saving.checkpoint import weight_hash
 from tests.command import ROOT
 from tests.test_import_weights import SHARED, WEIGHTS, needs_shared
 
@@ -51,7 +53,7 @@ def test_the_shipped_baseline_is_right_on_half_of_real_images():
     """48 of the first 100 when it was measured: an image more or less is rounding."""
     settings, variables = weight_files.load(BASELINE)
     classifier = Classifier(variables, models.build(**settings["network"]))
-    test = data.load("cifar10", "test[:100]", data_dir=TFDS)
+    test = datasets.load("cifar10", "test[:100]", data_dir=TFDS)
     answers = np.asarray(jax.jit(jax.vmap(classifier))(to_float(test.images))).argmax(-1)
     assert 46 <= (answers == test.labels).sum() <= 50
 
@@ -61,7 +63,7 @@ def test_the_shipped_score_model_denoises_real_images():
     """One step takes away at least three quarters of the noise's energy at sigma 0.25, and half of
     it at 0.1 (images of the test split, which it never saw)."""
     score, _ = shipped()
-    images = to_float(data.load("cifar10", "test[:50]", data_dir=TFDS).images)
+    images = to_float(datasets.load("cifar10", "test[:50]", data_dir=TFDS).images)
     keys = image_keys(0, np.arange(len(images)))
     for sigma, share in ((0.25, 0.25), (0.1, 0.5)):
         purified = jax.jit(jax.vmap(OneStep(score, sigma)))(keys, images)

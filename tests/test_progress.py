@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from purify import progress as module
-from purify.progress import progress
+from purify.runtime import progress as module
+from purify.runtime.progress import progress
 from tests.command import ROOT
 
 
@@ -71,7 +71,7 @@ def test_a_bar_is_drawn_where_a_terminal_can_redraw_it(capsys, monkeypatch):
 def test_the_environment_silences_it_whatever_the_caller_says(disable):
     """Processes that share the work are silent: TQDM_DISABLE is set before tqdm is imported."""
     code = (
-        "from purify.progress import progress\n"
+        "from purify.runtime.progress import progress\n"
         f"with progress(total=9, disable={disable}) as bar: bar.update(9)\n"
         "for _ in progress(range(9), unit='step'): pass"
     )

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purify import parallel
-from purify.adp import CURVATURES
-from purify.noise import add_noise
 from purify.purifiers import PURIFIERS, Identity, NoiseOnly, OneStep, Schedule, build
+from purify.purifiers.adp import CURVATURES
+from purify.purifiers.noise import add_noise
+from purify.runtime import parallel
 from tests.command import on_devices
 from tests.oracles import ConstantScore, GaussianScore, LinearScore, UnitScore, make_score
 
@@ -310,7 +310,7 @@ def test_the_reference_takes_the_longest_step_over_flat_ground_and_keeps_its_gra
 
 
 def test_in_the_reference_a_curvature_below_zero_stops_the_image(x64):
-    """Where purify.adp takes the longest step. The last stretch of contrast is left out, too."""
+    """Where ADP takes the longest step. The last stretch of contrast is left out, too."""
     score, x = LinearScore(-2.0 * jnp.eye(64), jnp.full(SHAPE, 0.5)), jnp.full(SHAPE, 0.4)
     purifier = build("adp_reference", score, sigma=0.0, num_steps=3, axis_name=None)
     image, trace = purifier.trace(KEY, x)

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from purify.data import batch_indices
-from purify.evals.roc import auroc
-from purify.evals.stats import bootstrap_mean
+from purify.data.datasets import batch_indices
+from purify.evals.core.stats import bootstrap_mean
+from purify.evals.detect.roc import auroc
 from purify.random import check_seed, image_keys, stream_key
 
 NO_SEEDS = [-1, 2**32, 2**64, True, np.True_, 1.5, np.float32(1), "1", None]

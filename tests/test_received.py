@@ -11,15 +11,15 @@ import pytest
 
 from purify.evals import plots
 from purify.evals.compare import read_run
+from purify.evals.core.result_files import read_results, write_results
+from purify.evals.core.terminal import empty_table, print_wide, tell_written
 from purify.evals.report import page
 from purify.evals.report.blocks import MAX_FIGURE, read_figure
 from purify.evals.report.runs import find_runs
-from purify.evals.result_files import read_results, write_results
-from purify.evals.terminal import empty_table, print_wide, tell_written
-from purify.files import FileError
-from purify.jsonl import MAX_DEPTH, parse, read_lines, write_json, write_lines
-from purify.messages import printable_lines
-from purify.settings import read_settings
+from purify.runtime.messages import printable_lines
+from purify.saving.files import FileError
+from purify.saving.jsonl import MAX_DEPTH, parse, read_lines, write_json, write_lines
+from purify.saving.settings import read_settings
 from tests.written import robust_results, write_evaluation
 
 LATIN = os.fsdecode(b"\xe9")  # of a name that is not UTF-8

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from purify.checkpoint import NeedsMode
 from purify.evals import robust
+from purify.evals.attacked.results import protocol_name
+from purify.evals.core.terminal import empty_table
 from purify.evals.report import page
 from purify.evals.report.blocks import from_terminal
 from purify.evals.report.images import OUTCOMES, image_blocks
 from purify.evals.report.runs import Run, find_runs
 from purify.evals.report.sections import all_columns
 from purify.evals.report.summary import summary
-from purify.evals.results import protocol_name
-from purify.evals.sweeps import Curve, sweeps
-from purify.evals.terminal import empty_table
-from purify.jsonl import read_lines, write_json, write_lines
+from purify.evals.report.sweeps import Curve, sweeps
+from purify.saving.checkpoint import NeedsMode
+from purify.saving.jsonl import read_lines, write_json, write_lines
 from tests.command import ROOT, main
 
 SMALL = {

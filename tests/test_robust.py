@@ -18,15 +18,15 @@ import pytest
 
 from benchmarks import purifiers
 from configs.base import attack, suite, transfer
-from purify import data, train_classifier, train_score
-from purify.checkpoint import Checkpoints, load_classifier, load_defense, load_score, weight_hash
+from purify.data import datasets
+from purify.data.image_io import to_uint8
 from purify.defense import classify
-from purify.evals import evaluation, robust, versions
-from purify.evals.choosing import highest
-from purify.evals.inputs import load_inputs, load_networks, network_runs
-from purify.evals.plan import plan
-from purify.evals.programs import check_in_ball
-from purify.evals.results import (
+from purify.evals import robust
+from purify.evals.attacked import evaluation
+from purify.evals.attacked.choosing import highest
+from purify.evals.attacked.plan import plan
+from purify.evals.attacked.programs import check_in_ball
+from purify.evals.attacked.results import (
     comparisons,
     estimate,
     headlines,
@@ -34,16 +34,25 @@ from purify.evals.results import (
     protocols,
     result_rows,
 )
-from purify.evals.stats import bootstrap_mean, proportion
-from purify.evals.store import Store, read_records
-from purify.evals.strongest import Strongest
-from purify.evals.versions import read_versions
-from purify.files import FileError, open_file
-from purify.image_io import to_uint8
-from purify.jsonl import read_lines, write_lines
-from purify.locking import Lock
+from purify.evals.attacked.strongest import Strongest
+from purify.evals.core.inputs import load_inputs, load_networks, network_runs
+from purify.evals.core.stats import bootstrap_mean, proportion
+from purify.evals.core.store import Store, read_records
+from purify.evals.robust import versions
+from purify.evals.robust.versions import read_versions
 from purify.random import image_keys
-from purify.settings import claim, read_settings
+from purify.saving.checkpoint import (
+    Checkpoints,
+    load_classifier,
+    load_defense,
+    load_score,
+    weight_hash,
+)
+from purify.saving.files import FileError, open_file
+from purify.saving.jsonl import read_lines, write_lines
+from purify.saving.locking import Lock
+from purify.saving.settings import claim, read_settings
+from purify.training import train_classifier, train_score
 from tests.oracles import near
 from tests.test_plan import make
 
@@ -180,7 +189,7 @@ def test_logits_of_all_runs_are_stored(evaluated):
 def test_baselines_and_defence_are_scored_on_the_keys_that_the_library_uses(evaluated, trained):
     """A draw's key is folded from seed, stream, dataset index and draw: nothing else."""
     folder = evaluated.folder
-    dataset = data.load("digits8x8", "test[:10]", data_dir=trained.tfds)
+    dataset = datasets.load("digits8x8", "test[:10]", data_dir=trained.tfds)
     images = dataset.images.astype(np.float32) / 255
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(image_keys(0, np.arange(10)), 1)
     for name in ("noise_only", "adp"):
@@ -428,7 +437,7 @@ def test_directions_and_clean_images_reach_the_attack(trained, workdir):
 def test_every_attacked_image_is_in_the_ball_and_the_box(evaluated, trained):
     """Read back from the files, and computed here: nothing of the attack is reused."""
     folder = evaluated.folder
-    clean = data.load("digits8x8", "test[:10]", data_dir=trained.tfds).images / 255.0
+    clean = datasets.load("digits8x8", "test[:10]", data_dir=trained.tfds).images / 255.0
     files = list((folder / "attacked").iterdir())
     assert len(files) == 5
     for file in files:
@@ -594,7 +603,7 @@ def test_what_fools_one_defence_is_scored_on_another_and_climbed_from(trained, w
     records = untimed(read_lines(folder / "images.jsonl"))
     source = np.load(folder / "arrays" / "noise_only-exact.npy")
     given = workdir / "given.npz"
-    clean = data.load("digits8x8", "test[:4]", data_dir=trained.tfds)
+    clean = datasets.load("digits8x8", "test[:4]", data_dir=trained.tfds)
     np.savez(given, images=source, labels=clean.labels)
     robust.run(trained.config(eval__defenses=("adp",)), workdir, input=str(given))
     (other,) = {at for at in workdir.glob("eval_robust/*")} - {folder}

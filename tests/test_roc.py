@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu, norm
 
-from purify.evals.roc import auroc, curve, threshold
+from purify.evals.detect.roc import auroc, curve, threshold
 
 
 def samples(distance, n, m, seed):

@@ -11,20 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purify import data
-from purify.adp import CURVATURES
-from purify.checkpoint import Checkpoints, load_score, weight_hash
+from purify.data import datasets
+from purify.data.image_io import load_labelled_npz, load_npz
 from purify.defense import first_run
 from purify.evals import robust, sample
-from purify.files import FileError
-from purify.image_io import load_labelled_npz, load_npz
-from purify.jsonl import read_lines
 from purify.langevin import AnnealedLangevin, balanced_step_size
-from purify.losses import noise_levels
-from purify.noise import add_noise
 from purify.purifiers import PURIFIERS, build
+from purify.purifiers.adp import CURVATURES
+from purify.purifiers.noise import add_noise
 from purify.random import image_keys
-from purify.settings import claim, read_settings
+from purify.saving.checkpoint import Checkpoints, load_score, weight_hash
+from purify.saving.files import FileError
+from purify.saving.jsonl import read_lines
+from purify.saving.settings import claim, read_settings
+from purify.training.losses import noise_levels
 from purify.types import Stepwise
 from tests.oracles import GaussianScore, make_score
 from tests.test_robust import untimed
@@ -52,9 +52,9 @@ def records(folder) -> dict:
 
 
 def images_of(trained, number=8):
-    return data.load("digits8x8", f"test[:{number}]", data_dir=trained.tfds).images / np.float32(
-        255
-    )
+    return datasets.load(
+        "digits8x8", f"test[:{number}]", data_dir=trained.tfds
+    ).images / np.float32(255)
 
 
 # Paths of purifiers

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from purify import schema
+from purify.saving import schema
 from tests.command import ROOT
 from tests.written import RECORDS, SIGNATURE
 

@@ -5,10 +5,10 @@ import os
 import numpy as np
 import pytest
 
-from purify.evals import sealed_arrays
-from purify.evals.agreement import check_logits, check_scored
-from purify.evals.store import Store
-from purify.files import FileError
+from purify.evals.core import sealed_arrays
+from purify.evals.core.agreement import check_logits, check_scored
+from purify.evals.core.store import Store
+from purify.saving.files import FileError
 
 SHAPE = (5, 2, 3)
 ENTRIES = np.arange(12, dtype=np.float32).reshape(2, 2, 3)

@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from purify.evals import smoothing
-from purify.evals.smoothing import (
-    ABSTAIN,
-    LOOK,
-    answer,
-    certify,
-    largest_radius,
-    radius,
-)
-from purify.evals.stats import clopper_pearson
+from purify.evals.certify import smoothing
+from purify.evals.certify.smoothing import ABSTAIN, LOOK, answer, certify, largest_radius, radius
+from purify.evals.core.stats import clopper_pearson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (7, 10), (10, 10), (990, 1000), (52, 100)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, bootstrap
 
-from purify.evals.stats import (
+from purify.evals.core.stats import (
     Estimate,
     beats,
     bootstrap_mean,

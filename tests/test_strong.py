@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from purify.evals import robust
-from purify.jsonl import read_lines
+from purify.saving.jsonl import read_lines
 
 
 @pytest.fixture(scope="module")

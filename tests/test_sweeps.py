@@ -2,7 +2,7 @@
 
 import pytest
 
-from purify.evals.sweeps import sweeps
+from purify.evals.report.sweeps import sweeps
 
 EPS = (4 / 255, 8 / 255)
 

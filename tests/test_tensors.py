@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from purify import weight_files
-from purify.files import FileError
 from purify.models.importing import import_weights, read_weights
-from purify.tensors import MAX_HEADER, read_metadata, read_tensors
+from purify.saving import weight_files
+from purify.saving.files import FileError
+from purify.saving.tensors import MAX_HEADER, read_metadata, read_tensors
 
 
 def write(path: Path, header, values: bytes = b"", *, length: int | None = None) -> Path:

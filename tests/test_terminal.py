@@ -7,20 +7,26 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from configs import digits
-from purify.evals import ablation_report, certify, corruption_report, detect_report, robust_report
-from purify.evals.terminal import empty_table, print_wide, shared_options, stopped_early, tell_work
-from purify.messages import counted
+from purify.evals import ablate, certify, corruptions, detect, robust
+from purify.evals.core.terminal import (
+    empty_table,
+    print_wide,
+    shared_options,
+    stopped_early,
+    tell_work,
+)
+from purify.runtime.messages import counted
 from tests.command import ROOT
 
 CELLS = ("one_step_s10", "53.5 [ 46,  61]*", "a sentence about what decides", "0.123456789")
 STORED = {
-    "digits/results.json": robust_report.results_table,
-    "cifar10/resnet20/results.json": robust_report.results_table,
-    "digits/ablation.json": ablation_report.results_table,
+    "digits/results.json": robust.show.results_table,
+    "cifar10/resnet20/results.json": robust.show.results_table,
+    "digits/ablation.json": ablate.show.results_table,
     "digits/certify.json": certify.results_table,
     "digits/certify.json differences": certify.differences_table,
-    "digits/detect.json": detect_report.results_table,
-    "digits/corruptions/results.json": corruption_report.results_table,
+    "digits/detect.json": detect.show.results_table,
+    "digits/corruptions/results.json": corruptions.show.results_table,
 }
 
 
@@ -145,14 +151,14 @@ def test_a_comparison_says_which_of_the_two_is_better(ends, said):
     low, difference, high = ends
     entry = {"a": "a", "b": "b", "mean_difference": difference, "low": low, "high": high}
     entry |= {"num_images": 100, "beats": low > 0}
-    assert robust_report.comparison_lines({"comparisons": [entry]}) == [said]
+    assert robust.show.comparison_lines({"comparisons": [entry]}) == [said]
 
 
 @pytest.mark.parametrize("share", [0.94, 1.12])
 def test_a_share_of_what_an_attack_leaves_may_be_more_than_all_of_it(share):
     entry = {"a": "adp-bpda", "b": "adp-exact", "mean_difference": 0.0, "low": -0.1, "high": 0.1}
     entry |= {"num_images": 9, "beats": False, "share": dict(low=0.5, value=share, high=1.5)}
-    (line,) = robust_report.comparison_lines({"comparisons": [entry]})
+    (line,) = robust.show.comparison_lines({"comparisons": [entry]})
     words = f"; the latter leaves {100 * share:.0f} % [50, 150] of what the former leaves"
     assert line.endswith(words)
 

@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from purify import data, models, train_classifier, train_score
-from purify.checkpoint import Checkpoints, load_score, weight_hash
-from purify.jsonl import read_lines
-from purify.networks import Classifier, Score
+from purify import models
+from purify.data import datasets
+from purify.models.networks import Classifier, Score
 from purify.random import stream_key
-from purify.train import TrainingDiverged, fit, init_state, make_train_step
-from purify.train_options import SCHEDULES, TrainOptions
-from purify.train_score import name_by_sigma
+from purify.saving.checkpoint import Checkpoints, load_score, weight_hash
+from purify.saving.jsonl import read_lines
+from purify.training import train_classifier, train_score
+from purify.training.loop import TrainingDiverged, fit, init_state, make_train_step
+from purify.training.options import SCHEDULES, TrainOptions
+from purify.training.train_score import name_by_sigma
 from tests.command import ROOT, on_devices
 from tests.oracles import QUICK
 
@@ -122,11 +124,11 @@ def small_step(options: TrainOptions, augment=lambda key, image: image):
 
 
 @pytest.fixture(scope="module")
-def dataset() -> data.Dataset:
+def dataset() -> datasets.Dataset:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (18, *SHAPE), dtype=np.uint8)
     labels = rng.integers(0, 3, 18).astype(np.int32)
-    return data.Dataset(images, labels, ("a", "b", "c"), "small", "train")
+    return datasets.Dataset(images, labels, ("a", "b", "c"), "small", "train")
 
 
 def test_optimizer_is_adam_with_decoupled_decay_on_clipped_gradients(x64):
@@ -309,7 +311,7 @@ def test_batches_follow_from_seed_and_step_alone(uninterrupted):
     steps, batches = zip(*uninterrupted[2].batches, strict=True)
     assert steps == tuple(range(7))
     for step, indices in zip(steps, batches, strict=True):
-        np.testing.assert_array_equal(indices, data.batch_indices(SEED, step, 4, 18))
+        np.testing.assert_array_equal(indices, datasets.batch_indices(SEED, step, 4, 18))
 
 
 def test_one_compilation_serves_a_run_and_its_resumption(tmp_path, dataset):
@@ -471,7 +473,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    data.load("digits8x8", "train", data_dir=folder)
+    datasets.load("digits8x8", "train", data_dir=folder)
     return folder
 
 

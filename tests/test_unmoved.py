@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from attacks.fab import FAB
-from purify import compilation
 from purify.defense import Defense
-from purify.evals.evaluation import Evaluation
-from purify.evals.gradient_checks import Budget, attack_rows
-from purify.evals.gradient_health import exact
+from purify.evals.attacked.evaluation import Evaluation
+from purify.evals.attacked.results import result_rows, unmoved
+from purify.evals.core.store import Store
+from purify.evals.gradients import exact
+from purify.evals.gradients.checks import Budget, attack_rows
 from purify.evals.report.summary import summary
-from purify.evals.results import result_rows, unmoved
-from purify.evals.robust_report import results_table
-from purify.evals.store import Store
+from purify.evals.robust.show import results_table
 from purify.purifiers import Identity
+from purify.runtime import compilation
 from tests.oracles import QUICK, LinearClassifier
 from tests.written import robust_results
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from purify.evals.versions import VERSIONS
-from purify.jsonl import write_json, write_lines
-from purify.png_jpeg import encode_image
-from purify.schema import hashes
+from purify.data.png_jpeg import encode_image
+from purify.evals.robust.versions import VERSIONS
+from purify.saving.jsonl import write_json, write_lines
+from purify.saving.schema import hashes
 from tests.command import ROOT
 
 COSTS = {"queries": 0, "nfe": 20, "nge": 0, "seconds": 0.5}

@@ -4,15 +4,15 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from purify.evals.labels import labels
-from purify.evals.results import pair
-from purify.evals.store import read_records
-from purify.evals.terminal import empty_table, print_wide
-from purify.files import FileError, inside
-from purify.jsonl import write_json
-from purify.messages import as_text, few, printable, shown
-from purify.paths import same_path, split_paths
-from purify.settings import differing_settings, read_settings
+from purify.evals.attacked.results import pair
+from purify.evals.core.labels import labels
+from purify.evals.core.store import read_records
+from purify.evals.core.terminal import empty_table, print_wide
+from purify.runtime.messages import as_text, few, printable, shown
+from purify.runtime.paths import same_path, split_paths
+from purify.saving.files import FileError, inside
+from purify.saving.jsonl import write_json
+from purify.saving.settings import differing_settings, read_settings
 
 IMAGES = ("name", "path", "test_split")  # of the settings' data: which images it is about
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from purify import parallel
-from purify.compilation import jit
-from purify.evals.defenses import build_purifier, purifier_options
-from purify.evals.inputs import load_networks, network_runs, shape_of
-from purify.evals.programs import check_finite
-from purify.image_io import open_images
-from purify.messages import counted, shown
-from purify.progress import progress
+from purify.data.image_io import open_images
+from purify.evals.attacked.programs import check_finite
+from purify.evals.core.defenses import build_purifier, purifier_options
+from purify.evals.core.inputs import load_networks, network_runs, shape_of
 from purify.random import check_seed, image_keys
+from purify.runtime import parallel
+from purify.runtime.compilation import jit
+from purify.runtime.messages import counted, shown
+from purify.runtime.progress import progress
 
 
 def run(config, workdir: Path, input: str | None, output: str | None) -> None:

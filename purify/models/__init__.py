@@ -11,8 +11,8 @@ from purify.models.options import Settings, checked_options
 from purify.models.resnet import ResNet
 from purify.models.unet import UNet
 from purify.models.wide_resnet import CifarResNet, WideResNet
-from purify.schema import converted
-from purify.tables import check_options, choose
+from purify.options import check_options, choose
+from purify.saving.schema import converted
 
 NETWORKS = {
     "unet": UNet,

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify import models
-from purify.arrays import load_npz
-from purify.files import FileError
-from purify.messages import few, printable, shown
-from purify.tables import choose
-from purify.tensors import MAX_NAME, read_tensors
+from purify.options import choose
+from purify.runtime.messages import few, printable, shown
+from purify.saving.arrays import load_npz
+from purify.saving.files import FileError
+from purify.saving.tensors import MAX_NAME, read_tensors
 from purify.types import PyTree
 
 # What wrappers put before every name, one inside the other: those that spread or average, and a

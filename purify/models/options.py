@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 import msgspec
 
-from purify.messages import printable
-from purify.networks import HEADS
-from purify.schema import converted
-from purify.schema.atoms import MAX_CLASSES
+from purify.models.networks import HEADS
+from purify.runtime.messages import printable
+from purify.saving.schema import converted
+from purify.saving.schema.atoms import MAX_CLASSES
 
 MAX_SIDE = 2048  # pixels
 MAX_BLOCKS = 150  # of one network, in all its stages: tracing it takes seconds

@@ -87,11 +87,11 @@ def preload_modules() -> None:
 
     import jax
 
-    from purify.evals import inputs, robust  # noqa: F401
-
-    for name in ("train_score", "train_classifier", "import_weights", "export_weights"):
+    for name in ("training.train_score", "training.train_classifier"):
         importlib.import_module(f"purify.{name}")
-    for name in ("certify", "corruptions", "gradient_health", "detect", "sample", "ablate"):
+    for name in ("saving.import_weights", "saving.export_weights"):
+        importlib.import_module(f"purify.{name}")
+    for name in ("robust", "certify", "corruptions", "gradients", "detect", "sample", "ablate"):
         importlib.import_module(f"purify.evals.{name}")
     for name in ("purify_files", "compare", "report.page"):
         importlib.import_module(f"purify.evals.{name}")

@@ -129,7 +129,7 @@ def content(here: Path) -> dict[str, str]:
 
 
 def _checkpoint(path: Path) -> str:
-    from purify.checkpoint import Checkpoints, weight_hash
+    from purify.saving.checkpoint import Checkpoints, weight_hash
 
     checkpoints = Checkpoints(path.parent.parent)
     if path.name != str(checkpoints.latest_step):

@@ -22,7 +22,7 @@ from purify.evals.plots.style import (
     save,
     tidy,
 )
-from purify.messages import counted
+from purify.runtime.messages import counted
 
 # Of the distance of two values, in which the attacks of one stand; closer where lines join them,
 # that in a steep panel one does not seem to lie above another for standing beside it.

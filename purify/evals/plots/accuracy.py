@@ -30,7 +30,7 @@ from purify.evals.plots.style import (
     text_width,
     tidy,
 )
-from purify.messages import counted
+from purify.runtime.messages import counted
 
 UNIT = 0.36  # inches a bar, enough for the label 100.0; x is counted in bars
 LINE = 1.5 * WIDTH  # inches; more defences go to the next line

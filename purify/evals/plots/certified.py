@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from purify.evals.core.stats import proportion
 from purify.evals.plots.style import (
     DASHES,
     DPI,
@@ -19,8 +20,7 @@ from purify.evals.plots.style import (
     save,
     tidy,
 )
-from purify.evals.stats import proportion
-from purify.messages import counted
+from purify.runtime.messages import counted
 
 
 @legible

@@ -20,7 +20,7 @@ from purify.evals.plots.style import (
     marked,
     save,
 )
-from purify.messages import counted
+from purify.runtime.messages import counted
 
 PITCH = 0.075  # inches from one defence to the next within a corruption
 

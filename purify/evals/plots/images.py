@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from purify.data.image_io import encode_image
 from purify.evals.plots.style import (
     BODY,
     DPI,
@@ -18,8 +19,7 @@ from purify.evals.plots.style import (
     save,
     text_width,
 )
-from purify.files import write_bytes
-from purify.image_io import encode_image
+from purify.saving.files import write_bytes
 
 Captions = Mapping[str, Sequence[tuple[str, bool]]]
 Notes = Mapping[str, Mapping[str, Sequence[str]]]

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from purify.files import writing
-from purify.messages import printable_lines
+from purify.runtime.messages import printable_lines
+from purify.saving.files import writing
 
 P = ParamSpec("P")
 

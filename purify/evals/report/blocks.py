@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from rich.table import Table as Terminal
 
+from purify.evals.core.terminal import paragraphs
 from purify.evals.plots.style import DPI
-from purify.evals.terminal import paragraphs
-from purify.files import FileError, read_bytes
-from purify.messages import shown
+from purify.runtime.messages import shown
+from purify.saving.files import FileError, read_bytes
 
 MAX_FIGURE, MAX_PIXELS = 2**24, 2**26  # bytes of a file, pixels of a PNG
 INCH = 118  # pixels of the page: the small type of figures is then 12 of them high

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from purify.data.image_io import encode_image
+from purify.evals.attacked.results import MAIN, protocol_name
 from purify.evals.report.blocks import Block, Prose, data_uri
 from purify.evals.report.runs import Run
-from purify.evals.results import MAIN, protocol_name
-from purify.evals.versions import VERSIONS, Versions, read_versions
-from purify.files import inside
-from purify.image_io import encode_image
+from purify.evals.robust.versions import VERSIONS, Versions, read_versions
+from purify.saving.files import inside
 
 STRIP = 10  # images of a strip
 MAX_CARDS = 100  # of a row

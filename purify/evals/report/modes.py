@@ -6,18 +6,9 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from purify.evals import (
-    ablation_report,
-    certify,
-    corruption_report,
-    detect_report,
-    detect_results,
-    gradient_checks,
-    gradient_health,
-    robust_report,
-)
+from purify.evals import ablate, certify, corruptions, detect, gradients, robust
 from purify.evals.report.summary import mean_rows, percent
-from purify.messages import counted
+from purify.runtime.messages import counted
 
 Draw = Callable[..., list[Path]]
 
@@ -55,7 +46,7 @@ def _radii_say(results: Mapping) -> str:
 
 
 def _errors_say(results: Mapping) -> str:
-    means = [e for e in results["means"] if e["corruption"] == corruption_report.MEAN]
+    means = [e for e in results["means"] if e["corruption"] == corruptions.show.MEAN]
     errors = (f"{e['defense']['name']} {100 * (1 - e['accuracy']):.1f} %" for e in means)
     return f"mean error: {', '.join(errors)}" if means else ""
 
@@ -64,7 +55,7 @@ def _detectors_say(results: Mapping) -> str:
     left = {
         row["statistic"]: row["left"]
         for row in results["rows"]
-        if row["kind"] == detect_results.STRONGEST
+        if row["kind"] == detect.numbers.STRONGEST
     }
     said = (f"{name} {100 * share['value']:.1f} %" for name, share in left.items())
     return f"left under all attacks: {', '.join(said)}" if left else _title_says(results)
@@ -86,13 +77,13 @@ MODES = {
     "eval_robust": Shown(
         "Accuracy under attack",
         _headline_says,
-        robust_report.results_table,
-        robust_report.draw_figures,
+        robust.show.results_table,
+        robust.show.draw_figures,
     ),
     "check_gradients": Shown(
         "Whether attacks see the gradient",
-        gradient_health.conclusion,
-        gradient_health.results_table,
+        gradients.conclusion,
+        gradients.results_table,
     ),
     "certify": Shown(
         "Certified radii",
@@ -104,13 +95,11 @@ MODES = {
     "eval_corruptions": Shown(
         "Common corruptions",
         _errors_say,
-        corruption_report.results_table,
-        corruption_report.draw_figures,
+        corruptions.show.results_table,
+        corruptions.show.draw_figures,
     ),
-    "detect": Shown("Detection of attacks", _detectors_say, detect_report.results_table),
-    "ablate": Shown(
-        "Ablations", _title_says, ablation_report.results_table, ablation_report.draw_figures
-    ),
+    "detect": Shown("Detection of attacks", _detectors_say, detect.show.results_table),
+    "ablate": Shown("Ablations", _title_says, ablate.show.results_table, ablate.show.draw_figures),
     "sample": Shown("Samples and paths", _samples_say),
 }
 # Figures by name: the caption, and what they show for who cannot see them.
@@ -159,9 +148,9 @@ FIGURES = {
 }
 # How verdicts on gradients are marked, by how they begin.
 TONES = {
-    gradient_checks.PASS: "pass",
-    gradient_checks.FAIL: "fail",
-    gradient_checks.NOT_INFORMATIVE: "neutral",
+    gradients.checks.PASS: "pass",
+    gradients.checks.FAIL: "fail",
+    gradients.checks.NOT_INFORMATIVE: "neutral",
 }
 
 

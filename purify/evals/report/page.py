@@ -13,9 +13,9 @@ from purify.evals.report.modes import MODES, tone
 from purify.evals.report.runs import Run, find_runs
 from purify.evals.report.sections import provenance, sections
 from purify.evals.report.summary import summary
-from purify.jsonl import write_text
-from purify.messages import counted, printable_lines, shown
-from purify.paths import split_paths
+from purify.runtime.messages import counted, printable_lines, shown
+from purify.runtime.paths import split_paths
+from purify.saving.jsonl import write_text
 
 HERE = Path(__file__).parent
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from purify.checkpoint import NeedsMode
-from purify.evals.labels import labels
+from purify.evals.core.labels import labels
+from purify.evals.core.result_files import RESULTS, read_results
+from purify.evals.core.store import read_records
 from purify.evals.report.modes import MODES
-from purify.evals.result_files import RESULTS, read_results
-from purify.evals.store import read_records
-from purify.files import FileError, inside
-from purify.messages import shown
-from purify.settings import read_settings
+from purify.runtime.messages import shown
+from purify.saving.checkpoint import NeedsMode
+from purify.saving.files import FileError, inside
+from purify.saving.settings import read_settings
 
 SETTINGS = "settings.json"
 

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from purify.evals import plots, robust_report
-from purify.evals.figures import drawn
+from purify.evals import plots, robust
+from purify.evals.core.figures import drawn
 from purify.evals.report.blocks import (
     Block,
     Column,
@@ -28,7 +28,7 @@ from purify.evals.report.images import BUDGET, image_blocks
 from purify.evals.report.modes import FIGURES, MODES, Draw
 from purify.evals.report.runs import Run
 from purify.evals.report.summary import mean_rows, percent
-from purify.evals.sweeps import sweeps
+from purify.evals.report.sweeps import sweeps
 
 COST = "cost"  # the figure that stands with that table
 SWEEPS = {
@@ -69,7 +69,7 @@ def _numbers(run: Run, runs: Sequence[Run]) -> Section:
     if differences := shown.differences(results):
         blocks.append(from_terminal(differences, str(differences.title)))
     if run.mode == "eval_robust" and results["comparisons"]:
-        lines = robust_report.comparison_lines(results)
+        lines = robust.show.comparison_lines(results)
         blocks.append(Details("Paired comparisons on the same images", [Notes(lines)]))
     drawn = _drawn(run, shown.draw) if shown.draw else []
     blocks += [figure for figure in drawn if figure.name != COST]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from purify.evals.results import protocol_name
+from purify.evals.attacked.results import protocol_name
 
 
 class Share(NamedTuple):

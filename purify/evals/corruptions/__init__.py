@@ -1,0 +1,191 @@
+"""--mode=eval_corruptions: the defences on common corruptions of the images, and on clean ones."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from purify.data import datasets
+from purify.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from purify.defense import Defense
+from purify.evals.attacked.evaluation import Evaluation
+from purify.evals.attacked.rows import Row, limited
+from purify.evals.core.defenses import defense_settings
+from purify.evals.core.inputs import load_inputs, tell_seen
+from purify.evals.core.store import Store
+from purify.evals.core.terminal import stopped_early, tell_work
+from purify.evals.corruptions import show
+from purify.evals.corruptions.files import CorruptionFiles
+from purify.options import choose
+from purify.random import image_keys
+from purify.runtime import parallel
+from purify.runtime.messages import counted
+
+
+class Case(NamedTuple):
+    """One corruption at one severity."""
+
+    corruption: str
+    severity: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.corruption}_{self.severity}"
+
+
+def corrupted(seed: int, images: np.ndarray, indices: np.ndarray, case: Case) -> np.ndarray:
+    """Corrupted images, float32 [n, H, W, C], of float images [n, H, W, C] in [0, 1].
+
+    The key of each is folded from the seed, its dataset index (indices: [n]), the corruption and
+    the severity: its neighbours, and what else is computed, do not matter.
+    """
+    place = list(CORRUPTIONS).index(case.corruption)
+    keys = image_keys(seed, indices, stream="corruption")
+    for number in (place, case.severity):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+    return np.stack(
+        [
+            corrupt(key, image, name=case.corruption, severity=case.severity)
+            for key, image in zip(keys, images, strict=True)
+        ]
+    )
+
+
+class CaseImages:
+    """images_of of Evaluation.run: the images of the case that a row is named after.
+
+    Made when asked for, and kept until another case is: all defences of a case come one after the
+    other. make: (case, positions) -> images.
+    """
+
+    def __init__(self, clean: np.ndarray, cases: Sequence[Case], make: Callable):
+        self._clean, self._make = clean, make
+        self._cases = {case.name: case for case in cases}
+        self._of: Case | None = None
+        self._images, self._there = np.empty(0), np.empty(0, bool)
+
+    def __call__(self, row: Row, positions: Sequence[int]) -> np.ndarray:
+        case = self._cases.get(row.attack_name)
+        if case is None:
+            return self._clean
+        if case != self._of:
+            self._of, self._images = case, np.full_like(self._clean, np.nan)
+            self._there = np.zeros(len(self._clean), bool)
+        missing = [at for at in positions if not self._there[at]]
+        if missing:
+            self._images[missing] = self._make(case, missing)
+            self._there[missing] = True
+        return self._images
+
+
+def run(config, workdir: Path, input: str | None = None, max_images: int | None = None) -> None:
+    """Evaluate, print a table, and say what was written.
+
+    input: a folder of CIFAR-10-C's files, of TFDS's copy of them, or of others in their form, taken
+        instead of corrupting.
+    max_images: as of --mode=eval_robust.
+    """
+    cfg, where = config.corruptions, dict(data_dir=config.data.dir, path=config.data.path)
+    parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
+    cases = _cases(cfg)
+    inputs = load_inputs(config, workdir, cfg.defenses)
+    defenses = {name: inputs.defense(config, name) for name in cfg.defenses}
+    available = len(inputs.labels)
+    rows = plan_rows(cases, defenses, cfg.num_images, cfg.num_draws, available=available)
+    inputs = inputs.first(cfg.num_images)
+    images, labels, indices = inputs.images, inputs.labels, inputs.indices
+    settings = _settings(config, cases, defenses) | inputs.settings(config) | {"files": {}}
+    if input:
+        files = CorruptionFiles(
+            input, dict.fromkeys(case.corruption for case in cases), images.shape[1:]
+        )
+        numbers = datasets.published_positions(config.data.name, config.data.test_split, **where)
+        numbers = numbers[: cfg.num_images]
+        files.check(numbers, labels)
+        settings["files"] = files.hashes(numbers, cfg.severities)
+
+    def make(case: Case, positions: Sequence[int]) -> np.ndarray:
+        if input:
+            return files.images([numbers[at] for at in positions], **case._asdict())
+        return corrupted(config.seed, images[positions], indices[positions], case)
+
+    if max_images:
+        rows = limited(rows, max_images, config.eval.batch_size)
+    taken = rows[0].num_images
+    stopped = stopped_early(taken, cfg.num_images, max_images)
+    with Store(workdir, "eval_corruptions", settings, stopped=stopped) as store:
+        evaluation = inputs.evaluation(config, store)
+        _tell_work(evaluation, rows, len(defenses), len(cases))
+        tell_seen(config.data, inputs, range(taken))
+        evaluation.run(rows, CaseImages(images, cases, make))
+        show.write(config, evaluation, rows, cases, settings, inputs, source=input)
+
+
+def plan_rows(
+    cases: Sequence[Case],
+    defenses: Mapping[str, Defense],
+    num_images: int,
+    num_draws: int,
+    *,
+    available: int,
+) -> list[Row]:
+    """A row for each defence on clean images and on every case, in this order.
+
+    num_draws: of defences that draw. Raises ValueError for numbers that do not fit.
+    """
+    if not 1 <= num_images <= available:
+        raise ValueError(f"config.corruptions.num_images={num_images} must be 1 to {available}")
+    if num_draws < 1:
+        raise ValueError(f"config.corruptions.num_draws={num_draws} must be at least 1")
+    if not defenses:
+        raise ValueError("config.corruptions.defenses is empty; name at least one purifier")
+    return [
+        Row(
+            *(name, case, defense, None, None, {}, num_images),
+            num_draws=num_draws if defense.purifier.stochastic else 1,
+        )
+        for case in (show.CLEAN, *(case.name for case in cases))
+        for name, defense in defenses.items()
+    ]
+
+
+def _tell_work(evaluation: Evaluation, rows: list[Row], num_defenses: int, num_cases: int) -> None:
+    asked = (
+        f"{counted(num_defenses, 'defence')}, clean and on {counted(num_cases, 'corruption')} with "
+        f"severity, {counted(rows[0].num_images, 'image')}"
+    )
+    pending = [(len(evaluation.pending(row.name, row)), row.score_nfe) for row in rows]
+    cost, left = (
+        counted(sum(n * nfe for n, nfe in each), "network evaluation")
+        for each in ([(row.num_images, row.score_nfe) for row in rows], pending)
+    )
+    tell_work(asked, cost, left if any(n for n, _ in pending) else "", evaluation.store.folder)
+
+
+def _cases(cfg) -> list[Case]:
+    """What config.corruptions asks for, in the order of CORRUPTIONS."""
+    for name in cfg.names:
+        choose("config.corruptions.names entry", CORRUPTIONS, name)
+    if not cfg.severities or not set(cfg.severities) <= set(SEVERITIES):
+        raise ValueError(
+            f"config.corruptions.severities={tuple(cfg.severities)} must be some of {SEVERITIES}"
+        )
+    names = [name for name in CORRUPTIONS if name in cfg.names or not cfg.names]
+    return [Case(name, severity) for name in names for severity in sorted(set(cfg.severities))]
+
+
+def _settings(config, cases: Sequence[Case], defenses: Mapping[str, Defense]) -> dict:
+    """What decides the results, but for the images and the networks."""
+    cfg = config.corruptions
+    settings = {
+        "cases": [case.name for case in cases],
+        "defenses": {name: defense_settings(config, name) for name in defenses},
+        "defense": {"num_runs": config.defense.num_runs, "average": config.defense.average},
+        "num_images": cfg.num_images,
+        "num_draws": cfg.num_draws,
+    }
+    if any(defense.couples_batch for defense in defenses.values()):
+        settings["batch_size"] = config.eval.batch_size
+    return settings

@@ -1,0 +1,236 @@
+"""What --mode=detect leaves: results.json, the figures, the table on the terminal."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from purify.evals import plots
+from purify.evals.attacked.evaluation import Evaluation
+from purify.evals.attacked.results import attack_fields, cost_fields
+from purify.evals.attacked.rows import Row
+from purify.evals.core.figures import attempted, drawn
+from purify.evals.core.inputs import Inputs
+from purify.evals.core.result_files import write_results
+from purify.evals.core.terminal import (
+    empty_table,
+    print_reservations,
+    print_wide,
+    tell_written,
+    variant_lines,
+    with_interval,
+)
+from purify.evals.detect.measure import JOINT, RATE, UNKNOWING
+from purify.evals.detect.numbers import (
+    ATTACKED,
+    Values,
+    calibrated_thresholds,
+    fools,
+    kind_of,
+    result_rows,
+    scored_draws,
+)
+from purify.evals.detect.roc import curve
+from purify.runtime.messages import counted
+
+
+def write(
+    config,
+    evaluation: Evaluation,
+    rows: Mapping[str, Row],
+    values: Values,
+    settings: Mapping,
+    seen: Sequence[str],
+    inputs: Inputs,
+) -> None:
+    """Write results.json and figures; print the table and the paths.
+
+    rows: of the defence behind the detector, by attack, 'clean' without. values: of the
+    'calibration' images, of clean ones, of natural ones and of attacked ones. seen: the networks
+    that were trained on calibration images.
+    """
+    store, num_draws = evaluation.store, config.detect.num_draws
+    records = {name: _records(evaluation, row) for name, row in rows.items()}
+    right = {name: np.array([record["correct"] for record in own]) for name, own in records.items()}
+    thresholds = {
+        name: calibrated_thresholds(drawn[:, 0]) for name, drawn in values["calibration"].items()
+    }
+    attacks = {
+        name: attack_fields(row) | cost_fields(records[name])
+        for name, row in rows.items()
+        if row.attack
+    }
+    results = {
+        "title": inputs.titled(_title(config, rows, values)),
+        "rows": result_rows(
+            values, right, thresholds, attacks, num_draws=num_draws, seed=config.seed
+        ),
+        "statistics": thresholds,
+        "calibration_seen_by": list(seen),
+        "meaning": MEANING,
+        "note": seen_note(seen),
+        **settings,
+        **store.computed_by(),
+        "trained": inputs.trained(),
+        "config": config.to_dict(),
+    }
+    paths = [write_results(store.folder, results), store.folder / "images.jsonl"]
+    print_wide(results_table(results))
+    if seen:
+        print(results["note"])
+    print_reservations(results)
+    tell_written([*paths, *_draw_figures(store.folder / "figures", results, values, right)])
+
+
+def _draw_figures(
+    folder: Path, results: Mapping, values: Values, right: Mapping[str, np.ndarray]
+) -> list[Path]:
+    """Draw the curves and the ranges of what was scored; their paths."""
+    num_draws = results["config"]["detect"]["num_draws"]
+    values = {
+        images: {name: scored_draws(drawn, num_draws) for name, drawn in of.items()}
+        for images, of in values.items()
+    }
+    right = {name: scored_draws(drawn, num_draws) for name, drawn in right.items()}
+    paths = []
+    roc, ranges = folder / "roc.png", folder / "statistics.png"
+    if panels := attempted(roc, lambda: _panels(values, right, results["rows"])):
+        paths += drawn(roc, lambda path: plots.roc_curves(path, panels, rate=RATE))
+    return paths + drawn(
+        ranges,
+        lambda path: plots.statistic_ranges(
+            path, _by_statistic(values, right), results["statistics"]
+        ),
+    )
+
+
+def seen_note(seen: Sequence[str]) -> str:
+    if not seen:
+        return ""
+    return f"calibrated on images that a network has seen, or may have: {', '.join(seen)}"
+
+
+def _records(evaluation: Evaluation, row: Row) -> list[dict]:
+    records = evaluation.store.records(row.name)
+    return [records[evaluation.index(at)] for at in range(row.num_images)]
+
+
+def _panels(values: Values, right: Mapping[str, np.ndarray], entries: list[dict]) -> dict:
+    """title -> curves, for the attackers who do not know the detector, and for the attack on each
+    statistic that leaves least."""
+    panels: dict[str, list[dict]] = {
+        "unknowing attackers": [],
+        "knowing attackers, by the attack that leaves least": [],
+    }
+    for statistic in values["calibration"]:
+        for title, kind in zip(panels, ATTACKED, strict=True):
+            own = [e for e in entries if e["statistic"] == statistic and e["kind"] == kind]
+            if not (own := [entry for entry in own if entry["auroc"]]):
+                continue
+            entry = min(own, key=lambda entry: entry["left"]["value"])
+            name = entry["images"]
+            fooled = values[name][statistic][fools(right[name])]
+            false, true = curve(values["clean"][statistic], fooled)
+            panels[title].append(
+                {"name": statistic, "false": false, "true": true, **entry["auroc"]}
+            )
+    return {title: curves for title, curves in panels.items() if curves}
+
+
+def _by_statistic(values: Values, right: Mapping) -> dict[str, dict[str, np.ndarray]]:
+    """statistic -> images -> values, without attacks on other statistics."""
+    return {
+        statistic: {
+            readable(name, statistic): found[statistic].ravel()
+            for name, found in values.items()
+            if kind_of(name, statistic, right)
+        }
+        for statistic in values["clean"]
+    }
+
+
+def _title(config, rows: Mapping[str, Row], values: Values) -> str:
+    cfg, row = config.detect, rows[UNKNOWING]
+    natural = len(next(iter(values["calibration"].values())))
+    first = (
+        f"{config.data.name} {config.data.test_split}: detecting attacks on {cfg.defense}, "
+        f"thresholds from {counted(natural, 'image')} of {cfg.calibration_split}"
+    )
+    ball = f"{row.attack.norm} {row.attack.eps:.3g}"
+    told = f"{row.options['attack']}, {row.options['gradient']}, {ball}, "
+    knowing = [known for name, known in rows.items() if known.penalty]
+    budgets = " or ".join(dict.fromkeys(known.attack.budget for known in knowing))
+    joint = [known for name, known in rows.items() if name.endswith(f"_{JOINT}")]
+    return "\n".join(
+        [
+            first,
+            *variant_lines(config, dict.fromkeys((cfg.defense, cfg.purifier))),
+            f"unknowing: {told}{row.attack.budget}",
+            f"knowing: apgd, exact, {ball}, {budgets}, from the unknowing images too;",
+            "  margin - c x (excess of the statistic over its threshold, in standard deviations);",
+            "  of what they find they take what fools and passes most often",
+            *(
+                f"joint: apgd on the classifier of the image, and often of the purified image, "
+                f"{known.attack.budget}; attacks by c start there, too"
+                for known in joint
+            ),
+        ]
+    )
+
+
+def results_table(results: Mapping) -> Table:
+    """The rows of results.json."""
+    table = empty_table(results["title"], CAPTION)
+    small = any(row["flagged_small"] for row in results["rows"])
+    for column in ("statistic", "images", "n", "of", "AUROC [95 %]", "flagged at 5 % [95 %]"):
+        table.add_column(column, justify="left" if column[0] in "si" else "right", no_wrap=True)
+    for column in (*(["at 1 %"] if small else []), "left [95 %]"):
+        table.add_column(column, justify="right", no_wrap=True)
+    previous = None
+    for row in results["rows"]:
+        if previous not in (None, row["statistic"]):
+            table.add_section()
+        of = row["num_positives"]
+        area = row["auroc"]
+        table.add_row(
+            "" if previous == row["statistic"] else row["statistic"],
+            readable(row["images"], row["statistic"]),
+            "" if of is None else str(of),
+            str(row["num_images"]),
+            "" if area is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**area),
+            _percent(row["flagged"]),
+            *([_percent(row["flagged_small"])] if small else []),
+            _percent(row["left"]),
+        )
+        previous = row["statistic"]
+    return table
+
+
+def readable(images: str, statistic: str) -> str:
+    """Of attackers who know the statistic, how they weigh it."""
+    own = images.removeprefix(f"{statistic}_")
+    return (f"c {own}" if re.match(r"\d", own) else own).replace("_", " ")
+
+
+def _percent(share: Mapping | None) -> str:
+    if share is None:
+        return ""
+    return with_interval(*(100 * share[end] for end in ("value", "low", "high")))
+
+
+MEANING = (
+    "Positives are the attacked images that fool the classifier or defence behind the detector. A "
+    "rejected clean image counts as an error, a rejected attacked one as stopped. Natural images "
+    "with noise or corruptions are nobody's attack: what a detector flags of them are false alarms."
+)
+CAPTION = """\
+n: natural images, or of the attacked ones those that fool the defence behind the detector
+AUROC: the chance that one of these is above a clean image (bootstrap over images)
+flagged: share of these above the threshold that 5 % of natural images exceed, in %: of clean images
+  the realised false-positive rate
+left: clean images that are right and not flagged; attacked ones that are flagged or do not fool;
+  where anything draws, the mean over fresh draws
+strongest: of each image the attack above that leaves least, by draws that are not scored
+c: how attackers who know the statistic weigh an excess"""
