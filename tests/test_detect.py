@@ -218,7 +218,7 @@ def test_the_small_rate_waits_for_a_thousand_images(n):
             == near(proportion(natural[:, 0] > 991)._asdict())
         )
     shown = results_table({"title": "", "rows": [clean, unknowing]})
-    headers = [str(column.header) for column in shown.columns]
+    headers = [column.name for column in shown.columns]
     assert ("at 1 %" in headers) == (n == 1000)
 
 

@@ -17,7 +17,7 @@ from purify.data.corruptions import CORRUPTIONS, corrupt
 from purify.data.image_io import encode_image, to_float, to_uint8
 from purify.defense import classify
 from purify.evals import corruptions
-from purify.evals.core.terminal import print_wide
+from purify.evals.core.terminal import print_table
 from purify.evals.corruptions import Case, corrupted, plan_rows
 from purify.evals.corruptions.files import CorruptionFiles
 from purify.evals.corruptions.show import results_table
@@ -229,7 +229,7 @@ def test_means_over_corruptions_by_hand():
     (mean,) = [e for e in entries if e["corruption"] == "mean" and e["defense"]["name"] != "other"]
     low, high = 100 - 100 * mean["high"], 100 - 100 * mean["low"]
     cell = corruptions.show._cell(mean)
-    assert cell.strip() == f"{100 / 3:.1f} [{low:3.0f}, {high:3.0f}]"
+    assert str(cell) == f"{100 / 3:.1f} [{low:.0f}, {high:.0f}]"
 
 
 def test_worse_is_told_where_the_interval_excludes_0_only():
@@ -280,7 +280,7 @@ def test_a_table_that_is_too_wide_takes_more_lines_and_loses_nothing(
     shown = {}
     for width in (60, 1000):
         monkeypatch.setenv("COLUMNS", str(width))
-        print_wide(results_table(evaluated.results))
+        print_table(results_table(evaluated.results))
         shown[width] = capsys.readouterr().out
     assert "…" not in shown[60] and shown[60].count("\n") > shown[1000].count("\n")
     assert shown[60].count("]") == shown[1000].count("]") > 0

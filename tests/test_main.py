@@ -1,6 +1,5 @@
 """The commands of the README, and what they say when something is wrong with them."""
 
-import io
 import json
 import os
 import re
@@ -12,9 +11,9 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from purify.data import datasets
+from purify.evals.core.terminal import print_table
 from purify.evals.robust.show import results_table
 from purify.runtime.paths import split_paths
 from tests.command import ROOT, main
@@ -350,12 +349,11 @@ def test_the_readme_commands_exist():
         assert "config.seed" in result.stderr, (line, result.stderr)
 
 
-def test_readme_table_is_the_one_that_was_measured():
+def test_readme_table_is_the_one_that_was_measured(capsys):
     """The table in the README is, line by line, what the results.json beside it prints."""
     results = json.loads((ROOT / "docs" / "digits" / "results.json").read_text())
-    console = Console(width=132, markup=False, highlight=False, file=io.StringIO())
-    console.print(results_table(results))
-    printed = [line.rstrip() for line in console.file.getvalue().strip().splitlines()]
+    print_table(results_table(results))
+    printed = [line.rstrip() for line in capsys.readouterr().out.strip().splitlines()]
     text = (ROOT / "README.md").read_text()
     shown = next(block for block in text.split("```") if "mean of draws [95 %]" in block)
     assert [line.rstrip() for line in shown.strip().splitlines()] == printed

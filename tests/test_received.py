@@ -12,7 +12,8 @@ import pytest
 from purify.evals import plots
 from purify.evals.compare import read_run
 from purify.evals.core.result_files import read_results, write_results
-from purify.evals.core.terminal import empty_table, print_wide, tell_written
+from purify.evals.core.tables import Column, Table
+from purify.evals.core.terminal import print_table, tell_written
 from purify.evals.report import page
 from purify.evals.report.blocks import MAX_FIGURE, read_figure
 from purify.evals.report.runs import find_runs
@@ -236,11 +237,8 @@ def test_only_figures_are_embedded(folder, content, said):
 
 
 def test_a_terminal_shows_names_as_they_are(capsys):
-    table = empty_table(HOSTILE, HOSTILE)
-    table.add_column("name")
-    table.add_column(HOSTILE)
-    table.add_row("a", HOSTILE)
-    print_wide(table)
+    columns = [Column("name", wraps=True), Column(HOSTILE, wraps=True)]
+    print_table(Table(HOSTILE, columns, [[("a", HOSTILE)]], HOSTILE))
     tell_written([Path(HOSTILE + "\n"), Path(LATIN)])
     said = capsys.readouterr().out
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e\ud800-\udfff]", said)

@@ -12,9 +12,9 @@ import pytest
 
 from purify.evals import robust
 from purify.evals.attacked.results import protocol_name
-from purify.evals.core.terminal import empty_table
+from purify.evals.core import tables
+from purify.evals.core.tables import Column, Interval, Table, grouped
 from purify.evals.report import page
-from purify.evals.report.blocks import from_terminal
 from purify.evals.report.images import OUTCOMES, image_blocks
 from purify.evals.report.runs import Run, find_runs
 from purify.evals.report.sections import all_columns
@@ -161,7 +161,7 @@ def percent(row: dict, digits: int) -> str:
 
 
 def test_an_interval_stays_on_one_line():
-    assert page.unbroken("37.0 % [ 30, 45], n 20") == "37.0 % [\u00a030,\u00a045], n 20"
+    assert Interval(37.0, 30.0, 45.0).unbroken == "37.0 [30,\u00a045]"
 
 
 def test_every_number_of_the_summary_is_that_of_results_json(workdir, written):
@@ -350,21 +350,21 @@ def test_an_evaluation_that_was_stopped_early_says_so(trained, evaluated, tmp_pa
     assert document.count(words) >= 2 and words not in page.render(find_runs([evaluated]).runs)
 
 
-def test_a_table_of_the_terminal_keeps_its_texts_and_its_groups():
-    table = empty_table("title", "one: first\n  and more\ntwo: second")
-    for name, justify in (("name", "left"), ("attack", "left"), ("mean", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)
-    table.add_row("a", "x", "9.5 [  6,  14]*")
-    table.add_row("", "y", "100.0 [ 96, 100]")
-    table.add_section()
-    table.add_row("b", "x", "<b>")
-    shown = from_terminal(table, "caption")
-    assert [[(line.span, *line.cells) for line in group] for group in shown.groups] == [
-        [(2, "a", "x", "9.5 [6, 14]*"), (0, "", "y", "100.0 [96, 100]")],
+SHARES = ((dict(value=0.095, low=0.06, high=0.14), "*"), (dict(value=1.0, low=0.96, high=1.0), ""))
+
+
+def test_a_table_names_a_group_once_and_pads_intervals_for_a_terminal_alone():
+    low, high = (tables.percent(share, after=mark) for share, mark in SHARES)
+    lines = [("a", "x", low), ("a", "y", high), ("b", "x", "<b>")]
+    columns = [Column("name"), Column("attack"), Column("mean", numeric=True)]
+    caption = "one: first\n  and more\ntwo: second"
+    table = Table("title", columns, grouped(lines), caption, merged=True)
+    assert [[(line.span, *map(str, line.cells)) for line in group] for group in table.spanned] == [
+        [(2, "a", "x", "9.5 [6, 14]*"), (0, "a", "y", "100.0 [96, 100]")],
         [(1, "b", "x", "<b>")],
     ]
-    assert [column.numeric for column in shown.columns] == [False, False, True]
-    assert shown.grouped and shown.notes == ["one: first and more", "two: second"]
+    assert [low.padded(), high.padded()] == ["9.5 [  6,  14]*", "100.0 [ 96, 100]"]
+    assert table.notes == ["one: first and more", "two: second"]
 
 
 def test_a_table_of_all_columns_of_no_rows_is_empty():

@@ -8,13 +8,8 @@ from rich.text import Text
 
 from configs import digits
 from purify.evals import ablate, certify, corruptions, detect, robust
-from purify.evals.core.terminal import (
-    empty_table,
-    print_wide,
-    shared_options,
-    stopped_early,
-    tell_work,
-)
+from purify.evals.core.tables import Column, Interval, Table
+from purify.evals.core.terminal import print_table, shared_options, stopped_early, tell_work
 from purify.runtime.messages import counted
 from tests.command import ROOT
 
@@ -37,19 +32,15 @@ def printed(monkeypatch, capsys):
     def printed(table, width: int) -> str:
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
         monkeypatch.setenv("COLUMNS", str(width))
-        print_wide(table)
+        print_table(table)
         return capsys.readouterr().out
 
     return printed
 
 
 def small_table():
-    table = empty_table("title", "caption")
-    for header in ("defence", "mean", "what", "seconds"):
-        table.add_column(header, no_wrap=True)
-    for _ in range(3):
-        table.add_row(*CELLS)
-    return table
+    columns = [Column(name) for name in ("defence", "mean", "what", "seconds")]
+    return Table("title", columns, [[CELLS] * 3], "caption")
 
 
 @pytest.mark.parametrize("width", [100, 70, 40, 24])
@@ -74,29 +65,27 @@ def test_tables_of_every_mode_fit_without_a_broken_word(printed, stored, width):
     for text in (table.title, table.caption):
         assert set(text.split()) <= set(words)
     for column in table.columns:
-        for cell in (column.header, *column.cells):
-            assert str(cell) in shown
+        assert column.name in shown
+    for cell in (cell for line in table.lines for cell in line):
+        assert (cell.padded() if isinstance(cell, Interval) else cell) in shown
     heads = [
         lines[at - 1] for at, line in enumerate(lines) if line.strip("─ ") == "" and "─" in line
     ]
-    assert all(head.strip().startswith(f"{table.columns[0].header} ") for head in heads)
+    assert all(head.strip().startswith(f"{table.columns[0].name} ") for head in heads)
     assert width == 132 or len(heads) > 1
 
 
 def test_long_texts_take_more_lines_beside_numbers(printed):
-    table = empty_table("title", "caption")
-    table.add_column("check", no_wrap=True)
-    table.add_column("p", justify="right", no_wrap=True)
-    table.add_column("what decides")
-    table.add_row("blind", "0.0312", ", ".join(f"statistic_{i} 0.{i}" for i in range(30)))
+    columns = [Column("check"), Column("p", numeric=True), Column("what decides", wraps=True)]
+    cells = "blind", "0.0312", ", ".join(f"statistic_{i} 0.{i}" for i in range(30))
+    table = Table("title", columns, [[cells]], "caption")
     shown = printed(table, 60)
     assert shown.count("check") == 1 and all(f"statistic_{i} " in shown for i in range(30))
 
 
 def test_what_hangs_on_a_line_goes_on_with_it(printed):
     text = "one: " + "word " * 13 + "\n  and more\ntwo: second"
-    table = empty_table(text, "")
-    table.add_column("name")
+    table = Table(text, [Column("name", wraps=True)], [])
     shown = Text.from_ansi(printed(table, 40)).plain.splitlines()
     assert "  word word word word word word and more" in shown
     assert Text.from_ansi(printed(table, 100)).plain.splitlines()[1] == "  and more"
@@ -116,10 +105,7 @@ def test_no_escape_code_is_sent_to_who_wants_none(printed, monkeypatch, changes,
 
 def test_a_pipe_has_as_much_room_as_a_table_needs_and_no_escape_codes(capsys, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
-    table = empty_table("title", "caption")
-    table.add_column("long", no_wrap=True)
-    table.add_row("x" * 150)
-    print_wide(table)
+    print_table(Table("title", [Column("long")], [[("x" * 150,)]], "caption"))
     shown = capsys.readouterr().out
     assert "x" * 150 in shown and "\x1b" not in shown
 

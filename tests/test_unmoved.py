@@ -87,12 +87,12 @@ def test_other_attacks_are_not_asked():
 def test_the_table_and_the_summary_mark_it():
     results = robust_results()
     plain = results_table(results)
-    assert not any("!" in str(cell) for column in plain.columns for cell in column.cells)
+    assert not any("!" in str(cell) for line in plain.lines for cell in line)
     for row in results["rows"]:
         if (row["defense"]["name"], row["attack"]) == ("identity", "bpda"):
             row["unmoved"] = 80
     table = results_table(results)
-    assert [str(cell)[-1] for cell in table.columns[3].cells] == [" ", "!", " ", " "]
+    assert [line[3].after[-1] for line in table.lines] == [" ", "!", " ", " "]
     n = results["rows"][0]["num_images"]
     assert table.caption.endswith(f"it shows nothing. identity under bpda: on 80 of {n} images")
     assert [defended.unmoved for defended in summary(results)] == [True, False]

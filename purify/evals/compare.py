@@ -7,7 +7,8 @@ from typing import NamedTuple
 from purify.evals.attacked.results import pair
 from purify.evals.core.labels import labels
 from purify.evals.core.store import read_records
-from purify.evals.core.terminal import empty_table, print_wide
+from purify.evals.core.tables import Column, Interval, Table
+from purify.evals.core.terminal import print_table
 from purify.runtime.messages import as_text, few, printable, shown
 from purify.runtime.paths import same_path, split_paths
 from purify.saving.files import FileError, inside
@@ -132,23 +133,27 @@ def print_comparison(comparison: dict) -> None:
         printable(f"{side}: {as_text(folder)}{f', {label}' if label else ''}", limit=2000)
         for side, folder, label in sides
     ]
-    table = empty_table("\n".join(said), CAPTION)
-    for column in ("row", "n", "A", "B", "A - B [95 %]", "p"):
-        table.add_column(column, justify="left" if column == "row" else "right", no_wrap=True)
-    for entry in comparison["rows"]:
-        low, high = (100 * entry[end] for end in ("low", "high"))
-        mark = " " if low <= 0 <= high else "*"
-        table.add_row(
+    numbers = (Column(name, numeric=True) for name in ("n", "A", "B", "A - B [95 %]", "p"))
+    lines = [
+        (
             entry["row"],
             str(entry["num_images"]),
             *(f"{100 * entry[f'accuracy_{side}']:.1f}" for side in "ab"),
-            f"{100 * entry['mean_difference']:+.1f} [{low:+.1f}, {high:+.1f}]{mark}",
+            _difference(entry),
             f"{entry['mcnemar_p']:.2g}",
         )
-    print_wide(table)
+        for entry in comparison["rows"]
+    ]
+    print_table(Table("\n".join(said), [Column("row"), *numbers], [lines], CAPTION))
     differing = comparison["differing_settings"]
     print("settings that differ, A -> B:" if differing else "all settings are the same")
     print("\n".join(f"  {printable(line)}" for line in differing))
+
+
+def _difference(entry: dict) -> Interval:
+    value, low, high = (100 * entry[name] for name in ("mean_difference", "low", "high"))
+    mark = " " if low <= 0 <= high else "*"
+    return Interval(value, low, high, end_digits=1, signed=True, after=mark)
 
 
 CAPTION = """\

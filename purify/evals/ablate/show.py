@@ -6,22 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.table import Table
-
 from purify.evals import plots
 from purify.evals.attacked.results import MAIN, protocol_name
 from purify.evals.core.figures import drawn
 from purify.evals.core.result_files import write_results
 from purify.evals.core.stats import paired_difference
 from purify.evals.core.store import Store
+from purify.evals.core.tables import Cell, Column, Table, grouped, percent
 from purify.evals.core.terminal import (
-    empty_table,
     print_reservations,
-    print_wide,
+    print_table,
     shared_options,
     tell_written,
     variant_lines,
-    with_interval,
 )
 from purify.saving.jsonl import write_text
 
@@ -114,7 +111,7 @@ def write(
     paths = [folder / "ablation.csv"]
     write_text(paths[0], _csv(lines))
     paths.append(write_results(folder, results))
-    print_wide(results_table(results))
+    print_table(results_table(results))
     print_reservations(results)
     tell_written([*paths, *draw_figures(folder / "figures", results)])
 
@@ -157,25 +154,21 @@ def results_table(results: Mapping) -> Table:
     """The main protocol's rows of results.json: a line for each value, a column for each attack."""
     lines = [line for line in results["rows"] if line["protocol"] in MAIN]
     attacks = list(dict.fromkeys(line["attack"] for line in lines))
-    table = empty_table(results["title"], CAPTION)
-    columns = ("factor", "value", *attacks, "nfe", "s/draw")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
-    previous = None
+    columns = [Column("factor"), Column("value")]
+    columns += [Column(name, numeric=True) for name in (*attacks, "nfe", "s/draw")]
+    drawn_lines = []
     for key in dict.fromkeys((line["factor"], line["value"]) for line in lines):
         here = {line["attack"]: line for line in lines if (line["factor"], line["value"]) == key}
         any_line = next(iter(here.values()))
-        if previous not in (None, key[0]):
-            table.add_section()
-        table.add_row(
-            "" if previous == key[0] else key[0],
+        cells: tuple[Cell, ...] = (
+            key[0],
             f"{key[1]}{' (default)' if any_line['default'] else ''}",
             *(_cell(here.get(attack)) for attack in attacks),
             f"{any_line['defense_nfe_per_image']:,.0f}",
             f"{any_line['defense_seconds_per_image']:.4f}",
         )
-        previous = key[0]
-    return table
+        drawn_lines.append(cells)
+    return Table(results["title"], columns, grouped(drawn_lines), CAPTION, merged=True)
 
 
 CAPTION = """\
@@ -185,11 +178,11 @@ mean of draws: share of fresh draws that are right, in %, with its 95 % interval
 nfe, s/draw: network evaluations and median seconds of one draw of the defence, clean"""
 
 
-def _cell(line: dict | None) -> str:
+def _cell(line: dict | None) -> Cell:
     if line is None:
         return ""
     low, high = line["difference_low"], line["difference_high"]
     mark = " "
     if low is not None:
         mark = "+" if low > 0 else "-" if high < 0 else " "
-    return with_interval(*(100 * line[name] for name in ("accuracy", "low", "high"))) + mark
+    return percent(line, "accuracy", after=mark)

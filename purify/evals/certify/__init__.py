@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from purify.evals import plots
 from purify.evals.attacked.results import purifier_fields
@@ -18,10 +17,10 @@ from purify.evals.core.inputs import Inputs, load_inputs, tell_seen
 from purify.evals.core.result_files import write_results
 from purify.evals.core.stats import bootstrap_mean, paired_difference, proportion
 from purify.evals.core.store import Store
+from purify.evals.core.tables import Cell, Column, Interval, Table
 from purify.evals.core.terminal import (
-    empty_table,
     print_reservations,
-    print_wide,
+    print_table,
     stopped_early,
     tell_written,
 )
@@ -65,9 +64,9 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
             "config": config.to_dict(),
         }
         paths = [write_results(store.folder, results), store.folder / "images.jsonl"]
-        print_wide(results_table(results))
+        print_table(results_table(results))
         if differences := differences_table(results):
-            print_wide(differences)
+            print_table(differences)
         print_reservations(results)
         tell_written([*paths, *draw_figures(store.folder / "figures", results)])
 
@@ -221,9 +220,8 @@ def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[P
 def results_table(results: Mapping) -> Table:
     """The rows of results.json."""
     columns = ("sigma", "n", "samples", "ACR [95 %]", "abstains", "right")
-    table = _empty_table(results, results["title"], CAPTION, columns, ("nfe", "s/image"))
-    for row in results["rows"]:
-        table.add_row(
+    lines = [
+        (
             row["defense"]["name"],
             f"{row['defense']['sigma']:g}",
             str(row["num_images"]),
@@ -234,7 +232,9 @@ def results_table(results: Mapping) -> Table:
             f"{row['nfe_per_image']:,.0f}",
             f"{row['seconds_per_image']:.2f}",
         )
-    return table
+        for row in results["rows"]
+    ]
+    return _table(results, results["title"], CAPTION, columns, lines, ("nfe", "s/image"))
 
 
 def differences_table(results: Mapping) -> Table | None:
@@ -250,43 +250,50 @@ def differences_table(results: Mapping) -> Table | None:
     if alone:
         caption += f"\nnot compared, for want of one with as many samples: {', '.join(alone)}"
     columns = ("less", "sigma", "n", "samples", "ACR [95 %]")
-    table = _empty_table(results, "Differences from plain smoothing", caption, columns)
-    for entry in results["differences"]:
-        table.add_row(
+    lines = [
+        (
             *(entry[side] for side in ("defense", "against")),
             f"{entry['sigma']:g}",
             str(entry["num_images"]),
             f"{entry['num_samples']:,}",
-            _average(entry, "+"),
-            *(_percent(at, "+") for at in entry["certified"]),
+            _average(entry, signed=True),
+            *(_percent(at, signed=True) for at in entry["certified"]),
         )
-    return table
+        for entry in results["differences"]
+    ]
+    return _table(results, "Differences from plain smoothing", caption, columns, lines)
 
 
-def _empty_table(
-    results: Mapping, title: str, caption: str, columns: Sequence[str], last: Sequence[str] = ()
+def _table(
+    results: Mapping,
+    title: str,
+    caption: str,
+    columns: Sequence[str],
+    lines: Sequence[Sequence[Cell]],
+    last: Sequence[str] = (),
 ) -> Table:
     """With a column of defences, these columns, one of each radius, and the last ones."""
-    table = empty_table(title, caption)
     radii = [f"r {at['radius']:g}" for at in results["rows"][0]["certified"]]
-    for column in ("defence", *columns, *radii, *last):
-        table.add_column(
-            column,
-            justify="left" if column in ("defence", "less") else "right",
+    return Table(
+        title,
+        [
             # Where room is short the intervals wrap, rather than all columns losing letters.
-            no_wrap=column not in radii,
-        )
-    return table
+            Column(name, numeric=name not in ("defence", "less"), wraps=name in radii)
+            for name in ("defence", *columns, *radii, *last)
+        ],
+        [lines] if lines else [],
+        caption,
+    )
 
 
-def _average(row: Mapping, sign: str = "") -> str:
-    average, *ends = (row[name] for name in ("average_certified_radius", "low", "high"))
-    return f"{average:{sign}z.3f} [{', '.join(f'{end:{sign}z.3f}' for end in ends)}]"
+def _average(row: Mapping, *, signed: bool = False) -> Interval:
+    average, low, high = (row[name] for name in ("average_certified_radius", "low", "high"))
+    return Interval(average, low, high, digits=3, end_digits=3, signed=signed)
 
 
-def _percent(share: Mapping, sign: str = "") -> str:
-    value, *ends = (100 * share[name] for name in ("value", "low", "high"))
-    return f"{value:{sign}z.0f} [{', '.join(f'{end:{sign}z.0f}' for end in ends)}]"
+def _percent(share: Mapping, *, signed: bool = False) -> Interval:
+    value, low, high = (100 * share[name] for name in ("value", "low", "high"))
+    return Interval(value, low, high, digits=0, signed=signed)
 
 
 MEANING = (

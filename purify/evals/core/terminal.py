@@ -1,20 +1,22 @@
 """What evaluations print: tables, and what a reader should know beside them."""
 
 import contextlib
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import TextWrapper
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import rich.table
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Column, Table
 
 from purify.evals.core.defenses import purifier_options
 from purify.evals.core.store import Store
+from purify.evals.core.tables import Cell, Interval, Table, paragraphs
 from purify.purifiers import parts_of
 from purify.runtime.messages import counted, few, printable, printable_lines, shown
 
@@ -22,51 +24,66 @@ GAP, EDGE = 2, 1  # beside each column of a table, and at its left
 SHORT_LINE = 30  # letters of a text
 
 
-def empty_table(title: str, caption: str) -> Table:
-    """Without columns yet; the caption explains them."""
-    return Table(
-        title=title,
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+class _Drawn(NamedTuple):
+    """A column as a terminal shows it. cells: line by line."""
+
+    name: str
+    cells: list[str]
+    numeric: bool
+    wraps: bool
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.name, *self.cells]
+
+    @property
+    def longest_line(self) -> int:
+        return max(map(cell_len, self.texts))
+
+    @property
+    def longest_word(self) -> int:
+        return max((cell_len(word) for text in self.texts for word in text.split()), default=1)
+
+    @property
+    def least(self) -> int:
+        """How narrow it may become: a column of texts as its longest word, or a short line of
+        them."""
+        if self.numeric or not self.wraps:
+            return self.longest_line
+        return max(self.longest_word, min(self.longest_line, SHORT_LINE))
 
 
-def with_interval(value: float, low: float, high: float) -> str:
-    """Of numbers in %: '97.5 [ 96,  99]', digits below digits."""
-    return f"{value:.1f} [{low:3.0f}, {high:3.0f}]"
-
-
-def print_wide(table: Table) -> None:
+def print_table(table: Table) -> None:
     """In its full width or, where that is not there, in parts one below the other, each with the
     columns that name its lines. Long texts take more lines, numbers stay whole, and a word is
-    broken only where it alone has no room."""
-    table = _printable(table)
+    broken only where it alone has no room. A terminal shows the texts and does not obey them."""
+    columns = _drawn(table)
     # A pipe has no width: give the table what it needs.
-    needed = _needed(table, range(len(table.columns)))
-    width = None if sys.stdout.isatty() else max(132, min(needed, 160))
+    width = None if sys.stdout.isatty() else max(132, min(_needed(columns), 160))
     # Rich takes NO_COLOR for colours alone, and leaves the codes of bold and italic type.
     plain: dict[str, Any] = {"color_system": None} if os.environ.get("NO_COLOR") else {}
     # Brackets are of intervals, colons of names: neither is markup.
     console = Console(width=width, markup=False, emoji=False, highlight=False, **plain)
-    _print_lines(console, str(table.title or ""), "table.title")
-    for columns in _parts(table, console.width):
-        console.print(_part(table, columns, console.width))
-    _print_lines(console, str(table.caption or ""), "table.caption")
+    ends = set(itertools.accumulate(map(len, table.groups)))
+    _print_lines(console, printable_lines(table.title), "table.title")
+    for part in _parts(columns, console.width):
+        console.print(_part(part, ends, console.width))
+    _print_lines(console, printable_lines(table.caption), "table.caption")
 
 
-def _printable(table: Table) -> Table:
-    """The same table, whose texts a terminal shows and does not obey."""
-    safe = empty_table(*(printable_lines(str(text or "")) for text in (table.title, table.caption)))
-    for column in table.columns:
-        name = printable_lines(str(column.header))
-        safe.add_column(name, justify=column.justify, no_wrap=column.no_wrap)
-    cells = zip(*(column.cells for column in table.columns), strict=True)
-    for row, texts in zip(table.rows, cells, strict=True):
-        safe.add_row(*(printable_lines(str(t)) for t in texts), end_section=row.end_section)
-    return safe
+def _drawn(table: Table) -> list[_Drawn]:
+    lines = [("" if not line.span else line.cells[0], *line.cells[1:])
+             for group in table.spanned for line in group]  # fmt: skip
+    texts = [[printable_lines(_text(cell)) for cell in line] for line in lines]
+    cells = zip(*texts, strict=True) if texts else ([] for _ in table.columns)
+    return [
+        _Drawn(printable_lines(column.name), list(each), column.numeric, column.wraps)
+        for column, each in zip(table.columns, cells, strict=True)
+    ]
+
+
+def _text(cell: Cell) -> str:
+    return cell.padded() if isinstance(cell, Interval) else cell
 
 
 def _print_lines(console: Console, text: str, style: str) -> None:
@@ -79,52 +96,41 @@ def _print_lines(console: Console, text: str, style: str) -> None:
         console.print("\n".join(shown), style=style, soft_wrap=True)
 
 
-def paragraphs(text: str) -> list[list[str]]:
-    """The lines of a text, together with those that begin with blanks and go on with them."""
-    found: list[list[str]] = []
-    for line in text.splitlines():
-        if line.startswith(" ") and found:
-            found[-1].append(line)
-        else:
-            found.append([line])
-    return found
-
-
-def _parts(table: Table, room: int) -> list[list[int]]:
+def _parts(columns: Sequence[_Drawn], room: int) -> list[list[_Drawn]]:
     """The columns of each part: those that name a line, and as many others as there is room for."""
-    names = [column.justify == "left" and column.no_wrap for column in table.columns]
-    keys = list(range(min(2, names.index(False) if False in names else 1)))
-    parts: list[list[int]] = []
-    for column in range(len(keys), len(table.columns)):
-        if parts and _needed(table, [*parts[-1], column], shrunk=True) <= room:
+    names = [not (column.numeric or column.wraps) for column in columns]
+    named = min(2, names.index(False) if False in names else 1)
+    keys = list(columns[:named])
+    parts: list[list[_Drawn]] = []
+    for column in columns[named:]:
+        if parts and _needed([*parts[-1], column], shrunk=True) <= room:
             parts[-1].append(column)
         else:
             parts.append([*keys, column])
     return parts or [keys]
 
 
-def _part(table: Table, columns: Sequence[int], room: int) -> Table:
-    """The part of a table that has these columns, as wide as they need or there is room for."""
-    part = Table(box=table.box, padding=table.padding)
-    widths = _widths(table, columns, room)
-    for at, width in zip(columns, widths, strict=True):
-        column = table.columns[at]
-        part.add_column(column.header, justify=column.justify, overflow="fold", width=width)
-    texts = zip(*(table.columns[at].cells for at in columns), strict=True)
-    for row, cells in zip(table.rows, texts, strict=True):
-        part.add_row(*cells, end_section=row.end_section)
+def _part(columns: Sequence[_Drawn], ends: Collection[int], room: int) -> rich.table.Table:
+    """A part of a table, as wide as it needs or there is room for. ends: how many lines there are
+    down to each rule."""
+    part = rich.table.Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column, width in zip(columns, _widths(columns, room), strict=True):
+        justify: Literal["right", "left"] = "right" if column.numeric else "left"
+        part.add_column(column.name, justify=justify, overflow="fold", width=width)
+    lines = zip(*(column.cells for column in columns), strict=True)
+    for number, cells in enumerate(lines, start=1):
+        part.add_row(*cells, end_section=number in ends)
     return part
 
 
-def _widths(table: Table, columns: Sequence[int], room: int) -> list[int]:
+def _widths(columns: Sequence[_Drawn], room: int) -> list[int]:
     """Of these columns, the widest narrowed first: texts; where that does not do, names to their
     longest word, then numbers, and then as far as it takes."""
-    chosen = [table.columns[at] for at in columns]
-    widths = [_longest_line(column) for column in chosen]
-    texts = [_least(column) for column in chosen]
-    words = [_longest_word(column) for column in chosen]
-    names = [words[i] if c.justify == "left" else widths[i] for i, c in enumerate(chosen)]
-    for least in (texts, names, words, [1] * len(chosen)):
+    widths = [column.longest_line for column in columns]
+    texts = [column.least for column in columns]
+    words = [column.longest_word for column in columns]
+    names = [c.longest_line if c.numeric else c.longest_word for c in columns]
+    for least in (texts, names, words, [1] * len(columns)):
         while EDGE + sum(widths) + GAP * len(widths) > room:
             places = [i for i, width in enumerate(widths) if width > least[i]]
             if not places:
@@ -133,27 +139,9 @@ def _widths(table: Table, columns: Sequence[int], room: int) -> list[int]:
     return widths
 
 
-def _needed(table: Table, columns: Iterable[int], *, shrunk: bool = False) -> int:
+def _needed(columns: Iterable[_Drawn], *, shrunk: bool = False) -> int:
     """How wide these columns are side by side; shrunk: with texts over several lines."""
-    width = _least if shrunk else _longest_line
-    return EDGE + sum(width(table.columns[at]) + GAP for at in columns)
-
-
-def _least(column: Column) -> int:
-    """How narrow it may become: a column of texts as its longest word, or a short line of them."""
-    longest = _longest_line(column)
-    if column.no_wrap or column.justify != "left":
-        return longest
-    return max(_longest_word(column), min(longest, SHORT_LINE))
-
-
-def _longest_line(column: Column) -> int:
-    return max(cell_len(str(text)) for text in (column.header, *column.cells))
-
-
-def _longest_word(column: Column) -> int:
-    texts = (column.header, *column.cells)
-    return max((cell_len(word) for text in texts for word in str(text).split()), default=1)
+    return EDGE + sum((c.least if shrunk else c.longest_line) + GAP for c in columns)
 
 
 def print_reservations(results: dict) -> None:

@@ -4,11 +4,11 @@ The image is the unit everywhere: what is averaged, over draws, severities or co
 averaged within an image first, and intervals are over images.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from purify.data.corruptions import EXTRA
 from purify.evals import plots
@@ -18,15 +18,14 @@ from purify.evals.core.figures import drawn
 from purify.evals.core.inputs import Inputs
 from purify.evals.core.result_files import write_results
 from purify.evals.core.stats import paired_difference
+from purify.evals.core.tables import Column, Interval, Table, percent
 from purify.evals.core.terminal import (
-    empty_table,
     perturbation_lines,
     print_reservations,
-    print_wide,
+    print_table,
     shared_options,
     tell_written,
     variant_lines,
-    with_interval,
 )
 
 CLEAN = "clean"
@@ -68,7 +67,7 @@ def write(
         "config": config.to_dict(),
     }
     paths = [write_results(store.folder, results), store.folder / "images.jsonl"]
-    print_wide(results_table(results))
+    print_table(results_table(results))
     print_reservations(results)
     tell_written([*paths, *draw_figures(store.folder / "figures", results)])
 
@@ -165,21 +164,18 @@ def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[P
 def results_table(results: Mapping) -> Table:
     """Corruptions by defences, means over severities; then mean corruption errors."""
     caption = "\n".join(filter(None, [CAPTION, results.get("note")]))
-    table = empty_table(results["title"], caption)
     names = list(dict.fromkeys(entry["defense"]["name"] for entry in results["means"]))
-    table.add_column("corruption", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right")
+    columns = [Column("corruption"), *(Column(name, numeric=True, wraps=True) for name in names)]
     lines: dict[str, list[dict]] = {}
     for entry in results["means"]:
         lines.setdefault(entry["corruption"], []).append(entry)
     common = [name for name in lines if name not in (CLEAN, MEAN, EXTRA_MEAN, *EXTRA)]
     extra = [name for name in lines if name in EXTRA]
-    for group in ([CLEAN], common, [MEAN], extra, [EXTRA_MEAN]):
-        for name in (name for name in group if name in lines):
-            table.add_row(_label(name, common, extra), *map(_cell, lines[name]))
-        table.add_section()
-    return table
+    groups = [
+        [(_label(name, common, extra), *map(_cell, lines[name])) for name in group if name in lines]
+        for group in ([CLEAN], common, [MEAN], extra, [EXTRA_MEAN])
+    ]
+    return Table(results["title"], columns, list(filter(None, groups)), caption)
 
 
 def _label(name: str, common: list[str], extra: list[str]) -> str:
@@ -188,13 +184,14 @@ def _label(name: str, common: list[str], extra: list[str]) -> str:
     return f"mean error of {len(extra)} extra" if name == EXTRA_MEAN else name
 
 
-def _cell(entry: dict) -> str:
+def _cell(entry: dict) -> Interval:
     """'accuracy [95 %]' in %, or the error of a mean, and its sign against the undefended one."""
-    value, low, high = (100 * entry[field] for field in ("accuracy", "low", "high"))
-    if _over_several(entry):
-        value, low, high = 100 - value, 100 - high, 100 - low
     mark = "+" if entry.get("better") else "-" if entry.get("worse") else " "
-    return f"{with_interval(value, low, high)}{mark}"
+    cell = percent(entry, "accuracy", after=mark)
+    if not _over_several(entry):
+        return cell
+    value, low, high = 100 - cell.value, 100 - cell.high, 100 - cell.low
+    return dataclasses.replace(cell, value=value, low=low, high=high)
 
 
 CAPTION = """\

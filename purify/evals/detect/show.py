@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from purify.evals import plots
 from purify.evals.attacked.evaluation import Evaluation
@@ -14,13 +13,12 @@ from purify.evals.attacked.rows import Row
 from purify.evals.core.figures import attempted, drawn
 from purify.evals.core.inputs import Inputs
 from purify.evals.core.result_files import write_results
+from purify.evals.core.tables import Cell, Column, Interval, Table, grouped, percent
 from purify.evals.core.terminal import (
-    empty_table,
     print_reservations,
-    print_wide,
+    print_table,
     tell_written,
     variant_lines,
-    with_interval,
 )
 from purify.evals.detect.measure import JOINT, RATE, UNKNOWING
 from purify.evals.detect.numbers import (
@@ -77,7 +75,7 @@ def write(
         "config": config.to_dict(),
     }
     paths = [write_results(store.folder, results), store.folder / "images.jsonl"]
-    print_wide(results_table(results))
+    print_table(results_table(results))
     if seen:
         print(results["note"])
     print_reservations(results)
@@ -182,30 +180,24 @@ def _title(config, rows: Mapping[str, Row], values: Values) -> str:
 
 def results_table(results: Mapping) -> Table:
     """The rows of results.json."""
-    table = empty_table(results["title"], CAPTION)
     small = any(row["flagged_small"] for row in results["rows"])
-    for column in ("statistic", "images", "n", "of", "AUROC [95 %]", "flagged at 5 % [95 %]"):
-        table.add_column(column, justify="left" if column[0] in "si" else "right", no_wrap=True)
-    for column in (*(["at 1 %"] if small else []), "left [95 %]"):
-        table.add_column(column, justify="right", no_wrap=True)
-    previous = None
-    for row in results["rows"]:
-        if previous not in (None, row["statistic"]):
-            table.add_section()
-        of = row["num_positives"]
-        area = row["auroc"]
-        table.add_row(
-            "" if previous == row["statistic"] else row["statistic"],
+    numbers = ["n", "of", "AUROC [95 %]", "flagged at 5 % [95 %]", *(["at 1 %"] if small else [])]
+    columns = [Column("statistic"), Column("images")]
+    columns += [Column(name, numeric=True) for name in (*numbers, "left [95 %]")]
+    lines = [
+        (
+            row["statistic"],
             readable(row["images"], row["statistic"]),
-            "" if of is None else str(of),
+            "" if row["num_positives"] is None else str(row["num_positives"]),
             str(row["num_images"]),
-            "" if area is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**area),
+            _area(row["auroc"]),
             _percent(row["flagged"]),
             *([_percent(row["flagged_small"])] if small else []),
             _percent(row["left"]),
         )
-        previous = row["statistic"]
-    return table
+        for row in results["rows"]
+    ]
+    return Table(results["title"], columns, grouped(lines), CAPTION, merged=True)
 
 
 def readable(images: str, statistic: str) -> str:
@@ -214,10 +206,14 @@ def readable(images: str, statistic: str) -> str:
     return (f"c {own}" if re.match(r"\d", own) else own).replace("_", " ")
 
 
-def _percent(share: Mapping | None) -> str:
-    if share is None:
+def _area(area: Mapping | None) -> Cell:
+    if area is None:
         return ""
-    return with_interval(*(100 * share[end] for end in ("value", "low", "high")))
+    return Interval(area["value"], area["low"], area["high"], digits=3, end_digits=3)
+
+
+def _percent(share: Mapping | None) -> Cell:
+    return "" if share is None else percent(share)
 
 
 MEANING = (

@@ -5,11 +5,9 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
-from rich.table import Table
 
 from attacks.gradients import attacked_purifier
 from purify.defense import Defense
@@ -20,10 +18,10 @@ from purify.evals.core.defenses import build_purifier, purifier_options, purifie
 from purify.evals.core.inputs import load_inputs, tell_seen
 from purify.evals.core.result_files import write_results
 from purify.evals.core.store import Store
+from purify.evals.core.tables import Column, Table
 from purify.evals.core.terminal import (
-    empty_table,
     print_reservations,
-    print_wide,
+    print_table,
     tell_written,
     telling_done_before,
 )
@@ -199,7 +197,7 @@ def run(config, workdir: Path) -> None:
             "config": config.to_dict(),
         }
         written = write_results(store.folder, results)
-        print_wide(results_table(results))
+        print_table(results_table(results))
         print(conclusion(results))
         print_reservations(results)
         tell_written([written, store.folder / "images.jsonl"])
@@ -242,15 +240,14 @@ def _settings(config, surrogate: str, budget: Budget, defense: Defense) -> dict:
 
 def results_table(results: Mapping) -> Table:
     """A line for each check of results.json."""
-    table = empty_table(results["title"], CAPTION)
-    for column in ("check", "verdict", "p", "what decides"):
-        justify: Literal["left", "right"] = "right" if column == "p" else "left"
-        table.add_column(column, justify=justify, no_wrap=column != "what decides")
+    lines = []
     for found in results["checks"]:
         numbers = ", ".join(f"{name} {value:.3g}" for name, value in found["numbers"].items())
         p = "" if found["p"] is None else f"{found['p']:.2g}"
-        table.add_row(found["check"], found["verdict"] or "(no verdict)", p, numbers)
-    return table
+        lines.append((found["check"], found["verdict"] or "(no verdict)", p, numbers))
+    columns = Column("check"), Column("verdict"), Column("p", numeric=True)
+    decides = Column("what decides", wraps=True)
+    return Table(results["title"], [*columns, decides], [lines], CAPTION)
 
 
 def conclusion(results: Mapping) -> str:

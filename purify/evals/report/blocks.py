@@ -6,11 +6,8 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from rich.table import Table as Terminal
-
-from purify.evals.core.terminal import paragraphs
+from purify.evals.core.tables import Table
 from purify.evals.plots.style import DPI
 from purify.runtime.messages import shown
 from purify.saving.files import FileError, read_bytes
@@ -47,35 +44,6 @@ class Heading(Block):
     text: str
 
 
-class Column(NamedTuple):
-    name: str
-    numeric: bool = False
-    wraps: bool = False
-
-
-class Line(NamedTuple):
-    """One line of a table. span: over how many lines its first cell reaches, 0 where one above
-    reaches down to it."""
-
-    cells: Sequence[str]
-    span: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Table(Block):
-    """groups: lines between which the table has a rule. notes: what its columns mean."""
-
-    caption: str
-    columns: Sequence[Column]
-    groups: Sequence[Sequence[Line]]
-    notes: Sequence[str] = ()
-
-    @property
-    def grouped(self) -> bool:
-        """Whether the first column names several lines at once, and the second one each."""
-        return any(line.span != 1 for group in self.groups for line in group)
-
-
 @dataclasses.dataclass(frozen=True)
 class Figure(Block):
     """name: of its file. uri: of the image's own bytes. width: on the page, in its pixels.
@@ -93,7 +61,7 @@ class Details(Block):
     """Folded away until asked for."""
 
     summary: str
-    blocks: Sequence[Block]
+    blocks: Sequence[Block | Table]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,33 +84,7 @@ class Section(Block):
 
     heading: str
     says: str
-    blocks: Sequence[Block]
-
-
-def from_terminal(table: Terminal, caption: str) -> Table:
-    """The same table, with its texts as they are. Empty first cells continue the one above; a
-    line of the terminal's caption that begins with blanks, the line before it."""
-    columns = [
-        Column(str(c.header), numeric=c.justify == "right", wraps=not c.no_wrap)
-        for c in table.columns
-    ]
-    cells = list(zip(*([str(cell) for cell in c.cells] for c in table.columns), strict=True))
-    groups: list[list[Line]] = [[]]
-    for row, texts in zip(table.rows, cells, strict=True):
-        # Blanks align digits on a terminal: '[  5,  13]'.
-        texts = tuple(
-            re.sub(r"(?<=[\[,]) +", " ", text).replace("[ ", "[").strip() for text in texts
-        )
-        if texts[0] or not groups[-1]:
-            groups[-1].append(Line(texts))
-        else:
-            first = max(i for i, line in enumerate(groups[-1]) if line.span)
-            groups[-1][first] = groups[-1][first]._replace(span=groups[-1][first].span + 1)
-            groups[-1].append(Line(texts, span=0))
-        if row.end_section:
-            groups.append([])
-    notes = [" ".join(map(str.strip, lines)) for lines in paragraphs(str(table.caption or ""))]
-    return Table(caption, columns, [group for group in groups if group], notes)
+    blocks: Sequence[Block | Table]
 
 
 def read_figure(path: Path, *, alt: str, caption: str) -> Figure:

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.table import Table
-
 from purify.evals import ablate, certify, corruptions, detect, gradients, robust
+from purify.evals.core.tables import Table
 from purify.evals.report.summary import mean_rows, percent
 from purify.runtime.messages import counted
 

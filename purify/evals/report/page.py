@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,11 +59,6 @@ def _output(output: str) -> Path:
     return path
 
 
-def unbroken(text: str) -> str:
-    """The text with its brackets, as of an interval, on one line each."""
-    return re.sub(r"\[[^\[\]]*\]", lambda bracket: bracket[0].replace(" ", "\u00a0"), text)
-
-
 def _shown(value: object) -> object:
     """A text without what could turn, end or break it; all else as it is."""
     return printable_lines(value) if type(value) is str else value
@@ -85,7 +79,6 @@ def render(runs: Sequence[Run], points: Sequence[Run] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["unbroken"] = unbroken
     return environment.get_template("page.html").render(
         style=style,
         script=script,

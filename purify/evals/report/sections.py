@@ -1,5 +1,6 @@
 """What a page says of each evaluation: its numbers, figures, images, and where they come from."""
 
+import dataclasses
 import functools
 import json
 import tempfile
@@ -8,20 +9,17 @@ from pathlib import Path
 
 from purify.evals import plots, robust
 from purify.evals.core.figures import drawn
+from purify.evals.core.tables import Column, Table
 from purify.evals.report.blocks import (
     Block,
-    Column,
     Details,
     Figure,
     Heading,
-    Line,
     Notes,
     Pairs,
     Prose,
     Section,
-    Table,
     Text,
-    from_terminal,
     read_figure,
 )
 from purify.evals.report.images import BUDGET, image_blocks
@@ -57,17 +55,17 @@ def _heading(text: str, run: Run, runs: Sequence[Run]) -> str:
 def _numbers(run: Run, runs: Sequence[Run]) -> Section:
     shown, results = MODES[run.mode], run.results
     title = str(results.get("title", "")).splitlines()
-    blocks: list[Block] = [Prose(title[:1]), Notes(title[1:])]
+    blocks: list[Block | Table] = [Prose(title[:1]), Notes(title[1:])]
     caption = f"{shown.title}: all rows"
     if shown.table:
-        rows = from_terminal(shown.table(results), caption)
+        rows = dataclasses.replace(shown.table(results), title=caption)
     else:
         rows = all_columns(results["paths"], caption)
     meaning = [results[name] for name in ("stopped", "meaning", "note") if results.get(name)]
     blocks += [Prose(meaning)] if meaning else []
     blocks += [rows] if rows.groups else []
     if differences := shown.differences(results):
-        blocks.append(from_terminal(differences, str(differences.title)))
+        blocks.append(differences)
     if run.mode == "eval_robust" and results["comparisons"]:
         lines = robust.show.comparison_lines(results)
         blocks.append(Details("Paired comparisons on the same images", [Notes(lines)]))
@@ -143,12 +141,12 @@ def cost_table(results: Mapping) -> Table:
         any_row = next(iter(rows.values()))
         draw = (f"{any_row['defense_nfe_per_image']:,.0f}", _seconds(any_row, "defense_"))
         each = (_seconds(rows[a]) if a in rows else "" for a in attacks)
-        lines.append(Line((name, *draw, *each)))
-    notes = (
-        "nfe: score-network forwards; a draw: S purifications of one image",
-        "s/image: attack and scoring of one image, median, without compiling",
+        lines.append((name, *draw, *each))
+    caption = (
+        "nfe: score-network forwards; a draw: S purifications of one image\n"
+        "s/image: attack and scoring of one image, median, without compiling"
     )
-    return Table("Cost by defence and attack", columns, [lines], notes)
+    return Table("Cost by defence and attack", columns, [lines], caption)
 
 
 def _seconds(row: Mapping, prefix: str = "") -> str:
@@ -166,10 +164,10 @@ def all_columns(rows: Iterable[Mapping], caption: str) -> Table:
         Column(name, all(isinstance(row.get(name), int | float | None) for row in flat))
         for name in varying
     ]
-    lines = [Line([_scalar(row.get(name)) for name in varying]) for row in flat]
+    lines = [[_scalar(row.get(name)) for name in varying] for row in flat]
     told = [f"{n} {_scalar(flat[0][n])}" for n in names if n in same and flat[0][n] is not None]
-    notes = [f"the same in all rows: {', '.join(told)}"] if told else []
-    return Table(caption, columns, [lines] if lines else [], notes)
+    same_in_all = f"the same in all rows: {', '.join(told)}" if told else ""
+    return Table(caption, columns, [lines] if lines else [], same_in_all)
 
 
 def _flat(row: Mapping, prefix: str = "") -> Iterable[tuple[str, object]]:
@@ -186,19 +184,19 @@ def _scalar(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def provenance(run: Run) -> list[Block]:
+def provenance(run: Run) -> list[Block | Table]:
     """What computed a run, from what: commits, versions, machine, weights, settings, config."""
     results = run.results
     signatures = results.get("computed_by", [])
     known = ("time", "commit", "machine", "precision", "python", "devices", "batch_size", "chunk")
     names = [name for name in known if any(name in signature for signature in signatures)]
-    lines = [Line([_scalar(signature.get(n)) for n in names]) for signature in signatures]
+    lines = [[_scalar(signature.get(n)) for n in names] for signature in signatures]
     columns = [Column(name.replace("_", " ")) for name in names]
     versions = results.get("versions", {})
     pairs = {"folder": str(run.folder)}
     pairs |= {f"weights of {name}": value for name, value in results.get("weights", {}).items()}
     pairs["packages"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-    blocks: list[Block] = [Table("Computed by", columns, [lines]), Pairs(pairs)]
+    blocks: list[Block | Table] = [Table("Computed by", columns, [lines]), Pairs(pairs)]
     parts = {
         "Settings that name the folder": run.settings,
         "How the networks were trained": results.get("trained"),

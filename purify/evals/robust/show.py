@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from purify.data.image_io import to_float
 from purify.evals import plots
@@ -22,16 +21,15 @@ from purify.evals.attacked.rows import Row, crafting, without_exact
 from purify.evals.core.figures import attempted, drawn
 from purify.evals.core.inputs import Inputs
 from purify.evals.core.result_files import write_results
+from purify.evals.core.tables import Cell, Column, Table, grouped, percent
 from purify.evals.core.terminal import (
-    empty_table,
     perturbation_lines,
     print_reservations,
-    print_wide,
+    print_table,
     shared_options,
     tell_written,
     variant_lines,
     verdict,
-    with_interval,
 )
 from purify.evals.robust.versions import read_versions, save_versions, versions_path
 from purify.runtime.messages import counted, printable, shown
@@ -47,42 +45,41 @@ def results_table(results: Mapping) -> Table:
     """The rows of results.json; '*' marks the lowest attacked mean of each defence, '!' attacks
     whose loss did not move."""
     still = [row for row in results["rows"] if "unmoved" in row and protocol_name(row) in MAIN]
-    table = empty_table(results["title"], "\n".join([CAPTION, *_unmoved(still)]))
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in COLUMNS[:2] else "right", no_wrap=True)
     groups: dict[tuple[str, str], dict[str, dict]] = {}
     for row in results["rows"]:
         key = row["defense"]["name"], row["attack"]
         groups.setdefault(key, {})[protocol_name(row)] = row
     names = list(results["config"]["eval"]["defenses"])
-    previous = None
+    lines = []
     for key in sorted(groups, key=lambda key: names.index(key[0])):  # attacks: as they were run
         defense, attack = key
-        if previous not in (None, defense):
-            table.add_section()
         main = groups[key].get("mean") or groups[key]["fixed_key"]
         mark = "*" if results["headline"].get(defense) == attack else " "
         mark = "?" if main["exact_beside"] is False else mark
         if still:
             mark += "!" if "unmoved" in main else " "
         clean = main["clean_accuracy"]
-        table.add_row(
-            "" if previous == defense else defense,
+        cells: tuple[Cell, ...] = (
+            defense,
             attack,
             str(main["num_images"]),
-            f"{_interval(main)}{mark}",
+            percent(main, "accuracy", after=mark),
             "" if clean is None else f"{100 * clean:.1f}",
             *(_percent(groups[key].get(p)) for p in ("ensemble", "vote", SINGLE_RUN)),
             _worst(groups[key].get("worst_of_n")),
             *(f"{main[f'{name}_per_image']:,.0f}" for name in ("nfe", "nge")),
             f"{main['seconds_per_image']:.3f}",
         )
-        previous = defense
-    return table
+        lines.append(cells)
+    caption = "\n".join([CAPTION, *_unmoved(still)])
+    return Table(results["title"], COLUMNS, grouped(lines), caption, merged=True)
 
 
-COLUMNS = ("defence", "attack", "n", "mean of draws [95 %]", "clean", "1 draw", "vote", "S=1",
-           "worst [95 %] clean", "nfe", "nge", "s/image")  # fmt: skip
+NUMBERS = (
+    *("n", "mean of draws [95 %]", "clean", "1 draw", "vote", "S=1", "worst [95 %] clean"),
+    *("nfe", "nge", "s/image"),
+)
+COLUMNS = (Column("defence"), Column("attack"), *(Column(name, numeric=True) for name in NUMBERS))
 CAPTION = """\
 mean of draws: share of fresh S-run draws that are right, in %, over n images (bootstrap over
   images, exact where every image has one outcome); identity: the undefended classifier
@@ -110,16 +107,11 @@ def _percent(row: dict | None) -> str:
     return "" if row is None else f"{100 * row['accuracy']:.1f}"
 
 
-def _interval(row: Mapping) -> str:
-    return with_interval(*(100 * row[name] for name in ("accuracy", "low", "high")))
-
-
-def _worst(row: dict | None) -> str:
+def _worst(row: dict | None) -> Cell:
     if row is None:
         return ""
     clean = row["clean_accuracy"]
-    beside = "" if clean is None else f"{100 * clean:5.1f}"
-    return f"{_interval(row)} {beside}"
+    return percent(row, "accuracy", after=" " if clean is None else f" {100 * clean:5.1f}")
 
 
 # A row, and the records of its images in their order.
@@ -161,7 +153,7 @@ def write(config, evaluation: Evaluation, rows: list[Row], settings: dict, input
     store, done = evaluation.store, done_rows(evaluation, rows)
     results = summary(config, evaluation, done, settings, inputs)
     written = write_results(store.folder, results)
-    print_wide(results_table(results))
+    print_table(results_table(results))
     print("\n".join(map(printable, comparison_lines(results))))
     print_reservations(results)
     paths = [written, store.folder / "images.jsonl"]
