@@ -16,7 +16,11 @@ from purify.data import datasets
 from purify.defense import Defense
 from purify.evals import certify
 from purify.evals.certify import smoothing
-from purify.evals.certify.measure import Certification, SmoothedRow, smoothed
+from purify.evals.certify.measure import measure
+from purify.evals.certify.numbers import differences
+from purify.evals.certify.plan import CertifyOptions, SmoothedRow, smoothed
+from purify.evals.certify.show import draw_figures
+from purify.evals.core.engine import Engine
 from purify.evals.core.stats import paired_difference, proportion
 from purify.evals.core.store import Store
 from purify.purifiers import OneStep
@@ -158,18 +162,18 @@ def test_radii_that_are_all_0_differ_by_at_most_the_largest(trained):
     """They are no outcomes, of which the largest is 1."""
     nothing = [{"radius": 0.0, "top": 0, "label": 0}] * 5
     rows = [
-        SmoothedRow(name, smoothed(load_defense(trained.workdir, name), 0.1, name), 0.1, 5, 300)
+        SmoothedRow(name, smoothed(load_defense(trained.workdir, name), 0.1, name), 0.1, 5, 300, 20)
         for name in ("noise_only", "one_step")
     ]
-    cfg = trained.config().certify
-    (entry,) = certify._differences([(row, nothing) for row in rows], cfg, seed=0)
-    assert 0 < entry["high"] == -entry["low"] < smoothing.largest_radius(300, cfg.alpha, 0.1)
+    options = CertifyOptions(("noise_only", "one_step"))
+    (entry,) = differences([(row, nothing) for row in rows], options, seed=0)
+    assert 0 < entry["high"] == -entry["low"] < smoothing.largest_radius(300, options.alpha, 0.1)
 
 
 def test_the_figure_says_how_many_images_and_samples_a_panel_has(certified, tmp_path):
     rows = results_of(certified[0])["rows"]
     for shown, panels in ((rows, 3), (rows[:4], 2)):
-        (path,) = certify.draw_figures(tmp_path, {"rows": shown}, ".svg")
+        (path,) = draw_figures(tmp_path, {"rows": shown}, ".svg")
         labels = re.findall("<!-- (.*) -->", path.read_text())
         budgets = {f"{row['num_images']} images, {row['num_samples']} samples" for row in shown}
         assert budgets <= set(labels) and len(budgets) == panels
@@ -234,7 +238,7 @@ def test_four_devices_draw_the_same_samples(certified, trained, workdir):
         ({"certify.sigmas": (float("nan"),)}, "sigma=nan must be positive and finite"),
         (
             {"certify.radii": (0.1, float("nan"))},
-            "config.certify.radii=(0.1, nan) must all be finite",
+            "config.certify.radii=(0.1, nan) must all be at least 0 and finite",
         ),
         ({"certify.sigmas": (0.25, 0.2500001)}, "have the same name, to six digits of sigma"),
         ({"certify.chunk": 0}, "config.certify.chunk=0"),
@@ -242,7 +246,10 @@ def test_four_devices_draw_the_same_samples(certified, trained, workdir):
         ({"certify.alpha": 1.5}, "alpha=1.5"),
         ({"certify.num_images": 0}, "num_images=0"),
         ({"certify.num_samples": 9}, "num_samples=9 can certify nothing at alpha=0.001"),
-        ({"certify.budgets": {"adp": {"samples": 3}}}, "config.certify.budgets.adp has no samples"),
+        (
+            {"certify.budgets": {"adp": {"samples": 3}}},
+            "config.certify.budgets.adp has no option samples",
+        ),
         (
             {"certify.budgets": {"apd": {}}},
             "config.certify.budgets entry 'apd' is unknown; known: ",
@@ -292,10 +299,12 @@ def test_an_image_that_is_selected_wrongly_ends_early(tmp_path, monkeypatch):
     monkeypatch.setattr(smoothing, "LOOK", 100)
     defense = Defense(OneStep(ConstantScore(jnp.zeros(())), sigma=0.1), Threshold(0.56745))
     images, indices = np.full((12, 2, 2, 1), 0.5, np.float32), np.arange(12)
-    options = dict(seed=0, num_classes=2, num_selection=1, alpha=1e-3, chunk=64)
+    options = CertifyOptions(("one_step",), num_selection=1, chunk=64)
+    row = SmoothedRow("one_step", defense, 0.1, 12, 300, 1)
     with Store(tmp_path, "certify", {}) as store:
-        row = SmoothedRow("one_step", defense, 0.1, 12, 300)
-        Certification(store, images, np.zeros(12, int), indices, **options).run([row])
+        engine = Engine(store, images, np.zeros(12, int), indices, seed=0)
+        with engine.working([row.job]):
+            measure(engine, [row], options, num_classes=2)
         records = store.records(row.name).values()
     assert {record["top"] for record in records} == {0, 1}
     first = jax.vmap(jax.random.fold_in, (0, None))(image_keys(0, indices, stream="selection"), 0)

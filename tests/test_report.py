@@ -13,11 +13,10 @@ import pytest
 from purify.evals import robust
 from purify.evals.attacked.results import protocol_name
 from purify.evals.core import tables
-from purify.evals.core.tables import Column, Interval, Table, grouped
+from purify.evals.core.tables import Column, Interval, Table, all_columns, grouped
 from purify.evals.report import page
 from purify.evals.report.images import OUTCOMES, image_blocks
 from purify.evals.report.runs import Run, find_runs
-from purify.evals.report.sections import all_columns
 from purify.evals.report.summary import summary
 from purify.evals.report.sweeps import Curve, sweeps
 from purify.saving.checkpoint import NeedsMode

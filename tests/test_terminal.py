@@ -18,8 +18,8 @@ STORED = {
     "digits/results.json": robust.show.results_table,
     "cifar10/resnet20/results.json": robust.show.results_table,
     "digits/ablation.json": ablate.show.results_table,
-    "digits/certify.json": certify.results_table,
-    "digits/certify.json differences": certify.differences_table,
+    "digits/certify.json": certify.show.results_table,
+    "digits/certify.json differences": certify.show.differences_table,
     "digits/detect.json": detect.show.results_table,
     "digits/corruptions/results.json": corruptions.show.results_table,
 }

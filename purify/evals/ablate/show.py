@@ -10,6 +10,7 @@ from purify.evals import plots
 from purify.evals.attacked.results import MAIN, protocol_name
 from purify.evals.core.figures import drawn
 from purify.evals.core.result_files import write_results
+from purify.evals.core.show import Shown, title_says
 from purify.evals.core.stats import paired_difference
 from purify.evals.core.store import Store
 from purify.evals.core.tables import Cell, Column, Table, grouped, percent
@@ -186,3 +187,15 @@ def _cell(line: dict | None) -> Cell:
     if low is not None:
         mark = "+" if low > 0 else "-" if high < 0 else " "
     return percent(line, "accuracy", after=mark)
+
+
+FIGURES = {
+    "ablation": (
+        "Accuracy over each factor, the others at their defaults",
+        "A panel for each factor: accuracy at each of its values under each attack, with 95 % "
+        "intervals; the numbers are in the table",
+    ),
+}
+SHOWN = Shown(
+    "Ablations", title_says, lambda results: [results_table(results)], draw_figures, FIGURES
+)

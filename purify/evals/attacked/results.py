@@ -1,6 +1,7 @@
 """From per-image records to the numbers of results.json: protocols, intervals, comparisons."""
 
 import collections
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -292,3 +293,14 @@ def headlines(done: list[tuple[Row, list[dict]]]) -> dict[str, str]:
             totals = {attack: sum(values[i] for i in shared) for attack, values in means.items()}
             lowest[name] = min(totals, key=lambda attack: totals[attack])
     return lowest
+
+
+def accuracy_text(row: Mapping) -> str:
+    """'37.0 % [30, 45]', of the accuracy of a row and its 95 % interval."""
+    value, low, high = (100 * row[name] for name in ("accuracy", "low", "high"))
+    return f"{value:.1f} % [{low:.0f}, {high:.0f}]"
+
+
+def mean_rows(results: Mapping) -> list[Mapping]:
+    """Of results.json of eval_robust, the rows whose protocol is the mean of draws."""
+    return [row for row in results["rows"] if protocol_name(row) == "mean"]

@@ -1,12 +1,10 @@
-"""Rows of a certification, image by image, into a Store: samples of smoothed defences."""
+"""Samples of smoothed defences, image by image, and the certificates that follow from them."""
 
-import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,49 +14,106 @@ from attacks.gradients import numbered_draws
 from purify.defense import Defense
 from purify.evals.attacked.programs import check_finite
 from purify.evals.certify import smoothing
+from purify.evals.certify.plan import CertifyOptions, SmoothedRow
 from purify.evals.core.agreement import check_label
-from purify.evals.core.store import Store
-from purify.evals.core.terminal import tell_work
-from purify.purifiers import NoiseOnly, OneStep, Schedule
-from purify.purifiers.adp import ADP
+from purify.evals.core.engine import Compute, Engine
 from purify.random import image_keys
 from purify.runtime import parallel
 from purify.runtime.compilation import jit
-from purify.runtime.messages import counted
-from purify.runtime.progress import progress
-from purify.saving.files import FileError
 from purify.types import Array, Key
 
-# Functions of clip(x + sigma n, 0, 1), which draw nothing else; ADP as long as it has one sigma.
-NOISE_FIRST = (NoiseOnly, OneStep, Schedule, ADP)
 # Blocks of samples: one of a small network keeps one CPU core busy and a quarter of the next.
 AT_ONCE = 2
 NO_CLASS = -1
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class SmoothedRow:
-    """One smoothed defence: its first noise, sigma, is the certificate's."""
+def measure(
+    engine: Engine, rows: Sequence[SmoothedRow], options: CertifyOptions, num_classes: int
+) -> None:
+    """Certify the pending images of the rows, one at a time: the samples of one fill the machine.
 
-    defense_name: str
-    defense: Defense
-    sigma: float
-    num_images: int
-    num_samples: int
+    Raises FileError where a record is not what its own counts say.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for row in rows:
+            begin = functools.partial(_certifier, engine, row, options, num_classes, pool)
+            engine.do(row.job, begin, size=1, doing="certifying")
+    for row in rows:
+        known = _known(row, options, num_classes)
 
-    @property
-    def name(self) -> str:
-        return f"{self.defense_name}-{self.sigma:g}"
+        def agrees(record, label, known=known):
+            check_label(record, label)
+            smoothing.check_certified(record, **known)
 
-    @property
-    def nfe(self) -> int:
-        """Network evaluations of one sample that does not stop early."""
-        return self.defense.purifier.nfe
+        engine.check(row.job, agrees)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it smooths the classifier alone."""
-        return isinstance(self.defense.purifier, NoiseOnly)
+
+def _known(row: SmoothedRow, options: CertifyOptions, num_classes: int) -> dict:
+    """The options of smoothing.certify."""
+    return {
+        "sigma": row.sigma,
+        "num_classes": num_classes,
+        "num_selection": row.num_selection,
+        "num_samples": row.num_samples,
+        "alpha": options.alpha,
+    }
+
+
+def _certifier(
+    engine: Engine,
+    row: SmoothedRow,
+    options: CertifyOptions,
+    num_classes: int,
+    pool: Executor,
+    pending: Sequence[int],
+) -> Compute:
+    """What certifies the image at a position; compiled for all sizes of blocks, so that no image's
+    seconds hold that."""
+    defense = parallel.replicate(row.defense)
+    streams = {"selection": row.num_selection, "defense": row.num_samples}
+    keys = {stream: image_keys(engine.seed, engine.indices, stream=stream) for stream in streams}
+    blocks = [
+        (stream, first, min(options.chunk, number - first))
+        for stream, number in streams.items()
+        for first in range(0, number, options.chunk)
+    ]
+
+    def starter(at: int) -> Callable[[str, int, int], Future]:
+        """`start` of Samples. The key of a sample does not depend on how many are computed at
+        once."""
+        image, index = engine.images[at], engine.indices[[at]]
+        own = {stream: parallel.replicate(key[at]) for stream, key in keys.items()}
+
+        def classes(stream: str, first: int, number: int) -> np.ndarray:
+            found = parallel.fetch(predict(defense, own[stream], first, _places(number), image))
+            known = np.where(found == NO_CLASS, np.nan, found)[None]
+            check_finite(known, index, f"{row.name}: logits of the defence")
+            return found
+
+        return lambda *block: pool.submit(classes, *block)
+
+    def certify(at: np.ndarray) -> list[dict]:
+        (place,) = at
+        begun = time.perf_counter()
+        samples = Samples(blocks, starter(place))
+        found = smoothing.certify(samples, **_known(row, options, num_classes))
+        samples.wait()
+        return [
+            {
+                "index": engine.index(place),
+                "label": int(engine.labels[place]),
+                **found._asdict(),
+                "counts": found.counts.tolist(),
+                "samples": row.num_selection + int(found.counts.sum()),
+                "nfe": samples.started * row.nfe,
+                "seconds": time.perf_counter() - begun,
+            }
+        ]
+
+    start = starter(pending[0])
+    for number in {number for *_, number in blocks}:
+        start("selection", 0, number).result()
+    return certify
 
 
 @jit
@@ -79,25 +134,6 @@ def _places(number: int) -> Array:
     """0, 1, ..., so many that they are at least `number` and the devices share them equally."""
     devices = jax.device_count()
     return parallel.shard(np.arange(-(-number // devices) * devices, dtype=np.int32))
-
-
-def smoothed(defense: Defense, sigma: float, name: str) -> Defense:
-    """The defence with its injected noise at sigma: the certificate's noise, and the only one.
-
-    Raises ValueError where its first and only random act is not to add that noise to the image, or
-    where its draws are not independent.
-    """
-    purifier = defense.purifier
-    if defense.couples_batch:
-        raise ValueError(f"{name} decides a batch together: its draws are not independent")
-    if not isinstance(purifier, NOISE_FIRST):
-        raise ValueError(
-            f"{name} cannot be certified: {type(purifier).__name__} does not begin with noise of "
-            "its own; choose one that does, as noise_only for smoothing the classifier alone"
-        )
-    if isinstance(purifier, ADP) and purifier.second_sigma is not None:
-        raise ValueError(f"{name} cannot be certified: its noise has one of two levels")
-    return dataclasses.replace(defense, purifier=cast(Any, purifier).replace(sigma=sigma))
 
 
 class Samples:
@@ -131,146 +167,3 @@ class Samples:
             stream, first, number = self._waiting.popleft()
             self._running.append((stream, number, self._start(stream, first, number)))
             self.started += number
-
-
-class Certification:
-    """The rows of one certification, image by image, into a Store.
-
-    images: float32 [n, H, W, C] in [0, 1]; labels: int [n]; indices: int [n], of the dataset.
-    num_selection, alpha: see smoothing.certify. chunk: samples of a block, AT_ONCE of which are
-        computed at once.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        images: np.ndarray,
-        labels: np.ndarray,
-        indices: np.ndarray,
-        *,
-        seed: int,
-        num_classes: int,
-        num_selection: int,
-        alpha: float,
-        chunk: int,
-    ):
-        self.store, self.images, self.labels, self.indices = store, images, labels, indices
-        self._chunk, self._num_selection = chunk, num_selection
-        self._num_classes, self._alpha = num_classes, alpha
-        self._keys = {s: image_keys(seed, indices, stream=s) for s in ("selection", "defense")}
-
-    def run(self, rows: list[SmoothedRow]) -> None:
-        """Do whatever is not done yet, with a progress bar in units of work."""
-        pending = [self._pending(row) for row in rows]
-        samples = [row.num_samples + self._num_selection for row in rows]
-        work = sum(
-            len(at) * n * (1 + row.nfe) for at, n, row in zip(pending, samples, rows, strict=True)
-        )
-        cost, left = (
-            f"{counted(sum(n * m for n, m in zip(each, samples, strict=True)), 'sample')} and "
-            + counted(
-                sum(n * m * row.nfe for n, m, row in zip(each, samples, rows, strict=True)),
-                "network evaluation",
-            )
-            for each in ([row.num_images for row in rows], [len(at) for at in pending])
-        )
-        tell_work(counted(len(rows), "row"), cost, left if work else "", self.store.folder)
-        if work:
-            self.store.sign(chunk=self._chunk, devices=jax.device_count())
-        with progress(total=work, disable=not work) as bar, ThreadPoolExecutor(AT_ONCE) as pool:
-            for row, positions, number in zip(rows, pending, samples, strict=True):
-                if positions:
-                    bar.set_description(f"{row.name}: compiling")
-                    row = dataclasses.replace(row, defense=parallel.replicate(row.defense))
-                    self._compile(row, positions[0], pool)
-                    bar.set_description(row.name)
-                for count, at in enumerate(positions):
-                    record = self._certify(row, at, pool)
-                    self.store.append(row.name, [record])
-                    bar.update(number * (1 + row.nfe))
-                    if not count:
-                        bar.write(
-                            f"first image of {row.name}: {counted(record['samples'], 'sample')}, "
-                            f"at most {counted(record['nfe'], 'network evaluation')}, "
-                            f"{record['seconds']:.2f} s"
-                        )
-            bar.set_description("all rows done")
-        for row in rows:
-            self._check(row)
-
-    def _check(self, row: SmoothedRow) -> None:
-        """FileError unless the records say what follows from their own counts, of these labels."""
-        records = self.store.records(row.name)
-        for at in range(row.num_images):
-            record = records[int(self.indices[at])]
-            try:
-                check_label(record, self.labels[at])
-                smoothing.check_certified(record, **self._options(row))
-            except ValueError as error:
-                raise FileError(
-                    f"{self.store.folder}/images.jsonl: {row.name}, index {record['index']}: "
-                    f"{error}; bring the file back, or move the folder elsewhere"
-                ) from None
-
-    def _options(self, row: SmoothedRow) -> dict[str, Any]:
-        """Those of smoothing.certify."""
-        return {
-            "sigma": row.sigma,
-            "num_classes": self._num_classes,
-            "num_selection": self._num_selection,
-            "num_samples": row.num_samples,
-            "alpha": self._alpha,
-        }
-
-    def _pending(self, row: SmoothedRow) -> list[int]:
-        done = self.store.records(row.name)
-        return [at for at in range(row.num_images) if int(self.indices[at]) not in done]
-
-    def _blocks(self, row: SmoothedRow) -> list[tuple[str, int, int]]:
-        """(stream, first, number) of the samples that are computed at once, in order."""
-        streams = {"selection": self._num_selection, "defense": row.num_samples}
-        return [
-            (stream, first, min(self._chunk, number - first))
-            for stream, number in streams.items()
-            for first in range(0, number, self._chunk)
-        ]
-
-    def _starter(
-        self, row: SmoothedRow, at: int, pool: Executor
-    ) -> Callable[[str, int, int], Future]:
-        """start of Samples for the image at a position. The key of a sample does not depend on how
-        many are computed at once."""
-        image = self.images[at]
-        keys = {stream: parallel.replicate(keys[at]) for stream, keys in self._keys.items()}
-
-        def classes(stream: str, first: int, number: int) -> np.ndarray:
-            found = parallel.fetch(
-                predict(row.defense, keys[stream], first, _places(number), image)
-            )
-            known = np.where(found == NO_CLASS, np.nan, found)[None]
-            check_finite(known, self.indices[[at]], f"{row.name}: logits of the defence")
-            return found
-
-        return lambda *block: pool.submit(classes, *block)
-
-    def _compile(self, row: SmoothedRow, at: int, pool: Executor) -> None:
-        """For all sizes of blocks, so that no image's seconds hold that."""
-        start = self._starter(row, at, pool)
-        for number in {number for *_, number in self._blocks(row)}:
-            start("selection", 0, number).result()
-
-    def _certify(self, row: SmoothedRow, at: int, pool: Executor) -> dict:
-        """The line of the image at a position."""
-        start = time.perf_counter()
-        sample = Samples(self._blocks(row), self._starter(row, at, pool))
-        found = smoothing.certify(sample, **self._options(row))
-        sample.wait()
-        return {
-            "index": int(self.indices[at]),
-            "label": int(self.labels[at]),
-            **found._asdict(),
-            "counts": found.counts.tolist(),
-            "samples": self._num_selection + int(found.counts.sum()),
-            "nfe": sample.started * row.nfe,
-            "seconds": time.perf_counter() - start,
-        }

@@ -55,7 +55,18 @@ def percent(share: Mapping, value: str = "value", *, after: str = "") -> Interva
     return Interval(shown, low, high, width=_PERCENT_WIDTH, after=after)
 
 
-Cell = str | Interval
+@dataclasses.dataclass(frozen=True)
+class Badge:
+    """A cell of one word or two that a page marks: tone is 'pass', 'fail' or 'neutral'."""
+
+    text: str
+    tone: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Cell = str | Interval | Badge
 
 
 class Column(NamedTuple):
@@ -126,3 +137,35 @@ def paragraphs(text: str) -> list[list[str]]:
         else:
             found.append([line])
     return found
+
+
+def all_columns(rows: Iterable[Mapping], title: str = "") -> Table:
+    """Whatever the rows hold that is one number, word or truth value; what is the same in all of
+    them is a note."""
+    flat = [dict(_flat(row)) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    same = {n for n in names if len(flat) > 1 and len({str(row.get(n)) for row in flat}) == 1}
+    varying = [name for name in names if name not in same]
+    columns = [
+        Column(name, all(isinstance(row.get(name), int | float | None) for row in flat))
+        for name in varying
+    ]
+    lines = [[scalar(row.get(name)) for name in varying] for row in flat]
+    told = [f"{n} {scalar(flat[0][n])}" for n in names if n in same and flat[0][n] is not None]
+    same_in_all = f"the same in all rows: {', '.join(told)}" if told else ""
+    return Table(title, columns, [lines] if lines else [], same_in_all)
+
+
+def _flat(row: Mapping, prefix: str = "") -> Iterable[tuple[str, object]]:
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name} ")
+        elif value is None or isinstance(value, str | int | float):
+            yield f"{prefix}{name}", value
+
+
+def scalar(value) -> str:
+    """A number, word or truth value as a cell shows it; '' for None."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -83,7 +83,7 @@ def _drawn(table: Table) -> list[_Drawn]:
 
 
 def _text(cell: Cell) -> str:
-    return cell.padded() if isinstance(cell, Interval) else cell
+    return cell.padded() if isinstance(cell, Interval) else str(cell)
 
 
 def _print_lines(console: Console, text: str, style: str) -> None:
@@ -144,7 +144,7 @@ def _needed(columns: Iterable[_Drawn], *, shrunk: bool = False) -> int:
     return EDGE + sum((c.least if shrunk else c.longest_line) + GAP for c in columns)
 
 
-def print_reservations(results: dict) -> None:
+def print_reservations(results: Mapping) -> None:
     """Say it where several versions of the code computed parts of the results, and where there are
     more images to come."""
     commits = list(dict.fromkeys(signature["commit"] for signature in results["computed_by"]))

@@ -17,6 +17,7 @@ from purify.evals.attacked.rows import Row
 from purify.evals.core.figures import drawn
 from purify.evals.core.inputs import Inputs
 from purify.evals.core.result_files import write_results
+from purify.evals.core.show import Shown
 from purify.evals.core.stats import paired_difference
 from purify.evals.core.tables import Column, Interval, Table, percent
 from purify.evals.core.terminal import (
@@ -178,6 +179,13 @@ def results_table(results: Mapping) -> Table:
     return Table(results["title"], columns, list(filter(None, groups)), caption)
 
 
+def says(results: Mapping) -> str:
+    """The mean error of each defence."""
+    means = [entry for entry in results["means"] if entry["corruption"] == MEAN]
+    errors = (f"{e['defense']['name']} {100 * (1 - e['accuracy']):.1f} %" for e in means)
+    return f"mean error: {', '.join(errors)}" if means else ""
+
+
 def _label(name: str, common: list[str], extra: list[str]) -> str:
     if name == MEAN:
         return f"mean error of {len(common)}"
@@ -214,3 +222,15 @@ def _title(config, num_images: int, source: str | None, settings: Mapping) -> st
     given = [f"corrupted images: {source}"] if source else []
     variants = variant_lines(config, cfg.defenses)
     return "\n".join([shared, *given, *variants, *perturbation_lines(settings)])
+
+
+FIGURES = {
+    "corruptions": (
+        "Accuracy by corruption and defence",
+        "Accuracy of each defence on each corruption, with 95 % intervals; the numbers are in "
+        "the table",
+    ),
+}
+SHOWN = Shown(
+    "Common corruptions", says, lambda results: [results_table(results)], draw_figures, FIGURES
+)

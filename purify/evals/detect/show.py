@@ -13,6 +13,7 @@ from purify.evals.attacked.rows import Row
 from purify.evals.core.figures import attempted, drawn
 from purify.evals.core.inputs import Inputs
 from purify.evals.core.result_files import write_results
+from purify.evals.core.show import Shown, title_says
 from purify.evals.core.tables import Cell, Column, Interval, Table, grouped, percent
 from purify.evals.core.terminal import (
     print_reservations,
@@ -23,6 +24,7 @@ from purify.evals.core.terminal import (
 from purify.evals.detect.measure import JOINT, RATE, UNKNOWING
 from purify.evals.detect.numbers import (
     ATTACKED,
+    STRONGEST,
     Values,
     calibrated_thresholds,
     fools,
@@ -200,6 +202,13 @@ def results_table(results: Mapping) -> Table:
     return Table(results["title"], columns, grouped(lines), CAPTION, merged=True)
 
 
+def says(results: Mapping) -> str:
+    """What each statistic leaves under all attacks."""
+    strongest = [row for row in results["rows"] if row["kind"] == STRONGEST]
+    said = (f"{row['statistic']} {100 * row['left']['value']:.1f} %" for row in strongest)
+    return f"left under all attacks: {', '.join(said)}" if strongest else title_says(results)
+
+
 def readable(images: str, statistic: str) -> str:
     """Of attackers who know the statistic, how they weigh it."""
     own = images.removeprefix(f"{statistic}_")
@@ -230,3 +239,17 @@ left: clean images that are right and not flagged; attacked ones that are flagge
   where anything draws, the mean over fresh draws
 strongest: of each image the attack above that leaves least, by draws that are not scored
 c: how attackers who know the statistic weigh an excess"""
+FIGURES = {
+    "roc": (
+        "Receiver operating characteristics (ROC)",
+        "True positives over false positives of each detector, a panel for each kind of "
+        "attacker; the areas are in the table",
+    ),
+    "statistics": (
+        "What the detectors see",
+        "Ranges of each detector's statistic over clean, natural and attacked images",
+    ),
+}
+SHOWN = Shown(
+    "Detection of attacks", says, lambda results: [results_table(results)], figures=FIGURES
+)

@@ -17,8 +17,9 @@ from purify.evals.attacked.rows import Row
 from purify.evals.core.defenses import build_purifier, purifier_options, purifier_settings
 from purify.evals.core.inputs import load_inputs, tell_seen
 from purify.evals.core.result_files import write_results
+from purify.evals.core.show import Shown
 from purify.evals.core.store import Store
-from purify.evals.core.tables import Column, Table
+from purify.evals.core.tables import Badge, Cell, Column, Table
 from purify.evals.core.terminal import (
     print_reservations,
     print_table,
@@ -28,6 +29,7 @@ from purify.evals.core.terminal import (
 from purify.evals.gradients.checks import (
     FAIL,
     LEVEL,
+    NOT_INFORMATIVE,
     PASS,
     Budget,
     Measured,
@@ -244,10 +246,16 @@ def results_table(results: Mapping) -> Table:
     for found in results["checks"]:
         numbers = ", ".join(f"{name} {value:.3g}" for name, value in found["numbers"].items())
         p = "" if found["p"] is None else f"{found['p']:.2g}"
-        lines.append((found["check"], found["verdict"] or "(no verdict)", p, numbers))
+        lines.append((found["check"], _badge(found["verdict"]), p, numbers))
     columns = Column("check"), Column("verdict"), Column("p", numeric=True)
     decides = Column("what decides", wraps=True)
     return Table(results["title"], [*columns, decides], [lines], CAPTION)
+
+
+def _badge(verdict: str) -> Cell:
+    tones = {PASS: "pass", FAIL: "fail", NOT_INFORMATIVE: "neutral"}
+    tone = next((tone for begin, tone in tones.items() if verdict.startswith(begin)), "")
+    return Badge(verdict, tone) if tone else verdict or "(no verdict)"
 
 
 def conclusion(results: Mapping) -> str:
@@ -260,3 +268,6 @@ CAPTION = f"""\
 rows: accuracy by the mean of draws, in [0, 1], on the same images and draws of the defence
 p: of as much against the check by chance, corrected for all of them; FAIL from {LEVEL:g} down;
   NOT INFORMATIVE where nothing could fail"""
+SHOWN = Shown(
+    "Whether attacks see the gradient", conclusion, lambda results: [results_table(results)]
+)

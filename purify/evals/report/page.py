@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from purify.evals.report.modes import MODES, tone
+from purify.evals.report.modes import MODES
 from purify.evals.report.runs import Run, find_runs
 from purify.evals.report.sections import provenance, sections
 from purify.evals.report.summary import summary
@@ -89,7 +89,6 @@ def render(runs: Sequence[Run], points: Sequence[Run] = ()) -> str:
         sections=sections(runs, points),
         summary=summary,
         provenance=provenance,
-        tone=tone,
         counted=counted,
         data=", ".join(dict.fromkeys(_data(run) for run in runs)),
     )

@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from purify.evals import plots, robust
+from purify.evals.attacked.results import accuracy_text, mean_rows
 from purify.evals.core.figures import drawn
-from purify.evals.core.tables import Column, Table
+from purify.evals.core.tables import Column, Table, scalar
 from purify.evals.report.blocks import (
     Block,
     Details,
@@ -23,9 +24,8 @@ from purify.evals.report.blocks import (
     read_figure,
 )
 from purify.evals.report.images import BUDGET, image_blocks
-from purify.evals.report.modes import FIGURES, MODES, Draw
+from purify.evals.report.modes import MODES
 from purify.evals.report.runs import Run
-from purify.evals.report.summary import mean_rows, percent
 from purify.evals.report.sweeps import sweeps
 
 COST = "cost"  # the figure that stands with that table
@@ -56,20 +56,16 @@ def _numbers(run: Run, runs: Sequence[Run]) -> Section:
     shown, results = MODES[run.mode], run.results
     title = str(results.get("title", "")).splitlines()
     blocks: list[Block | Table] = [Prose(title[:1]), Notes(title[1:])]
-    caption = f"{shown.title}: all rows"
-    if shown.table:
-        rows = dataclasses.replace(shown.table(results), title=caption)
-    else:
-        rows = all_columns(results["paths"], caption)
+    tables = list(shown.tables(results))
+    if tables:  # whose title stands above
+        tables[0] = dataclasses.replace(tables[0], title=f"{shown.title}: all rows")
     meaning = [results[name] for name in ("stopped", "meaning", "note") if results.get(name)]
     blocks += [Prose(meaning)] if meaning else []
-    blocks += [rows] if rows.groups else []
-    if differences := shown.differences(results):
-        blocks.append(differences)
+    blocks += tables
     if run.mode == "eval_robust" and results["comparisons"]:
         lines = robust.show.comparison_lines(results)
         blocks.append(Details("Paired comparisons on the same images", [Notes(lines)]))
-    drawn = _drawn(run, shown.draw) if shown.draw else []
+    drawn = _drawn(run)
     blocks += [figure for figure in drawn if figure.name != COST]
     if run.mode == "eval_robust":
         of_cost = [figure for figure in drawn if figure.name == COST]
@@ -80,22 +76,23 @@ def _numbers(run: Run, runs: Sequence[Run]) -> Section:
     return Section(_heading(shown.title, run, runs), says, blocks)
 
 
-def _drawn(run: Run, draw: Draw) -> list[Figure]:
+def _drawn(run: Run) -> list[Figure]:
     """Drawn anew: sharp at any size."""
     with tempfile.TemporaryDirectory() as folder:
-        return [_figure(path) for path in draw(Path(folder), run.results, ".svg")]
+        paths = MODES[run.mode].draw(Path(folder), run.results, ".svg")
+        return [_figure(path, run.mode) for path in paths]
 
 
 def _written(run: Run, *, without: set[str]) -> list[Figure]:
     """Others as the mode wrote them, but for those of images that have a section of their own."""
     without = without | {path.stem for path in run.files("purified", "*.npz")}
     figures = run.files("figures", "*.png")
-    return [_figure(path) for path in figures if path.stem not in without]
+    return [_figure(path, run.mode) for path in figures if path.stem not in without]
 
 
-def _figure(path: Path) -> Figure:
+def _figure(path: Path, mode: str) -> Figure:
     name = path.stem.replace("-", ": ", 1).replace("_", " ")
-    caption, alt = FIGURES.get(path.stem, (name, name))
+    caption, alt = MODES[mode].figures.get(path.stem, (name, name))
     return read_figure(path, alt=alt, caption=caption)
 
 
@@ -120,7 +117,7 @@ def _curves(runs: Sequence[Run]) -> list[Section]:
             if not drawn(path, draw):
                 continue
             alt = "; ".join(
-                f"{name}: {', '.join(f'{row[field]:g}: {percent(row)}' for row in points)}"
+                f"{name}: {', '.join(f'{row[field]:g}: {accuracy_text(row)}' for row in points)}"
                 for name, points in own.items()
             )
             caption = f"{caption}; whiskers: 95 % interval"
@@ -153,44 +150,13 @@ def _seconds(row: Mapping, prefix: str = "") -> str:
     return f"{row[f'{prefix}seconds_per_image']:.4f}"
 
 
-def all_columns(rows: Iterable[Mapping], caption: str) -> Table:
-    """Whatever the rows hold that is one number, word or truth value; what is the same in all of
-    them is a note."""
-    flat = [dict(_flat(row)) for row in rows]
-    names = list(dict.fromkeys(name for row in flat for name in row))
-    same = {n for n in names if len(flat) > 1 and len({str(row.get(n)) for row in flat}) == 1}
-    varying = [name for name in names if name not in same]
-    columns = [
-        Column(name, all(isinstance(row.get(name), int | float | None) for row in flat))
-        for name in varying
-    ]
-    lines = [[_scalar(row.get(name)) for name in varying] for row in flat]
-    told = [f"{n} {_scalar(flat[0][n])}" for n in names if n in same and flat[0][n] is not None]
-    same_in_all = f"the same in all rows: {', '.join(told)}" if told else ""
-    return Table(caption, columns, [lines] if lines else [], same_in_all)
-
-
-def _flat(row: Mapping, prefix: str = "") -> Iterable[tuple[str, object]]:
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name} ")
-        elif value is None or isinstance(value, str | int | float):
-            yield f"{prefix}{name}", value
-
-
-def _scalar(value) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def provenance(run: Run) -> list[Block | Table]:
     """What computed a run, from what: commits, versions, machine, weights, settings, config."""
     results = run.results
     signatures = results.get("computed_by", [])
     known = ("time", "commit", "machine", "precision", "python", "devices", "batch_size", "chunk")
     names = [name for name in known if any(name in signature for signature in signatures)]
-    lines = [[_scalar(signature.get(n)) for n in names] for signature in signatures]
+    lines = [[scalar(signature.get(n)) for n in names] for signature in signatures]
     columns = [Column(name.replace("_", " ")) for name in names]
     versions = results.get("versions", {})
     pairs = {"folder": str(run.folder)}

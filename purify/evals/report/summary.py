@@ -64,14 +64,3 @@ def _share(row: Mapping | None) -> Share | None:
         return None
     value, low, high = (100 * row[name] for name in ("accuracy", "low", "high"))
     return Share(value, low, high, row["num_images"])
-
-
-def percent(row: Mapping) -> str:
-    """'37.0 % [30, 45]', of the accuracy of a row and its 95 % interval."""
-    value, low, high = (100 * row[name] for name in ("accuracy", "low", "high"))
-    return f"{value:.1f} % [{low:.0f}, {high:.0f}]"
-
-
-def mean_rows(results: Mapping) -> list[Mapping]:
-    """Of results.json of eval_robust, the rows whose protocol is the mean of draws."""
-    return [row for row in results["rows"] if protocol_name(row) == "mean"]

@@ -12,8 +12,10 @@ from purify.evals.attacked.evaluation import Evaluation
 from purify.evals.attacked.results import (
     MAIN,
     SINGLE_RUN,
+    accuracy_text,
     comparisons,
     headlines,
+    mean_rows,
     protocol_name,
     result_rows,
 )
@@ -21,6 +23,7 @@ from purify.evals.attacked.rows import Row, crafting, without_exact
 from purify.evals.core.figures import attempted, drawn
 from purify.evals.core.inputs import Inputs
 from purify.evals.core.result_files import write_results
+from purify.evals.core.show import Shown
 from purify.evals.core.tables import Cell, Column, Table, grouped, percent
 from purify.evals.core.terminal import (
     perturbation_lines,
@@ -101,6 +104,16 @@ def _unmoved(rows: list[Mapping]) -> list[str]:
         for row in rows
     )
     return [f"!: the attack's loss did not move, so it shows nothing. {told}"]
+
+
+def says(results: Mapping) -> str:
+    """The headline defence, clean and under the attack that leaves it least."""
+    name = results["config"]["defense"]["purifier"]
+    attack = results["headline"].get(name)
+    rows = {row["attack"]: row for row in mean_rows(results) if row["defense"]["name"] == name}
+    said = [f"{accuracy_text(rows['clean'])} clean"] if "clean" in rows else []
+    said += [f"{accuracy_text(rows[attack])} under {attack}"] if attack in rows else []
+    return f"{name}: {', '.join(said)}" if said else ""
 
 
 def _percent(row: dict | None) -> str:
@@ -278,3 +291,23 @@ def _image_figure(path: Path, saved: Path, class_names: Sequence[str]) -> None:
     }
     shown = {name: to_float(images[:n]) for name, images in versions.images.items()}
     plots.image_rows(path, shown, captions)
+
+
+FIGURES = {
+    "accuracy": (
+        "Accuracy by defence and attack",
+        "Bars of the accuracy of each defence under each attack, with 95 % intervals; the "
+        "numbers are in the table",
+    ),
+    "cost": (
+        "Accuracy over what a draw of the defence costs",
+        "Accuracy of each defence over the network evaluations of a draw, a panel for each attack",
+    ),
+    "training": (
+        "How the networks were trained",
+        "Losses and accuracies over the training steps of each network",
+    ),
+}
+SHOWN = Shown(
+    "Accuracy under attack", says, lambda results: [results_table(results)], draw_figures, FIGURES
+)

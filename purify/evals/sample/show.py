@@ -1,7 +1,7 @@
 """What --mode=sample leaves: samples.npz, results.json and figures."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,11 +12,14 @@ from purify.evals.attacked.results import purifier_fields
 from purify.evals.core.figures import drawn
 from purify.evals.core.inputs import Inputs
 from purify.evals.core.result_files import write_results
+from purify.evals.core.show import Shown
 from purify.evals.core.store import Store
+from purify.evals.core.tables import Table, all_columns
 from purify.evals.core.terminal import print_reservations, tell_written
 from purify.evals.sample.measure import SAMPLES, ShownPath, path_shape
 from purify.langevin import AnnealedLangevin
 from purify.random import image_keys
+from purify.runtime.messages import counted
 from purify.saving.files import writing
 
 FIGURE_IMAGES = 10  # of those that samples started from
@@ -139,3 +142,29 @@ MEANING = (
     "score_norms (rms of h) and predictions are of each of them, step_sizes[t] leads from x_t to "
     "x_{t+1}, and steps is how many were taken."
 )
+
+
+def says(results: Mapping) -> str:
+    """How many samples and paths there are."""
+    samples = results.get("samples")
+    said = [counted(samples["num_images"], "sample")] if samples else []
+    images = len({entry["index"] for entry in results["paths"]})
+    return ", ".join([*said, *([f"the paths of {counted(images, 'image')}"] if images else [])])
+
+
+def tables(results: Mapping) -> list[Table]:
+    """What was recorded of the paths, where there are any."""
+    return [all_columns(results["paths"])] if results["paths"] else []
+
+
+FIGURES = {
+    "samples": (
+        "Samples of the score model",
+        "A grid of images drawn from the score model",
+    ),
+    "starts": (
+        "What samples started from",
+        "Rows of images, of those images noised, and of the samples that were drawn from there",
+    ),
+}
+SHOWN = Shown("Samples and paths", says, tables, figures=FIGURES)
