@@ -38,7 +38,7 @@ from purify import models
 from purify.data import datasets
 from purify.data.builders.fashion_mnist_idx import read_idx
 from purify.data.image_io import load_labelled_npz, open_images
-from purify.evals.core.inputs import load_inputs, tell_seen
+from purify.evals.core.inputs import load_inputs, seen
 from purify.evals.corruptions.files import CorruptionFiles
 from purify.runtime.messages import printable
 from purify.saving import weight_files
@@ -256,7 +256,7 @@ def training_settings(path: Path) -> None:
             raise
         return
     with contextlib.redirect_stdout(io.StringIO()):
-        tell_seen(config.data, inputs, range(4))
+        seen(config.data, inputs, range(4)).tell()
 
 
 def files_of_checkpoint() -> list[bytes]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from purify.evals import ablate, robust
-from purify.evals.attacked.evaluation import Evaluation
+from purify.evals.core.engine import Engine
 from purify.evals.core.inputs import load_inputs
 from purify.evals.core.stats import paired_difference
 from purify.evals.core.store import folder_of
@@ -47,7 +47,7 @@ def only_folder(workdir):
 
 def count_batches(monkeypatch, at_most: int | None = None) -> list:
     """A list that grows with every batch that is computed; beyond at_most of them, a kill."""
-    calls, timed = [], Evaluation.timed
+    calls, timed = [], Engine.timed
 
     def counted(program, *args):
         if len(calls) == at_most:
@@ -55,7 +55,7 @@ def count_batches(monkeypatch, at_most: int | None = None) -> list:
         calls.append(program)
         return timed(program, *args)
 
-    monkeypatch.setattr(Evaluation, "timed", staticmethod(counted))
+    monkeypatch.setattr(Engine, "timed", staticmethod(counted))
     return calls
 
 

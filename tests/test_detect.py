@@ -16,7 +16,7 @@ from purify.data.image_io import to_float
 from purify.defense import classify
 from purify.detectors import Passes, Penalty, ScoreNorm, build_statistic
 from purify.evals import detect
-from purify.evals.core.inputs import tell_seen
+from purify.evals.core.inputs import seen
 from purify.evals.core.stats import bootstrap_mean, proportion
 from purify.evals.detect.measure import (
     UNKNOWING,
@@ -373,7 +373,7 @@ def test_it_prints_a_table_and_goes_on_where_it_stopped(trained, workdir, detect
     assert "was done before" not in capsys.readouterr().out
     detect.run(config, workdir)  # has nothing to do, and does not sign
     assert (folder / "provenance.jsonl").read_text() == before
-    assert "all of it was done before, nothing was computed" in capsys.readouterr().out
+    assert "all of it was done before, nothing is computed" in capsys.readouterr().out
     assert (folder / "figures" / "roc.png").stat().st_size > 10_000
 
 
@@ -406,14 +406,14 @@ def test_of_weights_from_elsewhere_it_is_said_that_nobody_knows(trained, tmp_pat
     (tmp_path / "settings.json").write_text("{}")
     data_config = trained.config().data
     inputs = SimpleNamespace(runs={"classifier": tmp_path}, notes=(), unfinished=list)
-    assert tell_seen(data_config, inputs, range(2)) == ["classifier (unknown)"]
+    assert seen(data_config, inputs, range(2)).by == ["classifier (unknown)"]
     assert "what it has seen is unknown" in capsys.readouterr().out
 
 
 def test_of_a_network_for_other_data_it_is_said_for_which(trained, tmp_path, capsys):
     (tmp_path / "settings.json").write_text('{"data": {"name": "svhn_cropped", "path": null}}')
     inputs = SimpleNamespace(runs={"classifier": tmp_path}, notes=(), unfinished=list)
-    assert tell_seen(trained.config().data, inputs, range(2)) == []
+    assert seen(trained.config().data, inputs, range(2)).by == []
     assert "was trained on svhn_cropped, these images are digits8x8" in capsys.readouterr().out
 
 

@@ -197,7 +197,7 @@ def test_an_image_is_one_unit_all_its_corruptions_together():
     records = [{"correct": [bool(r)]} for r in right]
     rows = plan_rows(CASES, {"identity": _Drawless()}, 20, 1, available=20)
     done = {(row.defense_name, row.attack_name): (row, records) for row in rows}
-    entries = corruptions.show.corruption_means(done, CASES, seed=0)
+    entries = corruptions.corruption_means(done, CASES, seed=0)
     widths = {e["corruption"]: e["high"] - e["low"] for e in entries}
     # A share of 1/2 on 20 images: about 2 x 1.96 x sqrt(0.25 / 20) = 0.44.
     assert all(width == pytest.approx(0.44, abs=0.06) for width in widths.values()), widths
@@ -215,7 +215,7 @@ def test_means_over_corruptions_by_hand():
         number = right[row.attack_name] - (row.defense_name == "other") * 6
         records = [{"correct": [i < number]} for i in range(60)]
         done[row.defense_name, row.attack_name] = row, records
-    entries = corruptions.show.corruption_means(done, cases, seed=0)
+    entries = corruptions.corruption_means(done, cases, seed=0)
     accuracies = {(e["defense"]["name"], e["corruption"]): e["accuracy"] for e in entries}
     by_hand = {"clean": 60, "contrast": 40, "gaussian_noise": 40, "gaussian_blur": 20, "mean": 40}
     for name, expected in (by_hand | {"extra_mean": 20}).items():
@@ -242,7 +242,7 @@ def test_worse_is_told_where_the_interval_excludes_0_only():
         )
         for row in rows
     }
-    entries = corruptions.show.corruption_means(done, cases, seed=0)
+    entries = corruptions.corruption_means(done, cases, seed=0)
     others = [entry for entry in entries if entry["defense"]["name"] == "other"]
     assert all(e["difference"]["value"] == pytest.approx(-1 / 20) for e in others)
     assert not any(entry["worse"] or entry["better"] for entry in others)

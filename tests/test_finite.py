@@ -14,9 +14,10 @@ from purify.defense import Defense
 from purify.evals import ablate, certify, corruptions, detect, gradients, robust, sample
 from purify.evals.attacked.choosing import choose
 from purify.evals.attacked.evaluation import Evaluation
-from purify.evals.attacked.programs import check_finite
 from purify.evals.attacked.rows import Row, strongest_of
-from purify.evals.certify.measure import Certification, SmoothedRow
+from purify.evals.certify.measure import measure
+from purify.evals.certify.plan import CertifyOptions, SmoothedRow
+from purify.evals.core.engine import Engine, check_finite
 from purify.evals.core.store import Store
 from purify.purifiers import Identity, NoiseOnly
 from purify.saving.checkpoint import Checkpoints, load_run
@@ -96,10 +97,10 @@ def a_defense(purifier) -> Defense:
     return Defense(purifier, AfraidOfLight(), num_runs=1)
 
 
-def an_evaluation(store, count: int = 3) -> Evaluation:
+def an_engine(store, count: int = 3) -> Engine:
     images = np.full((count, 4, 4, 1), 0.49, np.float32)
     labels, indices = np.zeros(count, int), 10 + np.arange(count)
-    return Evaluation(store, images, labels, indices, seed=0, batch_size=2)
+    return Engine(store, images, labels, indices, seed=0, batch_size=2)
 
 
 def test_attacked_images_without_an_answer_are_named(tmp_path):
@@ -110,7 +111,7 @@ def test_attacked_images_without_an_answer_are_named(tmp_path):
     row = Row("mine", "exact", defense, attack, defense, options, num_images=3, num_draws=1)
     with Store(tmp_path, "eval_robust", {}) as store:
         with pytest.raises(ValueError, match="mine-exact: attacked images are not.*index 10, 11"):
-            an_evaluation(store).run([row])
+            Evaluation(an_engine(store)).run([row])
 
 
 def test_a_choice_among_images_without_an_answer_is_none(tmp_path):
@@ -122,8 +123,9 @@ def test_a_choice_among_images_without_an_answer_is_none(tmp_path):
     other = dataclasses.replace(row, attack_name="other")
     strongest = strongest_of("strongest", [row, other], options, survivors=False)
     with Store(tmp_path, "eval_robust", {}) as store:
-        evaluation = an_evaluation(store)
-        evaluation.progress = Silent()
+        engine = an_engine(store)
+        engine.progress = Silent()
+        evaluation = Evaluation(engine)
         for each in (row, other):
             images = np.full((3, 4, 4, 1), 0.79, np.float32)
             store.write(each.crafted, images.shape, range(3), images)
@@ -133,11 +135,14 @@ def test_a_choice_among_images_without_an_answer_is_none(tmp_path):
                 f"attack:{each.crafted}", [{"index": 10 + i} | done | costs for i in range(3)]
             )
         with pytest.raises(ValueError, match="mine-strongest: margins of mine-exact images"):
-            choose(evaluation, strongest, [0, 1, 2])
+            seams = dict(attack=evaluation.attack, images=evaluation.attacked_images)
+            choose(engine, strongest, [0, 1, 2], **seams)
 
 
 class Silent:
     """A progress bar that shows nothing."""
+
+    total = n = 0
 
     def set_description(self, text):
         pass
@@ -145,18 +150,22 @@ class Silent:
     def update(self, work):
         pass
 
+    def write(self, text):
+        pass
+
 
 def test_a_sample_without_an_answer_certifies_nothing(tmp_path):
     """One of hundreds is enough: among 16 pixels of noise some samples are lighter."""
     images = np.full((1, 4, 4, 1), 0.5, np.float32)
-    options = dict(num_classes=2, num_selection=10, alpha=1e-3, chunk=200)
-    row = SmoothedRow("mine", a_defense(NoiseOnly(0.25)), 0.25, num_images=1, num_samples=500)
+    options = CertifyOptions(("mine",), num_selection=10, chunk=200)
+    row = SmoothedRow("mine", a_defense(NoiseOnly(0.25)), 0.25, 1, 500, 10)
     with Store(tmp_path, "certify", {}) as store:
-        certification = Certification(
-            store, images, np.zeros(1, int), np.array([7]), seed=0, **options
-        )
-        with pytest.raises(ValueError, match="mine-0.25: logits of the defence .* index 7"):
-            certification.run([row])
+        engine = Engine(store, images, np.zeros(1, int), np.array([7]), seed=0)
+        with (
+            pytest.raises(ValueError, match="mine-0.25: logits of the defence .* index 7"),
+            engine.working([row.job]),
+        ):
+            measure(engine, [row], options, num_classes=2)
         assert not store.records("mine-0.25")
 
 

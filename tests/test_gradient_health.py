@@ -22,7 +22,7 @@ from attacks.losses import cross_entropy
 from purify.defense import Defense
 from purify.evals import gradients
 from purify.evals.core.store import Store
-from purify.evals.gradients import CURED, STILL_FAIL, check, exact
+from purify.evals.gradients import check
 from purify.evals.gradients.checks import (
     CHECKS,
     FAIL,
@@ -41,6 +41,7 @@ from purify.evals.gradients.checks import (
     has_gradient,
     judge,
 )
+from purify.evals.gradients.measure import CURED, STILL_FAIL, exact
 from purify.evals.gradients.probes import (
     NUM_DIRECTIONS,
     NUM_KEYS,
@@ -347,7 +348,7 @@ def test_the_command_prints_and_writes_verdicts(trained, tmp_path, capsys):
     assert str(file) in shown and re.fullmatch(r"[0-9a-f]{40}\+?|unknown", results["commit"])
     assert "checking noise_only on 6 images, into" in shown and "was done before" not in shown
     gradients.run(config, tmp_path)
-    assert "all of it was done before, nothing was computed" in capsys.readouterr().out
+    assert "all of it was done before, nothing is computed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from purify.data.classes import check_order, check_same, meaning
 from purify.data.png_jpeg import encode_image
 from purify.evals import certify, gradients, purify_files, robust, sample
 from purify.evals.compare import compare, read_run
-from purify.evals.core.inputs import load_inputs, network_runs, tell_seen
+from purify.evals.core.inputs import load_inputs, network_runs, seen
 from purify.evals.core.store import folder_of
 from purify.runtime.paths import same_path
 from purify.saving import export_weights, import_weights
@@ -200,7 +200,7 @@ def test_another_spelling_or_place_of_the_data_set_is_the_same_evaluation(
         assert "note: the classifier was trained on " in capsys.readouterr().out, path
     (evaluated,) = (workdir / "eval_robust").iterdir()
     lines = (evaluated / "images.jsonl").read_text().splitlines()
-    assert len(lines) == len(spelled)  # one new image each: nothing was computed twice
+    assert len(lines) == len(spelled)  # one new image each: nothing is computed twice
 
 
 def test_where_moved_images_cannot_be_read_nobody_says_that_they_were_not_seen(
@@ -210,8 +210,9 @@ def test_where_moved_images_cannot_be_read_nobody_says_that_they_were_not_seen(
     (moved / "train" / "cat" / "0.png").write_bytes(b"damaged")
     runs = {"classifier": animals[1] / "classifier"}
     inputs = SimpleNamespace(runs=runs, notes=(), unfinished=list)
-    seen = tell_seen(of_animals(trained, moved).data, inputs, range(4))
-    assert seen == ["classifier (unknown)"] and "is unknown" in capsys.readouterr().out
+    found = seen(of_animals(trained, moved).data, inputs, range(4))
+    found.tell()
+    assert found.by == ["classifier (unknown)"] and "is unknown" in capsys.readouterr().out
 
 
 def test_a_moved_data_set_goes_on_training_but_other_images_do_not(animals, trained, tmp_path):
@@ -400,7 +401,7 @@ def test_a_split_that_nobody_knows_is_said_to_be_unknown(trained, animals, tmp_p
     rewrite_settings(workdir / "classifier", settings)
     config = of_animals(trained, animals[0])
     inputs = load_inputs(config, workdir, ("identity",))
-    assert tell_seen(config.data, inputs, range(2)) == ["classifier (unknown)"]
+    assert seen(config.data, inputs, range(2)).by == ["classifier (unknown)"]
     assert "was trained on these images is unknown: " in capsys.readouterr().out
 
 

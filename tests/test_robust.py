@@ -22,7 +22,6 @@ from purify.data import datasets
 from purify.data.image_io import to_uint8
 from purify.defense import classify
 from purify.evals import robust
-from purify.evals.attacked import evaluation
 from purify.evals.attacked.choosing import highest
 from purify.evals.attacked.plan import plan
 from purify.evals.attacked.programs import check_in_ball
@@ -35,6 +34,7 @@ from purify.evals.attacked.results import (
     result_rows,
 )
 from purify.evals.attacked.strongest import Strongest
+from purify.evals.core.engine import Engine
 from purify.evals.core.inputs import load_inputs, load_networks, network_runs
 from purify.evals.core.stats import bootstrap_mean, proportion
 from purify.evals.core.store import Store, read_records
@@ -711,7 +711,7 @@ def test_a_finished_evaluation_is_not_run_again(evaluated, trained, workdir, mon
     folder, records = evaluated.folder, evaluated.records
     shutil.copytree(folder, workdir / "eval_robust" / folder.name)
     fail = staticmethod(lambda *_: pytest.fail("computed something again"))
-    monkeypatch.setattr(evaluation.Evaluation, "timed", fail)
+    monkeypatch.setattr(Engine, "timed", fail)
     robust.run(whole(trained), workdir)
     assert read_lines(only_folder(workdir) / "images.jsonl") == records
     (said,) = re.findall(r"^\d+ rows on 10 images: .*", capsys.readouterr().out, re.MULTILINE)

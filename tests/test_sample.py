@@ -164,7 +164,7 @@ def test_samples_and_paths_are_written_and_can_be_read_again(trained, workdir, c
 
     assert "was done before" not in out
     sample.run(trained.config(**BUDGET), workdir)
-    assert "all of it was done before, nothing was computed" in capsys.readouterr().out
+    assert "all of it was done before, nothing is computed" in capsys.readouterr().out
 
 
 def test_a_path_is_that_of_the_first_run_that_an_evaluation_scores(trained, workdir):

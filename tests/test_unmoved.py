@@ -10,6 +10,7 @@ from attacks.fab import FAB
 from purify.defense import Defense
 from purify.evals.attacked.evaluation import Evaluation
 from purify.evals.attacked.results import result_rows, unmoved
+from purify.evals.core.engine import Engine
 from purify.evals.core.store import Store
 from purify.evals.gradients import exact
 from purify.evals.gradients.checks import Budget, attack_rows
@@ -41,8 +42,8 @@ def attacked(tmp_path, monkeypatch):
         row = linear_rows(scale)["exact"]
         labels = np.array([0] * (N - 2) + [1] * 2)  # the last two are wrong already
         with Store(tmp_path, "eval_robust", {"scale": scale}) as store:
-            evaluation = Evaluation(store, images, labels, np.arange(N), seed=0, batch_size=N)
-            evaluation.run([row])
+            engine = Engine(store, images, labels, np.arange(N), seed=0, batch_size=N)
+            Evaluation(engine).run([row])
             return row, [store.records(row.name)[i] for i in range(N)]
 
     return attacked

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from purify.data.image_io import open_images
-from purify.evals.attacked.programs import check_finite
 from purify.evals.core.defenses import build_purifier, purifier_options
+from purify.evals.core.engine import check_finite
 from purify.evals.core.inputs import load_networks, network_runs, shape_of
 from purify.random import check_seed, image_keys
 from purify.runtime import parallel

@@ -12,12 +12,13 @@ from purify.evals.ablate import show
 from purify.evals.ablate.show import Measured
 from purify.evals.attacked.results import per_image
 from purify.evals.attacked.rows import Row
-from purify.evals.core.inputs import Inputs, load_inputs, network_runs, tell_seen
+from purify.evals.core import mode
+from purify.evals.core.engine import Cost, total
+from purify.evals.core.inputs import Inputs, load_inputs, network_runs, seen
 from purify.evals.core.result_files import write_results
 from purify.evals.core.store import Store, folder_of, read_records
 from purify.evals.core.terminal import stopped_early, tell_work
-from purify.evals.robust import Planned
-from purify.evals.robust.show import done_rows, summary
+from purify.evals.robust import Attacked
 from purify.options import choose
 from purify.runtime.messages import counted, shown
 from purify.saving.files import FileError
@@ -46,10 +47,11 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     factors, points = plan_points(config, workdir)
     default = points[None]
     folders = {key: folder_of(workdir, robust.MODE, p.settings) for key, p in points.items()}
-    planned: dict[Path, Planned] = {}  # of equal settings once
+    planned: dict[Path, Attacked] = {}  # of equal settings once
     titles: dict[Path, str] = {}
     for key, folder in folders.items():
-        planned.setdefault(folder, points[key].limited(max_images))
+        point = points[key]
+        planned.setdefault(folder, point.limited(max_images) if max_images else point)
         titles.setdefault(folder, _title(key))
     taken = max(p.num_images for p in planned.values())
     settings = _settings(factors, default)
@@ -58,15 +60,13 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     with Store(workdir, "ablate", settings, stopped=stopped) as store:
         costs = {folder: point.cost for folder, point in planned.items()}
         lacking = {folder: _cost_left(point, folder) for folder, point in planned.items()}
-        cost, left = (
-            robust.Cost(*map(sum, zip(*each.values(), strict=True))) for each in (costs, lacking)
-        )
+        cost, left = (total(each.values()) for each in (costs, lacking))
         asked = (
             f"{counted(len(planned), 'evaluation')} on {counted(taken, 'image')}, the default and "
             f"one for each other value of {counted(len(factors), 'factor')}"
         )
         tell_work(asked, str(cost), str(left) if left.runs else "", store.folder)
-        tell_seen(config.data, default.inputs, range(taken))
+        seen(config.data, default.inputs, range(taken)).tell()
         measured: dict[Path, Measured] = {}
         for number, (folder, point) in enumerate(planned.items(), start=1):
             where = "into" if lacking[folder].runs else "done before, in"
@@ -85,11 +85,11 @@ def plan_points(config, workdir: Path) -> tuple[list[Factor], dict]:
     """The factors, and (name of the factor, value) -> its evaluation, of the default under None
     and, in every factor, under its value.
 
-    ValueError for what does not fit anywhere, MissingCheckpoint: nothing was computed then.
+    ValueError for what does not fit anywhere, MissingCheckpoint: nothing is computed then.
     """
     loaded: dict[tuple, Inputs] = {}
 
-    def prepared(key: tuple[str, Any] | None, changes: Mapping[str, Any]) -> Planned:
+    def prepared(key: tuple[str, Any] | None, changes: Mapping[str, Any]) -> Attacked:
         point = _evaluated(changed(config, changes))
         names = robust.purifiers_of(point)
         runs = tuple(network_runs(point, workdir, names).items())
@@ -222,7 +222,7 @@ def _evaluated(config):
     return config
 
 
-def _work(planned: Planned) -> tuple:
+def _work(planned: Attacked) -> tuple:
     """What is computed: of equal ones the results are equal."""
 
     def described(row: Row) -> tuple:
@@ -237,7 +237,7 @@ def _work(planned: Planned) -> tuple:
     return planned.config.seed, networks, *(described(row) for row in planned.rows)
 
 
-def _settings(factors: list[Factor], default: Planned) -> dict:
+def _settings(factors: list[Factor], default: Attacked) -> dict:
     described = {
         factor.name: {"fields": factor.fields, "values": factor.values} for factor in factors
     }
@@ -257,7 +257,7 @@ class _Records(NamedTuple):
         return self.by_row.get(row, {})
 
 
-def _cost_left(planned: Planned, folder: Path) -> robust.Cost:
+def _cost_left(task: Attacked, folder: Path) -> Cost:
     """Of what an evaluation lacks in its folder, which need not be there; of all of it where its
     records are damaged, which are put aside when it goes on."""
     try:
@@ -265,22 +265,22 @@ def _cost_left(planned: Planned, folder: Path) -> robust.Cost:
     except FileError:
         records = {}
     store: Any = _Records(records)
-    return planned.cost_left(planned.inputs.evaluation(planned.config, store))
+    return task.engine(store).left(task.jobs)
 
 
-def _measure(planned: Planned, workdir: Path) -> Measured:
+def _measure(task: Attacked, workdir: Path) -> Measured:
     """Whatever is not done of an evaluation, and what it found."""
-    with Store(workdir, robust.MODE, planned.settings) as store:
-        evaluation = robust.evaluate(planned, store)
-        done = done_rows(evaluation, planned.rows)
-        arguments = planned.config, evaluation, done, planned.settings, planned.inputs
-        results = summary(*arguments)
+    with Store(workdir, task.mode, task.settings) as store:
+        engine = task.engine(store)
+        task.mend(engine)
+        results = mode.complete(task, engine)
         write_results(store.folder, results)
     values = {
         (row.attack_name, protocol): dict(
             zip((record["index"] for record in records), each, strict=True)
         )
-        for row, records in done
+        for row in task.rows
+        for records in [engine.records(row.score_job)]
         for protocol, each in per_image(row, records).items()
     }
     return Measured(results, values, store.folder)

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from purify.evals import plots
 from purify.evals.attacked.results import MAIN, protocol_name
 from purify.evals.core.figures import drawn
-from purify.evals.core.result_files import write_results
+from purify.evals.core.mode import tell
 from purify.evals.core.show import Shown, title_says
 from purify.evals.core.stats import paired_difference
 from purify.evals.core.store import Store
 from purify.evals.core.tables import Cell, Column, Table, grouped, percent
 from purify.evals.core.terminal import (
-    print_reservations,
-    print_table,
     shared_options,
-    tell_written,
     variant_lines,
 )
 from purify.saving.jsonl import write_text
@@ -109,12 +106,8 @@ def write(
         "trained": default["trained"],
         "config": config.to_dict(),
     }
-    paths = [folder / "ablation.csv"]
-    write_text(paths[0], _csv(lines))
-    paths.append(write_results(folder, results))
-    print_table(results_table(results))
-    print_reservations(results)
-    tell_written([*paths, *draw_figures(folder / "figures", results)])
+    write_text(folder / "ablation.csv", _csv(lines))
+    tell(SHOWN, folder, results, lambda: [folder / "ablation.csv"])
 
 
 def _csv(lines: list[dict]) -> str:
@@ -197,5 +190,9 @@ FIGURES = {
     ),
 }
 SHOWN = Shown(
-    "Ablations", title_says, lambda results: [results_table(results)], draw_figures, FIGURES
+    "Ablations",
+    title_says,
+    lambda results: [results_table(results)],
+    draw=draw_figures,
+    figures=FIGURES,
 )

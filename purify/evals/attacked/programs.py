@@ -10,7 +10,6 @@ import numpy as np
 from attacks.gradients import average_logits, bind, draws
 from attacks.types import Attack, Attacked
 from purify.defense import Defense, combine
-from purify.runtime.messages import few
 from purify.types import Array, Key, PyTree
 
 # What an image's attack key is folded with to purify the clean image, for attacks that know the
@@ -90,20 +89,3 @@ def check_in_ball(adversarial: np.ndarray, clean: np.ndarray, norm: str, eps: fl
         raise RuntimeError(f"{outside.sum()} attacked images leave the {norm} ball of {eps} or the "
                            f"box (largest distance {worst}): a defect of the attack")  # fmt: skip
     return distance
-
-
-def check_finite(values: np.ndarray, indices: np.ndarray, what: str) -> None:
-    """ValueError that names `what` and the images where one of values [n, ...] is NaN or infinite.
-
-    Argmax would take a NaN for a class, and a comparison would take it for an answer. indices: of
-    the images in their data set, [n].
-    """
-    finite = np.isfinite(values).reshape(len(values), -1).all(1)
-    if finite.all():
-        return
-    wrong = indices[~finite].tolist()
-    raise ValueError(
-        f"{what} are not finite (NaN or infinite) on {len(wrong)} of {len(values)} images, index "
-        f"{few(wrong, limit=5)}: no answer can be read from them; look at the options of the "
-        "defence, such as sigma, and at the weights of its networks"
-    )

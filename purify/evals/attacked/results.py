@@ -19,6 +19,8 @@ from purify.evals.core.stats import (
 from purify.purifiers.detect_then_purify import DetectThenPurify
 from purify.types import Purifier
 
+# Rows, and the records of their images in their order.
+Done = list[tuple[Row, list[dict]]]
 SINGLE_RUN = "S=1"
 MAIN = ("mean", "fixed_key")  # the protocol of a row's headline: it has one of the two
 ATTACK_FIELDS = (
@@ -196,7 +198,7 @@ def result_rows(
     return rows
 
 
-def comparisons(config, done: list[tuple[Row, list[dict]]], *, seed: int) -> list[dict]:
+def comparisons(headline: str, done: Done, *, seed: int) -> list[dict]:
     """Paired differences on the same images: the headline defence against each other one under the
     same attack; and, on each defence, BPDA against attacks that differ in nothing but the gradient.
 
@@ -204,7 +206,6 @@ def comparisons(config, done: list[tuple[Row, list[dict]]], *, seed: int) -> lis
     gradient leaves of what BPDA leaves, see stats.paired_share.
     """
     by_name = {row.name: (row, records) for row, records in done}
-    headline = config.defense.purifier
     pairs = []
     for row, _ in done:
         if row.defense_name != headline:
@@ -274,7 +275,7 @@ def protocol_name(row: dict) -> str:
     return SINGLE_RUN if single else row["protocol"]
 
 
-def headlines(done: list[tuple[Row, list[dict]]]) -> dict[str, str]:
+def headlines(done: Done) -> dict[str, str]:
     """defence -> the attack that leaves it the lowest mean-over-draws accuracy on the images that
     all its attacks of the main ball share: other balls are other questions."""
     attacked = [(row, records) for row, records in done if row.attack]

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 from attacks.directions import Direction
 from attacks.gradients import OTHER_FUNCTIONS, binding_nfe
@@ -11,6 +12,9 @@ from purify import purifiers
 from purify.defense import Defense
 from purify.detectors import Passes, Penalty
 from purify.evals.attacked.strongest import Strongest, selection_runs
+from purify.evals.core.engine import Cost, Job
+
+CLEAN = "clean"  # the candidate of every choice that is no attack's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +97,46 @@ class Row:
         return {name: fn for name, fn in callables.items() if fn is not None}
 
     @property
+    def couples(self) -> bool:
+        """Whether an image's result depends on the others of its batch: behind the defence, or
+        behind what is attacked in its place."""
+        attacked = self.attacked is not None and self.attacked.couples_batch
+        return self.defense.couples_batch or attacked
+
+    @property
+    def attack_records(self) -> str:
+        """The name of the records of its attacked images."""
+        return f"attack:{self.crafted}"
+
+    @property
+    def score_job(self) -> Job:
+        cost = Cost(self.num_draws * self.defense.num_runs, self.score_nfe)
+        return Job(self.name, self.num_images, cost, couples=self.couples)
+
+    @property
+    def attack_job(self) -> Job:
+        """Of the attack; a choice among others' images takes nothing beside its candidates."""
+        cost = Cost() if self.stages else self.attack_cost
+        return Job(self.attack_records, self.num_images, cost, self.name, self.couples)
+
+    def choice_job(self, candidate: str) -> Job:
+        """Of one candidate of the choice among its stages' images."""
+        queries = cast(Strongest, self.attack).queries_per_candidate
+        return Job(
+            f"choice:{self.name}:{candidate}",
+            self.num_images,
+            Cost(queries, queries * self.attacked.purifier.nfe),
+            self.name,
+            self.couples,
+            unless=self.attack_records,
+        )
+
+    @property
+    def attack_cost(self) -> Cost:
+        """Of attacking one image."""
+        return Cost(self.attack_queries, self.attack_nfe, self.attack_nge)
+
+    @property
     def attack_nfe(self) -> int:
         """Score-network forwards that the attack takes per image."""
         if not self.attack:
@@ -125,16 +169,6 @@ class Row:
     def score_nfe(self) -> int:
         """Score-network forwards that scoring one image takes at most."""
         return self.num_draws * self.defense.num_runs * self.defense.purifier.nfe
-
-    @property
-    def attack_work(self) -> int:
-        """Rough relative cost of attacking one image: a forward 1, a gradient 3, for the ETA."""
-        return self.attack_queries + self.attack_nfe + 3 * self.attack_nge
-
-    @property
-    def score_work(self) -> int:
-        """The same for scoring."""
-        return self.num_draws * self.defense.num_runs + self.score_nfe
 
     @property
     def _runs_per_query(self) -> int:
@@ -257,6 +291,21 @@ def crafting(rows: list[Row]) -> list[Row]:
         if row.attack and row.num_images > getattr(by_name.get(row.crafted), "num_images", 0):
             by_name[row.crafted] = row
     return list(by_name.values())
+
+
+def jobs_of(rows: list[Row]) -> list[Job]:
+    """All that the rows take: attacks, choices among attacks, and draws."""
+    jobs = {row.attack_records: row.attack_job for row in crafting(rows)}
+    for row in with_stages(rows):
+        if not row.stages:
+            continue
+        for candidate in (CLEAN, *(stage.crafted for stage in row.stages)):
+            job = row.choice_job(candidate)
+            jobs[job.name] = job
+        for stage in row.stages:
+            own = dataclasses.replace(stage.attack_job, num_images=row.num_images)
+            jobs.setdefault(own.name, dataclasses.replace(own, unless=row.attack_records))
+    return [*jobs.values(), *(row.score_job for row in rows)]
 
 
 def with_stages(rows: list[Row]) -> list[Row]:

@@ -1,6 +1,7 @@
 """--mode=certify: L2 certificates of "purify, then classify", by randomised smoothing."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from purify.evals.certify import show
@@ -17,7 +18,7 @@ from purify.runtime.messages import counted
 FIELD = "config.certify"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Certification(mode.Task):
     """Certificates of every row."""
 
@@ -34,11 +35,10 @@ class Certification(mode.Task):
     def jobs(self) -> list[Job]:
         return [row.job for row in self.rows]
 
-    @property
-    def signature(self) -> dict[str, int]:
+    def signature(self, engine: Engine) -> dict[str, int]:
         return {"chunk": self.options.chunk}
 
-    @property
+    @functools.cached_property
     def settings(self) -> dict:
         smoothed = {
             row.name: defense_settings(self.config, row.defense_name)
@@ -80,4 +80,5 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     inputs = load_inputs(config, workdir, options.defenses)
     rows = plan(options, lambda name: inputs.defense(config, name), len(inputs.labels), field=FIELD)
     inputs = inputs.first(max(row.num_images for row in rows))
-    mode.run(Certification(config, inputs, options, rows), workdir, max_images)
+    task = Certification(config=config, inputs=inputs, options=options, rows=rows)
+    mode.run(task, workdir, max_images)

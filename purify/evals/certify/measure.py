@@ -12,7 +12,6 @@ import numpy as np
 
 from attacks.gradients import numbered_draws
 from purify.defense import Defense
-from purify.evals.attacked.programs import check_finite
 from purify.evals.certify import smoothing
 from purify.evals.certify.plan import CertifyOptions, SmoothedRow
 from purify.evals.core.agreement import check_label
@@ -81,13 +80,13 @@ def _certifier(
     def starter(at: int) -> Callable[[str, int, int], Future]:
         """`start` of Samples. The key of a sample does not depend on how many are computed at
         once."""
-        image, index = engine.images[at], engine.indices[[at]]
+        image = engine.images[at]
         own = {stream: parallel.replicate(key[at]) for stream, key in keys.items()}
 
         def classes(stream: str, first: int, number: int) -> np.ndarray:
             found = parallel.fetch(predict(defense, own[stream], first, _places(number), image))
             known = np.where(found == NO_CLASS, np.nan, found)[None]
-            check_finite(known, index, f"{row.name}: logits of the defence")
+            engine.check_finite(known, np.array([at]), f"{row.name}: logits of the defence")
             return found
 
         return lambda *block: pool.submit(classes, *block)

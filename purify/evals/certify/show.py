@@ -126,4 +126,4 @@ FIGURES = {
         "Certified accuracy over the L2 radius, a falling curve for each defence",
     ),
 }
-SHOWN = Shown("Certified radii", says, tables, draw_figures, FIGURES)
+SHOWN = Shown("Certified radii", says, tables, draw=draw_figures, figures=FIGURES)

@@ -11,8 +11,8 @@ from purify.data import datasets
 from purify.data.classes import check_same, meaning
 from purify.data.image_io import load_labelled_npz, to_float
 from purify.defense import Defense
-from purify.evals.attacked.evaluation import Evaluation
 from purify.evals.core.defenses import Networks, build_defense, has_score, network_run
+from purify.evals.core.engine import Engine
 from purify.evals.core.store import Store
 from purify.models.networks import Score
 from purify.random import check_seed
@@ -77,10 +77,10 @@ class Inputs:
     def defense(self, config, name: str) -> Defense:
         return build_defense(config, name, self.networks)
 
-    def evaluation(self, config, store: Store) -> Evaluation:
+    def engine(self, config, store: Store) -> Engine:
         """Of the images, in batches of config.eval.batch_size, into that store."""
         arrays = self.images, self.labels, self.indices
-        return Evaluation(store, *arrays, seed=config.seed, batch_size=config.eval.batch_size)
+        return Engine(store, *arrays, seed=config.seed, batch_size=config.eval.batch_size)
 
     def trained(self) -> dict[str, dict]:
         """Name -> the settings of the run that made the network, and its step, where that is
@@ -236,12 +236,22 @@ def _load_images(
     return _Images(meant.names, notes, to_float(dataset.images), labels, np.arange(len(labels)))
 
 
-def tell_seen(cfg, inputs: Inputs, positions: Iterable[int], split: str = "") -> list[str]:
-    """Say what a reader should know of the images at these positions of a split, by default the
-    test split: whose labels they have, which networks were trained on some of them, and where that
-    is not known; and return the names of those networks."""
-    for note in () if split else (*inputs.notes, *inputs.unfinished()):
-        print(f"note: {printable(note)}")
+class Seen(NamedTuple):
+    """notes: what a reader should know of images. by: the networks that were trained on some of
+    them, or may have been."""
+
+    notes: list[str]
+    by: list[str]
+
+    def tell(self) -> None:
+        for note in self.notes:
+            print(f"note: {note}")
+
+
+def seen(cfg, inputs: Inputs, positions: Iterable[int], split: str = "") -> Seen:
+    """Whose labels the images at these positions of a split have, by default the test split, which
+    networks were trained on some of them, and where that is not known."""
+    notes = [] if split else [printable(note) for note in (*inputs.notes, *inputs.unfinished())]
     where = dict(data_dir=cfg.dir, path=cfg.path)
     members = datasets.members(cfg.name, split or cfg.test_split, **where)
     evaluated = {members[position] for position in positions}
@@ -250,29 +260,29 @@ def tell_seen(cfg, inputs: Inputs, positions: Iterable[int], split: str = "") ->
         trained = read_settings(folder)
         if "data" not in trained:
             told.append(f"{name} (unknown)")
-            print(
-                f"note: the weights of the {name} came from elsewhere; what it has seen is unknown"
+            notes.append(
+                f"the weights of the {name} came from elsewhere; what it has seen is unknown"
             )
             continue
         if trained["data"]["name"] != cfg.name and not split:
             of = trained["data"]["name"]
-            print(f"note: the {name} was trained on {printable(of)}, these images are {cfg.name}")
+            notes.append(f"the {name} was trained on {printable(of)}, these images are {cfg.name}")
         try:
-            seen = evaluated & _seen(trained, cfg)
+            known = evaluated & _seen(trained, cfg)
         except ValueError as error:
             told.append(f"{name} (unknown)")
             why = printable(error)
-            print(f"note: whether the {name} was trained on these images is unknown: {why}")
+            notes.append(f"whether the {name} was trained on these images is unknown: {why}")
             continue
-        if seen:
+        if known:
             told.append(name)
             of = f"images of {split!r}" if split else "these images"
             train_split = trained["data"]["train_split"]
-            print(
-                f"note: the {name} was trained on {len(seen)} of {of}; config.data."
+            notes.append(
+                f"the {name} was trained on {len(known)} of {of}; config.data."
                 f"test_split={cfg.test_split!r}, its train_split={printable(repr(train_split))}"
             )
-    return told
+    return Seen(notes, told)
 
 
 def _seen(trained: Mapping, cfg) -> frozenset:

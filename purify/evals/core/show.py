@@ -20,13 +20,14 @@ class Shown(NamedTuple):
     """How the results of a mode are shown, as results.json has them.
 
     title: of its section. says: results -> the line that stands for them in a summary. tables:
-    results -> its tables. draw: (folder, results, suffix) -> the figures that it drew there.
-    figures: name of a figure, these or others of the mode -> its caption, and what it shows for who
-    cannot see it.
+    results -> its tables. lines: results -> what a terminal says below them. draw: (folder,
+    results, suffix) -> the figures that it drew there. figures: name of a figure, these or others
+    of the mode -> its caption, and what it shows for who cannot see it.
     """
 
     title: str
     says: Callable[[Mapping], str]
     tables: Callable[[Mapping], Sequence[Table]]
+    lines: Callable[[Mapping], Sequence[str]] = lambda results: ()
     draw: Callable[..., list[Path]] = _nothing
     figures: Mapping[str, tuple[str, str]] = {}

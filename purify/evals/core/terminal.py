@@ -1,6 +1,5 @@
 """What evaluations print: tables, and what a reader should know beside them."""
 
-import contextlib
 import itertools
 import os
 import sys
@@ -15,7 +14,6 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from purify.evals.core.defenses import purifier_options
-from purify.evals.core.store import Store
 from purify.evals.core.tables import Cell, Interval, Table, paragraphs
 from purify.purifiers import parts_of
 from purify.runtime.messages import counted, few, printable, printable_lines, shown
@@ -210,20 +208,6 @@ def tell_work(asked: str, cost: str, left: str, folder: Path) -> None:
     print(f"{asked}: at most {cost}; into {shown(folder)}")
     if left != cost:
         print(f"  a part of it was done before; left: at most {left}")
-
-
-@contextlib.contextmanager
-def telling_done_before(store: Store):
-    """Say it afterwards where nothing was to be computed inside, as the records show."""
-
-    def size() -> int:
-        path = store.folder / "images.jsonl"
-        return path.stat().st_size if path.exists() else 0
-
-    before = size()
-    yield
-    if size() == before:
-        print("all of it was done before, nothing was computed")
 
 
 def tell_written(paths: Iterable[Path]) -> None:

@@ -1,5 +1,7 @@
 """--mode=eval_corruptions: the defences on common corruptions of the images, and on clean ones."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +13,14 @@ from purify.data import datasets
 from purify.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from purify.defense import Defense
 from purify.evals.attacked.evaluation import Evaluation
-from purify.evals.attacked.rows import Row, limited
+from purify.evals.attacked.rows import Row, jobs_of, limited
+from purify.evals.core import mode
 from purify.evals.core.defenses import defense_settings
-from purify.evals.core.inputs import load_inputs, tell_seen
-from purify.evals.core.store import Store
-from purify.evals.core.terminal import stopped_early, tell_work
+from purify.evals.core.engine import Engine, Job
+from purify.evals.core.inputs import load_inputs
 from purify.evals.corruptions import show
 from purify.evals.corruptions.files import CorruptionFiles
+from purify.evals.corruptions.numbers import CLEAN, corruption_means, result_rows
 from purify.options import choose
 from purify.random import image_keys
 from purify.runtime import parallel
@@ -80,12 +83,82 @@ class CaseImages:
         return self._images
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corrupted(mode.Task):
+    """Every defence, on clean images and on every case.
+
+    source: the folder that the corrupted images were read from, '' where they are made. files: the
+    hashes of what is read there. make: (case, positions) -> images.
+    """
+
+    cases: Sequence[Case]
+    rows: list[Row]
+    make: Callable
+    source: str = ""
+    files: Mapping = dataclasses.field(default_factory=dict)
+    mode = "eval_corruptions"
+    shown = show.SHOWN
+
+    @property
+    def asked(self) -> str:
+        defenses = len({row.defense_name for row in self.rows})
+        return (
+            f"{counted(defenses, 'defence')}, clean and on "
+            f"{counted(len(self.cases), 'corruption')} with severity, "
+            f"{counted(self.num_images, 'image')}"
+        )
+
+    @property
+    def title(self) -> str:
+        return show.title(self.config, self.num_images, self.source, self.settings)
+
+    @property
+    def jobs(self) -> list[Job]:
+        return jobs_of(self.rows)
+
+    @functools.cached_property
+    def settings(self) -> dict:
+        config, cfg = self.config, self.config.corruptions
+        couples = any(row.defense.couples_batch for row in self.rows)
+        return {
+            "cases": [case.name for case in self.cases],
+            "defenses": {name: defense_settings(config, name) for name in cfg.defenses},
+            "defense": {"num_runs": config.defense.num_runs, "average": config.defense.average},
+            "num_images": cfg.num_images,
+            "num_draws": cfg.num_draws,
+            **({"batch_size": config.eval.batch_size} if couples else {}),
+            **self.inputs.settings(config),
+            "files": self.files,
+        }
+
+    def limited(self, max_images: int) -> "Corrupted":
+        rows = limited(self.rows, max_images, self.config.eval.batch_size)
+        return dataclasses.replace(self, rows=rows)
+
+    def measure(self, engine: Engine) -> None:
+        images_of = CaseImages(engine.images, self.cases, self.make)
+        Evaluation(engine).measure(self.rows, images_of)
+
+    def numbers(self, engine: Engine) -> dict:
+        done = {
+            (row.defense_name, row.attack_name): (row, engine.records(row.score_job))
+            for row in self.rows
+        }
+        frost = not self.source and any(case.corruption == "frost" for case in self.cases)
+        return {
+            "note": show.FROST if frost else "",
+            "rows": result_rows(done, self.cases, seed=self.config.seed),
+            "means": corruption_means(done, self.cases, seed=self.config.seed),
+            "source": self.source or None,
+        }
+
+
 def run(config, workdir: Path, input: str | None = None, max_images: int | None = None) -> None:
     """Evaluate, print a table, and say what was written.
 
     input: a folder of CIFAR-10-C's files, of TFDS's copy of them, or of others in their form, taken
         instead of corrupting.
-    max_images: as of --mode=eval_robust.
+    max_images: as of mode.run.
     """
     cfg, where = config.corruptions, dict(data_dir=config.data.dir, path=config.data.path)
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
@@ -94,33 +167,32 @@ def run(config, workdir: Path, input: str | None = None, max_images: int | None 
     defenses = {name: inputs.defense(config, name) for name in cfg.defenses}
     available = len(inputs.labels)
     rows = plan_rows(cases, defenses, cfg.num_images, cfg.num_draws, available=available)
-    inputs = inputs.first(cfg.num_images)
-    images, labels, indices = inputs.images, inputs.labels, inputs.indices
-    settings = _settings(config, cases, defenses) | inputs.settings(config) | {"files": {}}
+    inputs, hashes = inputs.first(cfg.num_images), {}
+    images, indices = inputs.images, inputs.indices
     if input:
         files = CorruptionFiles(
             input, dict.fromkeys(case.corruption for case in cases), images.shape[1:]
         )
         numbers = datasets.published_positions(config.data.name, config.data.test_split, **where)
         numbers = numbers[: cfg.num_images]
-        files.check(numbers, labels)
-        settings["files"] = files.hashes(numbers, cfg.severities)
+        files.check(numbers, inputs.labels)
+        hashes = files.hashes(numbers, cfg.severities)
 
     def make(case: Case, positions: Sequence[int]) -> np.ndarray:
         if input:
             return files.images([numbers[at] for at in positions], **case._asdict())
         return corrupted(config.seed, images[positions], indices[positions], case)
 
-    if max_images:
-        rows = limited(rows, max_images, config.eval.batch_size)
-    taken = rows[0].num_images
-    stopped = stopped_early(taken, cfg.num_images, max_images)
-    with Store(workdir, "eval_corruptions", settings, stopped=stopped) as store:
-        evaluation = inputs.evaluation(config, store)
-        _tell_work(evaluation, rows, len(defenses), len(cases))
-        tell_seen(config.data, inputs, range(taken))
-        evaluation.run(rows, CaseImages(images, cases, make))
-        show.write(config, evaluation, rows, cases, settings, inputs, source=input)
+    task = Corrupted(
+        config=config,
+        inputs=inputs,
+        cases=cases,
+        rows=rows,
+        make=make,
+        source=input or "",
+        files=hashes,
+    )
+    mode.run(task, workdir, max_images)
 
 
 def plan_rows(
@@ -146,22 +218,9 @@ def plan_rows(
             *(name, case, defense, None, None, {}, num_images),
             num_draws=num_draws if defense.purifier.stochastic else 1,
         )
-        for case in (show.CLEAN, *(case.name for case in cases))
+        for case in (CLEAN, *(case.name for case in cases))
         for name, defense in defenses.items()
     ]
-
-
-def _tell_work(evaluation: Evaluation, rows: list[Row], num_defenses: int, num_cases: int) -> None:
-    asked = (
-        f"{counted(num_defenses, 'defence')}, clean and on {counted(num_cases, 'corruption')} with "
-        f"severity, {counted(rows[0].num_images, 'image')}"
-    )
-    pending = [(len(evaluation.pending(row.name, row)), row.score_nfe) for row in rows]
-    cost, left = (
-        counted(sum(n * nfe for n, nfe in each), "network evaluation")
-        for each in ([(row.num_images, row.score_nfe) for row in rows], pending)
-    )
-    tell_work(asked, cost, left if any(n for n, _ in pending) else "", evaluation.store.folder)
 
 
 def _cases(cfg) -> list[Case]:
@@ -174,18 +233,3 @@ def _cases(cfg) -> list[Case]:
         )
     names = [name for name in CORRUPTIONS if name in cfg.names or not cfg.names]
     return [Case(name, severity) for name in names for severity in sorted(set(cfg.severities))]
-
-
-def _settings(config, cases: Sequence[Case], defenses: Mapping[str, Defense]) -> dict:
-    """What decides the results, but for the images and the networks."""
-    cfg = config.corruptions
-    settings = {
-        "cases": [case.name for case in cases],
-        "defenses": {name: defense_settings(config, name) for name in defenses},
-        "defense": {"num_runs": config.defense.num_runs, "average": config.defense.average},
-        "num_images": cfg.num_images,
-        "num_draws": cfg.num_draws,
-    }
-    if any(defense.couples_batch for defense in defenses.values()):
-        settings["batch_size"] = config.eval.batch_size
-    return settings

@@ -2,8 +2,9 @@
 know of them and by attackers who do."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,37 +12,202 @@ import numpy as np
 from attacks.gradients import attacked_purifier
 from purify.data import datasets
 from purify.data.corruptions import CORRUPTIONS, SEVERITIES
-from purify.detectors import STATISTICS, Statistic, build_statistic
-from purify.evals.attacked.rows import Row
+from purify.detectors import STATISTICS as KNOWN
+from purify.detectors import Statistic, build_statistic
+from purify.evals.attacked.evaluation import Evaluation
+from purify.evals.attacked.rows import Row, jobs_of
+from purify.evals.core import mode
 from purify.evals.core.defenses import defense_settings, purifier_options
-from purify.evals.core.inputs import Inputs, load_inputs, tell_seen, without
-from purify.evals.core.store import Store
-from purify.evals.core.terminal import stopped_early, telling_done_before
+from purify.evals.core.engine import Engine, Job
+from purify.evals.core.inputs import Inputs, Seen, load_inputs, seen, without
 from purify.evals.corruptions import Case, corrupted
 from purify.evals.detect import show
 from purify.evals.detect.measure import (
     RATE,
+    STATISTICS,
     Calibrated,
     attack_rows,
     calibrate,
+    forget_others,
     measure_images,
     noisy,
+    statistics_job,
+    values_of,
 )
+from purify.evals.detect.numbers import Values, numbers
 from purify.evals.detect.roc import threshold
 from purify.options import choose
 from purify.runtime import parallel
-from purify.runtime.messages import counted, shown
+from purify.runtime.messages import counted
 from purify.saving.checkpoint import ROLES
 
+UNCALIBRATED = None
 # What an attack on a detector cannot have of its own.
 _TAKEN = ("surrogate", "direction", "penalty", "starts", "estimate", "fixed_key")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Detected(mode.Task):
+    """Every statistic on clean, natural and attacked images.
+
+    calibration: the images that set the thresholds. taken: how many images of `inputs`.
+    """
+
+    calibration: Inputs
+    statistics: Mapping[str, Statistic]
+    taken: int
+    mode = "detect"
+    shown = show.SHOWN
+
+    @property
+    def asked(self) -> str:
+        return (
+            f"{counted(len(self.statistics), 'statistic')}, set on "
+            f"{counted(len(self.calibration.labels), 'natural image')}, on "
+            f"{counted(self.taken, 'other')} and on what attacks make of them"
+        )
+
+    @property
+    def title(self) -> str:
+        natural = len(self.calibration.labels)
+        return show.title(self.config, self.rows(UNCALIBRATED), natural)
+
+    @property
+    def num_images(self) -> int:
+        return self.taken
+
+    @property
+    def num_draws(self) -> int:
+        """Of what draws: half of them choose the strongest attack, half are scored."""
+        return 2 * self.config.detect.num_draws
+
+    @property
+    def jobs(self) -> list[Job]:
+        rows = self.rows(UNCALIBRATED)
+        attacked = [name for name, row in rows.items() if row.attack]
+        natural = ("clean", "noise", *self.config.detect.corruptions)
+        return [
+            self.calibration_job,
+            *jobs_of(list(rows.values())),
+            *(self.statistics_job(name) for name in (*natural, *attacked)),
+        ]
+
+    @property
+    def calibration_job(self) -> Job:
+        indices = tuple(self.calibration.indices.tolist())
+        job = self.statistics_job("calibration")
+        return dataclasses.replace(job, num_images=len(indices), indices=indices)
+
+    def statistics_job(self, name: str) -> Job:
+        """Of images of that name."""
+        return statistics_job(name, self.statistics, self.taken, self.num_draws)
+
+    @functools.cached_property
+    def settings(self) -> dict:
+        config, cfg = self.config, self.config.detect.to_dict()
+        names = cfg["defense"], cfg["purifier"]
+        return {
+            "detect": cfg | {"statistics": list(self.statistics)},
+            "purifiers": {name: defense_settings(config, name) for name in names},
+            "defense": {"num_runs": config.defense.num_runs, "average": config.defense.average},
+            "attack": without(config.attacks[cfg["attack"]].to_dict(), "chunk"),
+            "calibration_images": self.calibration.settings(config)["images"],
+            **self.inputs.settings(config),
+        }
+
+    def limited(self, max_images: int) -> "Detected":
+        return dataclasses.replace(self, taken=min(self.taken, max_images))
+
+    def rows(self, calibrated: Mapping[str, Calibrated] | None) -> dict[str, Row]:
+        """The defence behind the detector on clean images and under every attack, by the attack.
+
+        calibrated: by statistic; UNCALIBRATED for rows of the same names and costs.
+        """
+        if calibrated is UNCALIBRATED:
+            calibrated = {name: Calibrated(s, 0.0, 1.0) for name, s in self.statistics.items()}
+        config, cfg = self.config, self.config.detect
+        defense = self.inputs.defense(config, cfg.defense)
+        num_draws = self.num_draws if defense.purifier.stochastic else 1
+        clean = Row(cfg.defense, "clean", defense, None, None, {}, self.taken, num_draws)
+        return {"clean": clean} | attack_rows(
+            cfg.defense,
+            defense,
+            cfg.attack,
+            config.attacks[cfg.attack].to_dict(),
+            calibrated,
+            weights=tuple(cfg.weights),
+            eot_samples=cfg.eot_samples,
+            num_images=self.taken,
+            num_draws=num_draws,
+        )
+
+    @property
+    def calibration_seen(self) -> Seen:
+        split, positions = self.config.detect.calibration_split, range(len(self.calibration.labels))
+        return seen(self.config.data, self.inputs, positions, split)
+
+    def tell_seen(self) -> None:
+        super().tell_seen()
+        self.calibration_seen.tell()
+
+    def mend(self, engine: Engine) -> None:
+        for job in self.jobs:
+            if job.name.startswith(STATISTICS):
+                forget_others(engine.store, job.name, self.statistics, self.num_draws)
+        Evaluation(engine).forget_lost(list(self.rows(UNCALIBRATED).values()))
+
+    def measure(self, engine: Engine) -> None:
+        natural, measured = self.calibration, functools.partial(measure_images, engine)
+        beside = engine.on(natural.images, natural.labels, natural.indices)
+        given = self.statistics, self.num_draws
+        measured(beside, self.calibration_job, natural.images, *given, stream="calibration")
+        rows = self.rows(self.calibrated(engine))
+        evaluation = Evaluation(engine)
+        evaluation.measure(list(rows.values()))
+        sets = {"clean": engine.images, **_natural(self.config, self.inputs.first(self.taken))}
+        attacked = {name: row for name, row in rows.items() if row.attack}
+        sets |= {name: evaluation.attacked_images(row) for name, row in attacked.items()}
+        for name, images in sets.items():
+            measured(engine, self.statistics_job(name), images, *given)
+
+    def calibrated(self, engine: Engine) -> dict[str, Calibrated]:
+        """The statistics, by what was measured of the calibration images."""
+        return calibrate(self.statistics, values_of(engine, self.calibration_job, self.statistics))
+
+    def values(self, engine: Engine) -> Values:
+        """What was measured: images -> statistic -> [n, D]."""
+        jobs = [job for job in self.jobs if job.name.startswith(STATISTICS)]
+        return {
+            job.name.removeprefix(STATISTICS): values_of(engine, job, self.statistics)
+            for job in jobs
+        }
+
+    def numbers(self, engine: Engine) -> dict:
+        by = self.calibration_seen.by
+        entries = numbers(
+            self.values(engine),
+            {name: (row, engine.records(row.score_job)) for name, row in self._final(engine)},
+            num_draws=self.config.detect.num_draws,
+            seed=self.config.seed,
+        )
+        return {**entries, "calibration_seen_by": by, "note": show.seen_note(by)}
+
+    def _final(self, engine: Engine) -> Iterable[tuple[str, Row]]:
+        return self.rows(self.calibrated(engine)).items()
+
+    def write(self, engine: Engine, results: Mapping) -> list[Path]:
+        right = {
+            name: np.array([record["correct"] for record in engine.records(row.score_job)])
+            for name, row in self._final(engine)
+        }
+        folder = engine.store.folder / "figures"
+        return show.draw_curves(folder, results, self.values(engine), right)
 
 
 def run(config, workdir: Path, max_images: int | None = None) -> None:
     """Attack, measure the statistics, print a table, and write results.json and the curves.
 
-    max_images: attack and measure so many test images at most, for a first look; a later run, with
-        more of them or without a limit, goes on from there.
+    max_images: as of mode.run, of test images.
     """
     cfg = config.detect
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
@@ -59,39 +225,16 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
     inputs = inputs.first(cfg.num_images)
     calibration = inputs.of_split(config, cfg.calibration_split)
     _check_apart(config)
-    statistics = _statistics(config, inputs)
-    settings = _settings(config, inputs, calibration, statistics)
     threshold(np.zeros(len(calibration.labels)), RATE)  # are there enough?
-    taken = min(cfg.num_images, max_images or cfg.num_images)
-    _rows(config, inputs, {}, taken)  # does the attack fit?
-    stopped = stopped_early(taken, cfg.num_images, max_images)
-    with Store(workdir, "detect", settings, stopped=stopped) as store:
-        print(
-            f"{counted(len(statistics), 'statistic')}, set on "
-            f"{counted(len(calibration.labels), 'natural image')}, on {counted(taken, 'other')} "
-            f"and on what attacks make of them; into {shown(store.folder)}"
-        )
-        tell_seen(config.data, inputs, range(taken))
-        split = cfg.calibration_split
-        seen = tell_seen(config.data, inputs, range(len(calibration.labels)), split)
-        by_itself, evaluation = (each.evaluation(config, store) for each in (calibration, inputs))
-        natural, draws = {"calibration": calibration.images}, _num_draws(cfg)
-        count = len(calibration.labels)
-        # Both sign once, and the first of them must speak for the larger batches.
-        if len(store.records("statistics:calibration")) < count:
-            evaluation.sign(*map(evaluation.size, (count, taken)))
-        with telling_done_before(store):
-            values = measure_images(
-                *(by_itself, statistics, natural, count, draws), stream="calibration"
-            )
-            calibrated = calibrate(statistics, values["calibration"])
-            rows = _rows(config, inputs, calibrated, taken)
-            evaluation.run(list(rows.values()))
-            sets = {"clean": inputs.images, **_natural(config, inputs.first(taken))}
-            attacks = [(name, row) for name, row in rows.items() if row.attack]
-            sets |= {name: evaluation.attacked_images(row) for name, row in attacks}
-            values |= measure_images(evaluation, statistics, sets, taken, draws)
-        show.write(config, evaluation, rows, values, settings, seen, inputs)
+    task = Detected(
+        config=config,
+        inputs=inputs,
+        calibration=calibration,
+        statistics=_statistics(config, inputs),
+        taken=cfg.num_images,
+    )
+    task.rows(UNCALIBRATED)  # does the attack fit?
+    mode.run(task, workdir, max_images)
 
 
 def _check(config) -> None:
@@ -100,7 +243,7 @@ def _check(config) -> None:
     for field in ("purifier", "defense"):
         purifier_options(config, cfg[field], field=f"config.detect.{field}")
     for name in cfg.statistics:
-        choose("config.detect.statistics entry", STATISTICS, name)
+        choose("config.detect.statistics entry", KNOWN, name)
     for name in cfg.corruptions:
         choose("config.detect.corruptions entry", CORRUPTIONS, name)
     if cfg.severity not in SEVERITIES:
@@ -139,36 +282,10 @@ def _statistics(config, inputs: Inputs) -> dict[str, Statistic]:
     """Those that are asked for, or all that there are of this score model; of a purifier as it can
     be differentiated, which knowing attackers do."""
     has = inputs.score.head == "energy"
-    names = config.detect.statistics or [n for n in STATISTICS if has or n != "energy"]
+    names = config.detect.statistics or [n for n in KNOWN if has or n != "energy"]
     defense = inputs.defense(config, config.detect.purifier)
     defense = dataclasses.replace(defense, purifier=attacked_purifier("exact", defense.purifier))
     return {name: build_statistic(name, defense, inputs.score) for name in names}
-
-
-def _num_draws(cfg) -> int:
-    """Of what draws: half of them choose the strongest attack, half are scored."""
-    return 2 * cfg.num_draws
-
-
-def _rows(
-    config, inputs: Inputs, calibrated: Mapping[str, Calibrated], num_images: int
-) -> dict[str, Row]:
-    """The defence behind the detector on clean images and under every attack, by the attack."""
-    cfg = config.detect
-    defense = inputs.defense(config, cfg.defense)
-    num_draws = _num_draws(cfg) if defense.purifier.stochastic else 1
-    clean = Row(cfg.defense, "clean", defense, None, None, {}, num_images, num_draws)
-    return {"clean": clean} | attack_rows(
-        cfg.defense,
-        defense,
-        cfg.attack,
-        config.attacks[cfg.attack].to_dict(),
-        calibrated,
-        weights=tuple(cfg.weights),
-        eot_samples=cfg.eot_samples,
-        num_images=num_images,
-        num_draws=num_draws,
-    )
 
 
 def _natural(config, inputs: Inputs) -> dict[str, np.ndarray]:
@@ -179,19 +296,3 @@ def _natural(config, inputs: Inputs) -> dict[str, np.ndarray]:
     for name in cfg.corruptions:
         made[name] = corrupted(config.seed, images, indices, Case(name, cfg.severity))
     return made
-
-
-def _settings(
-    config, inputs: Inputs, calibration: Inputs, statistics: Mapping[str, Statistic]
-) -> dict:
-    """Everything that decides the results."""
-    cfg = config.detect.to_dict()
-    described = {name: defense_settings(config, name) for name in (cfg["defense"], cfg["purifier"])}
-    return {
-        "detect": cfg | {"statistics": list(statistics)},
-        "purifiers": described,
-        "defense": {"num_runs": config.defense.num_runs, "average": config.defense.average},
-        "attack": without(config.attacks[cfg["attack"]].to_dict(), "chunk"),
-        "calibration_images": calibration.settings(config)["images"],
-        **inputs.settings(config),
-    }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,20 +13,19 @@ from attacks.norms import NORMS
 from purify.data.corruptions import CORRUPTIONS
 from purify.defense import Defense
 from purify.detectors import Passes, Penalty, Statistic
-from purify.evals.attacked.evaluation import Evaluation
 from purify.evals.attacked.plan import build_attacks
-from purify.evals.attacked.programs import check_finite
 from purify.evals.attacked.rows import Row
 from purify.evals.attacked.strongest import MIN_SELECTION_DRAWS
+from purify.evals.core.engine import Compute, Cost, Engine, Job
 from purify.evals.core.sealed_arrays import seal, sealed
 from purify.evals.core.store import Store
 from purify.evals.detect.roc import threshold
 from purify.random import image_keys
 from purify.runtime import parallel
 from purify.runtime.compilation import jit
-from purify.runtime.progress import progress
 from purify.types import Array, Key
 
+STATISTICS = "statistics:"  # before the name of the images, in those of the records
 UNKNOWING, JOINT = "unknowing", "joint"
 RATE = 0.05  # the false-positive rate of the threshold that attackers know
 JOINT_TARGETS = 9  # classes that a joint attack aims at, one after the other
@@ -70,58 +69,63 @@ def measure(
     return jax.vmap(all_of, axis_name="batch")(keys, images)
 
 
+def statistics_job(
+    name: str, statistics: Mapping[str, Statistic], num_images: int, num_draws: int
+) -> Job:
+    """The statistics of images of that name; num_draws: of those that draw."""
+    nfe = sum(each.nfe * (num_draws if each.stochastic else 1) for each in statistics.values())
+    return Job(f"{STATISTICS}{name}", num_images, Cost(0, nfe), f"statistics of {name}")
+
+
 def measure_images(
-    evaluation: Evaluation,
+    engine: Engine,
+    beside: Engine,
+    job: Job,
+    images: np.ndarray,
     statistics: Mapping[str, Statistic],
-    sets: Mapping[str, np.ndarray],
-    num_images: int,
     num_draws: int,
     *,
     stream: str = "detection",
-) -> dict[str, dict[str, np.ndarray]]:
-    """Name of a set -> statistic -> [num_images, D], of its first images, kept in the store.
+) -> None:
+    """The statistics of images [n, H, W, C], in the order of `beside`, whose job it is.
 
-    sets: name -> float32 [n, H, W, C], in the order of the evaluation's images.
-    num_draws: D of statistics that draw; 1 of others. stream: of their keys.
+    stream: of their keys.
     """
-    store, on_devices = evaluation.store, parallel.replicate(dict(statistics))
-    numbers, size = np.arange(num_draws), evaluation.size(num_images)
-    rows = {name: f"statistics:{name}" for name in sets}
-    for name, row in rows.items():
-        _forget_others(store, row, statistics, num_draws)
-        evaluation.forget_stale(row, name, sets[name])
-    pending = {
-        name: [at for at in range(num_images) if evaluation.index(at) not in store.records(row)]
-        for name, row in rows.items()
-    }
-    left = sum(map(len, pending.values()))
-    if left:
-        evaluation.sign(size)
-    with progress(total=left, disable=not left) as evaluation.progress:
-        for name, missing in pending.items():
-            evaluation.check_there(sets[name], missing, name)
-            for at in evaluation.batches(missing, size, f"statistics of {name}"):
-                keys, batch, _ = evaluation.batch(at, sets[name], size, stream)
-                found, _ = evaluation.timed(measure, on_devices, keys, batch, numbers)
-                for key in statistics:
-                    what = f"values of the statistic {key!r} of {name} images"
-                    check_finite(found[key][: len(at)], evaluation.indices[at], what)
-                each = ({key: found[key][i].tolist() for key in statistics} for i in range(len(at)))
-                records = [
-                    {"index": evaluation.index(position), **values}
-                    for position, values in zip(at, each, strict=True)
-                ]
-                seals = {name: [seal(sets[name][position]) for position in at]}
-                store.append(rows[name], sealed(records, seals))
-                evaluation.progress.update(len(at))
-    values = {}
-    for name, row in rows.items():
-        records = [store.records(row)[evaluation.index(at)] for at in range(num_images)]
-        values[name] = {key: np.array([r[key] for r in records]) for key in statistics}
-    return values
+    name = job.name.removeprefix(STATISTICS)
+    beside.forget_stale(job.name, name, images)
+
+    def begin(pending: Sequence[int]) -> Compute:
+        beside.check_there(images, pending, name)
+        on_devices, size = parallel.replicate(dict(statistics)), beside.size(job)
+        numbers = np.arange(num_draws)
+
+        def compute(at: np.ndarray) -> list[dict]:
+            keys, batch, _ = beside.batch(at, images, size, stream)
+            found, _ = engine.timed(measure, on_devices, keys, batch, numbers)
+            for key in statistics:
+                what = f"values of the statistic {key!r} of {name} images"
+                beside.check_finite(found[key][: len(at)], at, what)
+            records = [
+                {"index": beside.index(position)}
+                | {key: found[key][i].tolist() for key in statistics}
+                for i, position in enumerate(at)
+            ]
+            return sealed(records, {name: [seal(images[position]) for position in at]})
+
+        return compute
+
+    engine.do(job, begin, doing="measuring")
 
 
-def _forget_others(
+def values_of(
+    engine: Engine, job: Job, statistics: Mapping[str, Statistic]
+) -> dict[str, np.ndarray]:
+    """statistic -> [n, D], as they were measured."""
+    records = engine.records(job)
+    return {key: np.array([record[key] for record in records]) for key in statistics}
+
+
+def forget_others(
     store: Store, row: str, statistics: Mapping[str, Statistic], num_draws: int
 ) -> None:
     """Put records of that row aside, to be computed again, which lack one of the statistics or have

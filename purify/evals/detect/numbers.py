@@ -1,11 +1,12 @@
 """What detectors see in images: rates, areas and what attacks leave, as entries of results.json."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from purify.evals.attacked.results import estimate
+from purify.evals.attacked.results import attack_fields, cost_fields, estimate
+from purify.evals.attacked.rows import Row
 from purify.evals.detect.measure import RATE, UNKNOWING
 from purify.evals.detect.roc import auroc, threshold
 
@@ -15,6 +16,35 @@ STRONGEST = "strongest"
 ATTACKED = (UNKNOWING, "knowing")
 
 Values = Mapping[str, Mapping[str, np.ndarray]]  # images -> statistic -> [n, D]
+MEANING = (
+    "Positives are the attacked images that fool the classifier or defence behind the detector. A "
+    "rejected clean image counts as an error, a rejected attacked one as stopped. Natural images "
+    "with noise or corruptions are nobody's attack: what a detector flags of them are false alarms."
+)
+
+
+def numbers(
+    values: Values, done: Mapping[str, tuple[Row, Sequence[dict]]], *, num_draws: int, seed: int
+) -> dict:
+    """What results.json says.
+
+    values: of the 'calibration' images, of clean ones, of natural ones and of attacked ones. done:
+    rows of the defence behind the detector, by attack, 'clean' without, and their records.
+    """
+    right = {name: np.array([r["correct"] for r in records]) for name, (_, records) in done.items()}
+    thresholds = {
+        name: calibrated_thresholds(drawn[:, 0]) for name, drawn in values["calibration"].items()
+    }
+    attacks = {
+        name: attack_fields(row) | cost_fields(list(records))
+        for name, (row, records) in done.items()
+        if row.attack
+    }
+    return {
+        "rows": result_rows(values, right, thresholds, attacks, num_draws=num_draws, seed=seed),
+        "statistics": thresholds,
+        "meaning": MEANING,
+    }
 
 
 def result_rows(

@@ -1,4 +1,4 @@
-"""What --mode=detect leaves: results.json, the figures, the table on the terminal."""
+"""The table and the figures of detectors."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from purify.evals import plots
-from purify.evals.attacked.evaluation import Evaluation
-from purify.evals.attacked.results import attack_fields, cost_fields
 from purify.evals.attacked.rows import Row
 from purify.evals.core.figures import attempted, drawn
-from purify.evals.core.inputs import Inputs
-from purify.evals.core.result_files import write_results
 from purify.evals.core.show import Shown, title_says
 from purify.evals.core.tables import Cell, Column, Interval, Table, grouped, percent
 from purify.evals.core.terminal import (
-    print_reservations,
-    print_table,
-    tell_written,
     variant_lines,
 )
 from purify.evals.detect.measure import JOINT, RATE, UNKNOWING
@@ -26,65 +19,15 @@ from purify.evals.detect.numbers import (
     ATTACKED,
     STRONGEST,
     Values,
-    calibrated_thresholds,
     fools,
     kind_of,
-    result_rows,
     scored_draws,
 )
 from purify.evals.detect.roc import curve
 from purify.runtime.messages import counted
 
 
-def write(
-    config,
-    evaluation: Evaluation,
-    rows: Mapping[str, Row],
-    values: Values,
-    settings: Mapping,
-    seen: Sequence[str],
-    inputs: Inputs,
-) -> None:
-    """Write results.json and figures; print the table and the paths.
-
-    rows: of the defence behind the detector, by attack, 'clean' without. values: of the
-    'calibration' images, of clean ones, of natural ones and of attacked ones. seen: the networks
-    that were trained on calibration images.
-    """
-    store, num_draws = evaluation.store, config.detect.num_draws
-    records = {name: _records(evaluation, row) for name, row in rows.items()}
-    right = {name: np.array([record["correct"] for record in own]) for name, own in records.items()}
-    thresholds = {
-        name: calibrated_thresholds(drawn[:, 0]) for name, drawn in values["calibration"].items()
-    }
-    attacks = {
-        name: attack_fields(row) | cost_fields(records[name])
-        for name, row in rows.items()
-        if row.attack
-    }
-    results = {
-        "title": inputs.titled(_title(config, rows, values)),
-        "rows": result_rows(
-            values, right, thresholds, attacks, num_draws=num_draws, seed=config.seed
-        ),
-        "statistics": thresholds,
-        "calibration_seen_by": list(seen),
-        "meaning": MEANING,
-        "note": seen_note(seen),
-        **settings,
-        **store.computed_by(),
-        "trained": inputs.trained(),
-        "config": config.to_dict(),
-    }
-    paths = [write_results(store.folder, results), store.folder / "images.jsonl"]
-    print_table(results_table(results))
-    if seen:
-        print(results["note"])
-    print_reservations(results)
-    tell_written([*paths, *_draw_figures(store.folder / "figures", results, values, right)])
-
-
-def _draw_figures(
+def draw_curves(
     folder: Path, results: Mapping, values: Values, right: Mapping[str, np.ndarray]
 ) -> list[Path]:
     """Draw the curves and the ranges of what was scored; their paths."""
@@ -110,11 +53,6 @@ def seen_note(seen: Sequence[str]) -> str:
     if not seen:
         return ""
     return f"calibrated on images that a network has seen, or may have: {', '.join(seen)}"
-
-
-def _records(evaluation: Evaluation, row: Row) -> list[dict]:
-    records = evaluation.store.records(row.name)
-    return [records[evaluation.index(at)] for at in range(row.num_images)]
 
 
 def _panels(values: Values, right: Mapping[str, np.ndarray], entries: list[dict]) -> dict:
@@ -151,9 +89,9 @@ def _by_statistic(values: Values, right: Mapping) -> dict[str, dict[str, np.ndar
     }
 
 
-def _title(config, rows: Mapping[str, Row], values: Values) -> str:
+def title(config, rows: Mapping[str, Row], natural: int) -> str:
+    """What all results share, and the attacks; natural: how many images set the thresholds."""
     cfg, row = config.detect, rows[UNKNOWING]
-    natural = len(next(iter(values["calibration"].values())))
     first = (
         f"{config.data.name} {config.data.test_split}: detecting attacks on {cfg.defense}, "
         f"thresholds from {counted(natural, 'image')} of {cfg.calibration_split}"
@@ -225,11 +163,6 @@ def _percent(share: Mapping | None) -> Cell:
     return "" if share is None else percent(share)
 
 
-MEANING = (
-    "Positives are the attacked images that fool the classifier or defence behind the detector. A "
-    "rejected clean image counts as an error, a rejected attacked one as stopped. Natural images "
-    "with noise or corruptions are nobody's attack: what a detector flags of them are false alarms."
-)
 CAPTION = """\
 n: natural images, or of the attacked ones those that fool the defence behind the detector
 AUROC: the chance that one of these is above a clean image (bootstrap over images)
@@ -251,5 +184,9 @@ FIGURES = {
     ),
 }
 SHOWN = Shown(
-    "Detection of attacks", says, lambda results: [results_table(results)], figures=FIGURES
+    "Detection of attacks",
+    says,
+    lambda results: [results_table(results)],
+    lambda results: [results["note"]] if results["note"] else [],
+    figures=FIGURES,
 )

@@ -5,7 +5,7 @@ from purify.evals.core.show import Shown
 
 MODES: dict[str, Shown] = {
     "eval_robust": robust.show.SHOWN,
-    "check_gradients": gradients.SHOWN,
+    "check_gradients": gradients.show.SHOWN,
     "certify": certify.show.SHOWN,
     "eval_corruptions": corruptions.show.SHOWN,
     "detect": detect.show.SHOWN,

@@ -13,29 +13,22 @@ from purify.evals.attacked.results import (
     MAIN,
     SINGLE_RUN,
     accuracy_text,
-    comparisons,
-    headlines,
     mean_rows,
     protocol_name,
-    result_rows,
 )
-from purify.evals.attacked.rows import Row, crafting, without_exact
+from purify.evals.attacked.rows import Row, crafting
 from purify.evals.core.figures import attempted, drawn
 from purify.evals.core.inputs import Inputs
-from purify.evals.core.result_files import write_results
 from purify.evals.core.show import Shown
 from purify.evals.core.tables import Cell, Column, Table, grouped, percent
 from purify.evals.core.terminal import (
     perturbation_lines,
-    print_reservations,
-    print_table,
     shared_options,
-    tell_written,
     variant_lines,
     verdict,
 )
 from purify.evals.robust.versions import read_versions, save_versions, versions_path
-from purify.runtime.messages import counted, printable, shown
+from purify.runtime.messages import counted
 from purify.saving import schema
 from purify.saving.checkpoint import ROLES
 from purify.saving.files import subfolder, writing
@@ -127,61 +120,6 @@ def _worst(row: dict | None) -> Cell:
     return percent(row, "accuracy", after=" " if clean is None else f" {100 * clean:5.1f}")
 
 
-# A row, and the records of its images in their order.
-Done = list[tuple[Row, list[dict]]]
-
-
-def done_rows(evaluation: Evaluation, rows: list[Row]) -> Done:
-    """Of rows that were run."""
-    store = evaluation.store
-    return [(row, [store.records(row.name)[i] for i in _indices(evaluation, row)]) for row in rows]
-
-
-def summary(config, evaluation: Evaluation, done: Done, settings: dict, inputs: Inputs) -> dict:
-    """What results.json holds."""
-    store, seed, rows = evaluation.store, config.seed, [row for row, _ in done]
-    clean = {row.defense_name: records for row, records in done if row.attack_name == "clean"}
-    alone = {row.name for row in without_exact(rows)}
-    entries = []
-    for row, records in done:
-        same = {record["index"]: record for record in clean.get(row.defense_name, [])}
-        unattacked = [same[r["index"]] for r in records] if same else []
-        exact_beside = row.name not in alone if "bpda" in row.gradients else None
-        entries += result_rows(row, records, unattacked, seed=seed, exact_beside=exact_beside)
-    return {
-        "title": inputs.titled(_title(config, rows, settings)),
-        "rows": entries,
-        "headline": headlines(done),
-        "comparisons": comparisons(config, done, seed=seed),
-        "class_names": inputs.class_names,
-        "weights": settings["weights"],
-        **store.computed_by(),
-        "trained": inputs.trained(),
-        "config": config.to_dict(),
-    }
-
-
-def write(config, evaluation: Evaluation, rows: list[Row], settings: dict, inputs: Inputs) -> None:
-    """Write results.json, attacked images (.npz) and figures; print the table and the paths."""
-    store, done = evaluation.store, done_rows(evaluation, rows)
-    results = summary(config, evaluation, done, settings, inputs)
-    written = write_results(store.folder, results)
-    print_table(results_table(results))
-    print("\n".join(map(printable, comparison_lines(results))))
-    print_reservations(results)
-    paths = [written, store.folder / "images.jsonl"]
-    # Records may outlive the images, which are a hundred times as large.
-    kept = {row.crafted for row in crafting(rows) if _has_images(evaluation, row)}
-    paths += [_save_attacked(evaluation, row) for row in crafting(rows) if row.crafted in kept]
-    paths += draw_figures(store.folder / "figures", results)
-    paths += _other_figures(config, evaluation, rows, inputs)
-    tell_written(paths)
-    print(
-        "checkpoints:\n"
-        + "\n".join(f"  {shown(folder / 'checkpoints')}" for folder in inputs.runs.values())
-    )
-
-
 def comparison_lines(results: Mapping) -> list[str]:
     """The paired comparisons of results.json as sentences."""
     lines = []
@@ -199,7 +137,7 @@ def comparison_lines(results: Mapping) -> list[str]:
     return lines
 
 
-def _title(config, rows: list[Row], settings: Mapping) -> str:
+def title(config, rows: list[Row], settings: Mapping) -> str:
     """The settings that the whole table shares, and the budget of each attack."""
     # Of the last defence, the headline as a rule: one that draws nothing needs no samples.
     attacks: dict[str, Row] = {row.attack_name: row for row in rows if row.attack}
@@ -220,24 +158,21 @@ def _title(config, rows: list[Row], settings: Mapping) -> str:
     return "\n".join([shared, *variants, *perturbation_lines(settings), *budgets])
 
 
-def _indices(evaluation, row: Row) -> list[int]:
-    return [int(i) for i in evaluation.indices[: row.num_images]]
-
-
 def _has_images(evaluation, row: Row) -> bool:
     return bool(np.isfinite(evaluation.attacked_images(row)[: row.num_images]).all())
 
 
 def _save_attacked(evaluation, row: Row) -> Path:
     """<crafted>.npz with images, labels and index: what --mode=eval_robust --input reads."""
-    path = subfolder(evaluation.store.folder, "attacked") / f"{row.crafted}.npz"
+    engine = evaluation.engine
+    path = subfolder(engine.store.folder, "attacked") / f"{row.crafted}.npz"
     n = row.num_images
     with writing(path) as file:
         np.savez_compressed(
             file,
             images=evaluation.attacked_images(row)[:n],
-            labels=evaluation.labels[:n],
-            index=evaluation.indices[:n],
+            labels=engine.labels[:n],
+            index=engine.indices[:n],
         )
     return path
 
@@ -251,19 +186,23 @@ def draw_figures(folder: Path, results: Mapping, suffix: str = ".png") -> list[P
     ]
 
 
-def _other_figures(config, evaluation, rows: list[Row], inputs: Inputs) -> list[Path]:
-    """How the networks learnt, and what purification does to images; the paths, of the images
-    themselves too."""
-    folder, paths = evaluation.store.folder / "figures", []
+def write_images(
+    evaluation: Evaluation, rows: list[Row], headline: str, inputs: Inputs
+) -> list[Path]:
+    """Write the attacked images (.npz), how the networks learnt, and what purification by the
+    headline defence does to images; the paths."""
+    folder = evaluation.engine.store.folder / "figures"
+    # Records may outlive the images, which are a hundred times as large.
+    kept = {row.crafted for row in crafting(rows) if _has_images(evaluation, row)}
+    paths = [_save_attacked(evaluation, row) for row in crafting(rows) if row.crafted in kept]
     curves = attempted(folder / "training.png", lambda: _training_metrics(inputs.runs))
     if curves:
         draw = functools.partial(plots.training_curves, curves=curves)
         paths += drawn(folder / "training.png", draw)
     for row in rows:
-        headline = row.attack and row.defense_name == config.defense.purifier
-        if not headline or not _has_images(evaluation, row):
+        if not row.attack or row.defense_name != headline or not _has_images(evaluation, row):
             continue
-        path = versions_path(evaluation, row)
+        path = versions_path(evaluation.engine, row)
         save = functools.partial(save_versions, evaluation, row)
         if saved := attempted(path, save):
             draw = functools.partial(_image_figure, saved=saved, class_names=inputs.class_names)
@@ -309,5 +248,10 @@ FIGURES = {
     ),
 }
 SHOWN = Shown(
-    "Accuracy under attack", says, lambda results: [results_table(results)], draw_figures, FIGURES
+    "Accuracy under attack",
+    says,
+    lambda results: [results_table(results)],
+    comparison_lines,
+    draw_figures,
+    FIGURES,
 )

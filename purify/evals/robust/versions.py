@@ -11,6 +11,7 @@ from purify.data.image_io import MAX_INTEGER, take_images, take_integers, to_uin
 from purify.defense import first_run
 from purify.evals.attacked.evaluation import Evaluation
 from purify.evals.attacked.rows import Row
+from purify.evals.core.engine import Engine
 from purify.purifiers.noise import add_noise
 from purify.random import image_keys
 from purify.runtime.compilation import jit
@@ -33,9 +34,9 @@ class Versions(NamedTuple):
     index: np.ndarray
 
 
-def versions_path(evaluation: Evaluation, row: Row) -> Path:
+def versions_path(engine: Engine, row: Row) -> Path:
     """Where save_versions writes."""
-    return evaluation.store.folder / "purified" / f"{row.name}.npz"
+    return engine.store.folder / "purified" / f"{row.name}.npz"
 
 
 def save_versions(evaluation: Evaluation, row: Row) -> Path:
@@ -44,27 +45,28 @@ def save_versions(evaluation: Evaluation, row: Row) -> Path:
     Noise and purification are those of the first run of the first draw that was scored. A file
     that has these images already stays as it is.
     """
-    path = versions_path(evaluation, row)
-    index = evaluation.indices[: row.num_images]
-    attacked, keys = evaluation.attacked_images(row), image_keys(evaluation.seed, index)
+    engine = evaluation.engine
+    path = versions_path(engine, row)
+    index = engine.indices[: row.num_images]
+    attacked, keys = evaluation.attacked_images(row), image_keys(engine.seed, index)
     with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is made anew
         there, shown = read_versions(path), to_uint8(attacked[: row.num_images])
         if np.array_equal(there.index, index) and np.array_equal(there.images["attacked"], shown):
             return path
-    parts, batch_size = [], evaluation.row_size(row)
+    parts, batch_size = [], engine.size(row.score_job)
     starts = range(0, row.num_images, batch_size)
     for start in progress(starts, desc=f"{row.name}: images", leave=False):
         # The batches of the scoring: behind some purifiers neighbours count.
         own = np.arange(start, min(start + batch_size, row.num_images))
         at = np.resize(own, batch_size)
-        images = evaluation.images[at], np.array(attacked[at])
+        images = engine.images[at], np.array(attacked[at])
         noised, purified, answers = jax.device_get(_versions(row.defense, keys[at], *images))
         batch = {**dict(zip(VERSIONS, (*images, noised, purified), strict=True)), **answers}
         parts.append({name: array[: len(own)] for name, array in batch.items()})
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     arrays |= {name: to_uint8(arrays[name]) for name in VERSIONS}
     subfolder(path.parent.parent, path.parent.name)
-    labels = evaluation.labels[: row.num_images]
+    labels = engine.labels[: row.num_images]
     with writing(path) as file:
         np.savez_compressed(file, **arrays, labels=labels, index=index)
     return path

@@ -1,27 +1,38 @@
 """--mode=sample: what the score model has learnt: samples, and the paths of purified images."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from purify.evals.core import mode
 from purify.evals.core.defenses import (
     build_purifier,
     defense_settings,
     network_run,
     purifier_options,
 )
-from purify.evals.core.inputs import Inputs, load_inputs, tell_seen
-from purify.evals.core.store import Store
-from purify.evals.core.terminal import telling_done_before
+from purify.evals.core.engine import Engine, Job
+from purify.evals.core.inputs import Inputs, load_inputs, seen
 from purify.evals.sample import show
-from purify.evals.sample.measure import Sampling, ShownPath
+from purify.evals.sample.measure import (
+    SAMPLES,
+    ShownPath,
+    forget_gone,
+    measure_path,
+    measure_samples,
+    path_job,
+    path_shape,
+    samples_job,
+)
+from purify.evals.sample.numbers import numbers
 from purify.langevin import AnnealedLangevin, balanced_step_size
 from purify.options import choose
 from purify.runtime import parallel
-from purify.runtime.messages import counted, shown
+from purify.runtime.messages import counted
 from purify.saving.settings import read_settings
 
 STARTS = ("noised", "prior")
@@ -29,10 +40,113 @@ GREY = 0.5
 SAMPLER_FIELDS = ("sigma_max", "sigma_min", "num_levels", "steps_per_level", "step_size")
 
 
-def run(config, workdir: Path, input: str | None = None) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampled(mode.Task):
+    """Samples around centres, if there is a sampler, and each path of each followed image.
+
+    given: the images are not those of the test split. taken: how many of the centres, and of the
+    followed images.
+    """
+
+    sampler: AnnealedLangevin | None
+    centres: Inputs
+    paths: list[ShownPath]
+    followed: Inputs
+    given: bool
+    taken: int
+    mode = "sample"
+    shown = show.SHOWN
+
+    @property
+    def asked(self) -> str:
+        centres, followed = self.chosen
+        asked = counted(len(centres.labels) if self.sampler else 0, "sample")
+        if self.sampler:
+            asked += f" of {counted(self.sampler.nfe, 'network evaluation')} each"
+        paths, images = len(self.paths), len(followed.labels)
+        return f"{asked}, {counted(paths, 'path')} of {counted(images, 'image')}"
+
+    @property
+    def title(self) -> str:
+        data = self.config.data
+        return f"{data.name} {data.test_split}: samples and paths"
+
+    @property
+    def chosen(self) -> tuple[Inputs, Inputs]:
+        """(centres, followed images) that are taken."""
+        return self.centres.first(self.taken), self.followed.first(self.taken)
+
+    @property
+    def jobs(self) -> list[Job]:
+        jobs = []
+        if self.sampler:
+            jobs.append(samples_job(self.sampler, self.centres, self.taken))
+        if len(self.followed.labels):
+            given = self.followed, self.taken, self.inputs.score
+            jobs += [path_job(path, *given) for path in self.paths]
+        return jobs
+
+    @functools.cached_property
+    def settings(self) -> dict:
+        config, sampler = self.config, None
+        if self.sampler:
+            fields = {field: getattr(self.sampler, field) for field in SAMPLER_FIELDS}
+            sampler = {
+                "start": config.sample.start,
+                "num_images": len(self.centres.labels),
+                "around": self.centres.settings(config)["images"],
+                **fields,
+            }
+        paths = {path.name: defense_settings(config, path.name) for path in self.paths}
+        return {"sampler": sampler, "purifiers": paths, **self.followed.settings(config)}
+
+    def limited(self, max_images: int) -> "Sampled":
+        return dataclasses.replace(self, taken=min(self.taken, max_images))
+
+    def tell_seen(self) -> None:
+        if self.given:
+            return
+        centres, followed = self.chosen
+        noised = centres.indices if self.sampler and self.config.sample.start == "noised" else []
+        positions = sorted({*noised, *followed.indices})
+        seen(self.config.data, self.inputs, positions).tell()
+
+    def mend(self, engine: Engine) -> None:
+        shapes = {path.row: path_shape(path, self.followed) for path in self.paths}
+        for job in self.jobs:
+            images = self.centres if job.name == SAMPLES else self.followed
+            forget_gone(engine.store, job, images, shapes.get(job.name, images.images.shape))
+
+    def measure(self, engine: Engine) -> None:
+        if self.sampler:
+            measure_samples(engine, self.sampler, self.centres, self.taken)
+        for path in self.paths if len(self.followed.labels) else ():
+            measure_path(engine, path, self.followed, self.taken, self.inputs.score)
+
+    def numbers(self, engine: Engine) -> dict:
+        centres, followed = self.chosen
+        shown = self.paths if len(followed.labels) else []
+        given = self.sampler, self.settings["sampler"], centres
+        return numbers(engine.store, *given, shown, followed)
+
+    def write(self, engine: Engine, results: Mapping) -> list[Path]:
+        store, paths = engine.store, []
+        if self.sampler:
+            noised, chosen = self.config.sample.start == "noised", slice(self.taken)
+            arrays = show.samples_of(store, self.centres)[chosen], self.centres.take(chosen)
+            paths += show.write_samples(
+                store.folder, self.sampler, *arrays, engine.seed, noised=noised
+            )
+        for path in self.paths if len(self.followed.labels) else ():
+            paths += show.draw_path(store, path, self.followed, self.taken)
+        return paths
+
+
+def run(config, workdir: Path, input: str | None = None, max_images: int | None = None) -> None:
     """Sample, follow purifiers step by step, and write images and figures.
 
     input: an .npz of labelled images, for example attacked ones, taken in place of the test split.
+    max_images: as of mode.run.
     """
     cfg = config.sample
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
@@ -46,22 +160,17 @@ def run(config, workdir: Path, input: str | None = None) -> None:
             "empty"
         )
     centres = _centres(cfg, inputs)
-    settings = _settings(config, sampler, centres, paths, followed)
-    with Store(workdir, "sample", settings) as store:
-        asked = counted(len(centres.labels) if sampler else 0, "sample")
-        if sampler:
-            asked += f" of {counted(sampler.nfe, 'network evaluation')} each"
-        of = counted(len(followed.labels), "image")
-        print(f"{asked}, {counted(len(paths), 'path')} of {of}; into {shown(store.folder)}")
-        if not input:
-            noised = centres.indices if sampler and cfg.start == "noised" else []
-            tell_seen(config.data, inputs, sorted({*noised, *followed.indices}))
-        sampling = Sampling(
-            store, inputs.score, seed=config.seed, batch_size=config.eval.batch_size
-        )
-        with telling_done_before(store):
-            sampling.run(sampler, centres, paths, followed)
-        show.write(config, store, sampler, centres, paths, followed, settings)
+    task = Sampled(
+        config=config,
+        inputs=inputs,
+        sampler=sampler,
+        centres=centres,
+        paths=paths,
+        followed=followed,
+        given=bool(input),
+        taken=max(len(centres.labels), len(followed.labels)),
+    )
+    mode.run(task, workdir, max_images)
 
 
 def _sampler(config, inputs: Inputs, run: Path) -> AnnealedLangevin | None:
@@ -145,25 +254,3 @@ def _positions(cfg, available: int) -> np.ndarray:
             f"{available - 1}"
         )
     return positions
-
-
-def _settings(
-    config,
-    sampler: AnnealedLangevin | None,
-    centres: Inputs,
-    paths: Sequence[ShownPath],
-    followed: Inputs,
-) -> dict:
-    """Everything that decides samples and paths."""
-    cfg = config.sample
-    return {
-        "sampler": sampler
-        and {
-            "start": cfg.start,
-            "num_images": len(centres.labels),
-            "around": centres.settings(config)["images"],
-            **{field: getattr(sampler, field) for field in SAMPLER_FIELDS},
-        },
-        "purifiers": {path.name: defense_settings(config, path.name) for path in paths},
-        **followed.settings(config),
-    }

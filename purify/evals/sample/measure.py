@@ -1,6 +1,6 @@
 """Samples of a score model, and the paths of purified images, image by image, into a Store."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,19 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from purify.defense import first_run
-from purify.evals.attacked.evaluation import Evaluation
-from purify.evals.attacked.programs import check_finite
 from purify.evals.attacked.results import purifier_fields
+from purify.evals.core.engine import Compute, Cost, Engine, Job, there
 from purify.evals.core.inputs import Inputs
 from purify.evals.core.sealed_arrays import sealed
 from purify.evals.core.store import Store
 from purify.langevin import AnnealedLangevin
 from purify.models.networks import Classifier, Score
 from purify.purifiers.detect_then_purify import score_norm
-from purify.random import image_keys
 from purify.runtime import parallel
 from purify.runtime.compilation import compile_lowered
-from purify.runtime.progress import Progress, progress
 from purify.types import Array, Key, Purifier, Stepwise, Trace
 
 SAMPLES = "samples"
@@ -86,70 +83,76 @@ def follow(
     return jax.vmap(one)(keys, images)
 
 
-class Sampling:
-    """Samples and paths of one score model, image by image, into a Store.
+def samples_job(sampler: AnnealedLangevin, centres: Inputs, number: int) -> Job:
+    """A sample around each of the first `number` centres."""
+    indices = tuple(centres.indices.tolist())
+    return Job(SAMPLES, min(number, len(indices)), Cost(0, sampler.nfe), indices=indices)
 
-    batch_size: of every compiled batch, at most (see parallel.balanced); it changes rounding only.
-    """
 
-    def __init__(self, store: Store, score: Score, *, seed: int, batch_size: int):
-        self._store, self._score, self._seed = store, score, seed
-        self._batch_size = batch_size
-        self._progress: Progress = None
+def path_job(path: ShownPath, images: Inputs, number: int, score: Score) -> Job:
+    """The path of each of the first `number` images; score: the model whose norms are told."""
+    runs = path.length if path.classifier else 0
+    cost = Cost(runs, path.purifier.nfe + path.length * score.nfe)
+    indices = tuple(images.indices.tolist())
+    return Job(path.row, min(number, len(indices)), cost, indices=indices)
 
-    def run(
-        self,
-        sampler: AnnealedLangevin | None,
-        centres: Inputs,
-        paths: Sequence[ShownPath],
-        images: Inputs,
-    ) -> None:
-        """Do whatever is not done yet: a sample around each of the centres, if there is a sampler,
-        and each path of each of the images."""
-        missing = self._missing(SAMPLES, centres, centres.images.shape) if sampler else []
-        work = len(missing) * sampler.nfe if sampler else 0
-        costs = [path.purifier.nfe + path.length * self._score.nfe for path in paths]
-        pending = [self._missing(path.row, images, path_shape(path, images)) for path in paths]
-        work += sum(len(at) * cost for at, cost in zip(pending, costs, strict=True))
-        if work:
-            asked = ([centres] if sampler else []) + ([images] if paths else [])
-            largest = max(self._size(inputs) for inputs in asked)
-            self._store.sign(batch_size=largest, devices=jax.device_count())
-        with progress(total=work, disable=not work) as self._progress:
-            if missing:
-                self._sample(sampler, centres, missing)
-            for path, places, cost in zip(paths, pending, costs, strict=True):
-                if places:
-                    self._follow(path, images, places, cost)
-            self._progress.set_description("all done")
 
-    def _sample(self, sampler: AnnealedLangevin, centres: Inputs, missing: list[int]) -> None:
-        batches = self._batches(SAMPLES, sample, (sampler,), centres, missing, stream="sample")
-        for at, images, seconds in batches:
+def forget_gone(store: Store, job: Job, images: Inputs, shape: tuple[int, ...]) -> None:
+    """Put records aside whose images are not there any more, in an array of that shape: they are
+    computed again."""
+    records, indices = store.records(job.name), images.indices.tolist()
+    if done := [at for at, index in enumerate(indices) if index in records]:
+        array = store.array(job.name, shape, job.name, indices)
+        gone = [indices[at] for at in done if not there(array[at])]
+        store.forget(job.name, gone, f"arrays/{job.name}.npy lacks its image")
+
+
+def measure_samples(
+    engine: Engine, sampler: AnnealedLangevin, centres: Inputs, number: int
+) -> None:
+    """What is pending of `samples_job`."""
+    beside, job = _beside(engine, centres), samples_job(sampler, centres, number)
+
+    def begin(pending: Sequence[int]) -> Compute:
+        program = _Program(beside, job, sample, (sampler,), "sample", pending)
+
+        def compute(at: np.ndarray) -> list[dict]:
+            images, seconds = program(at)
             if not np.isfinite(images).all():
                 raise ValueError(
                     f"samples are not finite: config.sample.step_size={sampler.step_size:.3g} is "
                     "too large"
                 )
-            seals = self._store.write(SAMPLES, centres.images.shape, at, images)
-            records = [{"index": int(centres.indices[i]), "seconds": seconds} for i in at]
-            self._store.append(SAMPLES, sealed(records, {SAMPLES: seals}))
-            self._progress.update(len(at) * sampler.nfe)
+            seals = engine.store.write(SAMPLES, centres.images.shape, at, images)
+            records = [{"index": beside.index(i), "seconds": seconds} for i in at]
+            return sealed(records, {SAMPLES: seals})
 
-    def _follow(self, path: ShownPath, images: Inputs, missing: list[int], cost: int) -> None:
-        # The norms that its steps see are of its own model, where it has one.
-        fixed = (path.purifier, path.classifier, getattr(path.purifier, "score", self._score))
-        for at, followed, seconds in self._batches(
-            path.row, follow, fixed, images, missing, stream="defense"
-        ):
+        return compute
+
+    engine.do(job, begin, doing="sampling")
+
+
+def measure_path(
+    engine: Engine, path: ShownPath, images: Inputs, number: int, score: Score
+) -> None:
+    """What is pending of `path_job`."""
+    beside, job = _beside(engine, images), path_job(path, images, number, score)
+    # The norms that its steps see are of its own model, where it has one.
+    fixed = (path.purifier, path.classifier, getattr(path.purifier, "score", score))
+
+    def begin(pending: Sequence[int]) -> Compute:
+        program = _Program(beside, job, follow, fixed, "defense", pending)
+
+        def compute(at: np.ndarray) -> list[dict]:
+            followed, seconds = program(at)
             for values in (followed.norms, followed.logits):
                 if values is not None:
-                    check_finite(values, images.indices[at], f"{path.row}: score norms or logits")
-            seals = self._store.write(path.row, path_shape(path, images), at, followed.images)
+                    beside.check_finite(values, at, f"{path.row}: score norms or logits")
+            seals = engine.store.write(path.row, path_shape(path, images), at, followed.images)
             predictions = None if followed.logits is None else followed.logits.argmax(-1).tolist()
             records = [
                 {
-                    "index": int(images.indices[i]),
+                    "index": beside.index(i),
                     "label": int(images.labels[i]),
                     "steps": int(followed.trace.steps[n]),
                     "step_sizes": followed.trace.step_sizes[n].tolist(),
@@ -160,53 +163,36 @@ class Sampling:
                 }
                 for n, i in enumerate(at)
             ]
-            self._store.append(path.row, sealed(records, {path.row: seals}))
-            self._progress.update(len(at) * cost)
+            return sealed(records, {path.row: seals})
 
-    def _missing(self, row: str, inputs: Inputs, shape: tuple[int, ...]) -> list[int]:
-        """Positions that have no record, or had one and lack their images."""
-        indices, records = inputs.indices.tolist(), self._store.records(row)
-        done = [at for at, index in enumerate(indices) if index in records]
-        if done:
-            array = self._store.array(row, shape, row, indices)
-            gone = [indices[at] for at in done if not np.isfinite(array[at]).all()]
-            self._store.forget(row, gone, f"arrays/{row}.npy lacks its image")
-        return [at for at, index in enumerate(indices) if index not in records]
+        return compute
 
-    def _size(self, inputs: Inputs) -> int:
-        return parallel.balanced(self._batch_size, len(inputs.indices))
+    engine.do(job, begin, doing="following")
 
-    def _batches(
-        self,
-        row: str,
-        function: Any,
-        fixed: tuple,
-        inputs: Inputs,
-        missing: list[int],
-        *,
-        stream: str,
-    ) -> Iterator[tuple[np.ndarray, Any, float]]:
-        """(positions, what the function gives for them, seconds per image) for each batch of the
-        missing ones, all padded to one size with copies.
 
-        function: jitted, of (*fixed, keys, images), arrays [B, ...].
-        """
-        size = self._size(inputs)
-        fixed = parallel.replicate(fixed)
+def _beside(engine: Engine, images: Inputs) -> Engine:
+    return engine.on(images.images, images.labels, images.indices)
 
-        def batch(at) -> tuple:
-            padded = np.resize(at, size)
-            keys = image_keys(self._seed, inputs.indices[padded], stream=stream)
-            return parallel.shard((keys, inputs.images[padded]))
 
-        self._progress.set_description(f"{row}: compiling")
-        program = compile_lowered(function.lower(*fixed, *batch(missing)))
-        self._progress.set_description(row)
-        for start in range(0, len(missing), size):
-            at = np.array(missing[start : start + size])
-            result, seconds = Evaluation.timed(program, *fixed, *batch(at))
-            n = len(at)
-            yield at, jax.tree.map(lambda leaf, n=n: leaf[:n], result), seconds / n
+class _Program:
+    """A jitted function of (*fixed, keys [B], images [B, ...]), compiled: positions -> (what it
+    gives for their images, seconds per image), batches padded to one size with copies."""
+
+    def __init__(
+        self, engine: Engine, job: Job, function: Any, fixed: tuple, stream: str, first: Sequence
+    ):
+        self._engine, self._size, self._stream = engine, engine.size(job), stream
+        self._fixed = parallel.replicate(fixed)
+        self._program = compile_lowered(function.lower(*self._fixed, *self._batch(first)))
+
+    def _batch(self, at: Sequence[int]) -> tuple:
+        keys, images, _ = self._engine.batch(at, self._engine.images, self._size, self._stream)
+        return keys, images
+
+    def __call__(self, at: np.ndarray) -> tuple[Any, float]:
+        result, seconds = self._engine.timed(self._program, *self._fixed, *self._batch(at))
+        n = len(at)
+        return jax.tree.map(lambda leaf: leaf[:n], result), seconds / n
 
 
 def path_shape(path: ShownPath, images: Inputs) -> tuple[int, ...]:

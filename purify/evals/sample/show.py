@@ -1,21 +1,18 @@
 """What --mode=sample leaves: samples.npz, results.json and figures."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from purify.evals import plots
-from purify.evals.attacked.results import purifier_fields
 from purify.evals.core.figures import drawn
 from purify.evals.core.inputs import Inputs
-from purify.evals.core.result_files import write_results
 from purify.evals.core.show import Shown
 from purify.evals.core.store import Store
 from purify.evals.core.tables import Table, all_columns
-from purify.evals.core.terminal import print_reservations, tell_written
 from purify.evals.sample.measure import SAMPLES, ShownPath, path_shape
 from purify.langevin import AnnealedLangevin
 from purify.random import image_keys
@@ -26,56 +23,43 @@ FIGURE_IMAGES = 10  # of those that samples started from
 FIGURE_COLUMNS = 12  # of a path; of longer ones not every step is shown
 
 
-def write(
-    config,
-    store: Store,
-    sampler: AnnealedLangevin | None,
-    centres: Inputs,
-    paths: Sequence[ShownPath],
-    followed: Inputs,
-    settings: dict,
-) -> None:
-    """Write all of it, and say where."""
-    figures, written = store.folder / "figures", [store.folder / "images.jsonl"]
-    if sampler:
-        written.append(_write_samples(config, store, centres))
-    shown = paths if len(followed.labels) else []
-    told = {
-        "samples": sampler and _samples_entry(store, sampler, settings["sampler"]),
-        "paths": [entry for path in shown for entry in _path_entries(store, path, followed)],
-        "meaning": MEANING,
-        **settings,
-        **store.computed_by(),
-        "trained": followed.trained(),
-        "config": config.to_dict(),
-    }
-    written.insert(0, write_results(store.folder, told))
-    print_reservations(told)
-    if sampler:
-        samples = _samples(store, centres)
-        written += drawn(figures / "samples.png", lambda path: plots.image_grid(path, samples))
-        if config.sample.start == "noised":
-            draw = functools.partial(
-                _starts_figure, sampler=sampler, centres=centres, samples=samples, seed=config.seed
-            )
-            written += drawn(figures / "starts.png", draw)
-    for path in shown:
-        draw = functools.partial(_path_figure, store=store, path=path, followed=followed)
-        written += drawn(figures / f"{path.row}.png", draw)
-    tell_written(written)
-
-
-def _samples(store: Store, centres: Inputs) -> np.ndarray:
+def samples_of(store: Store, centres: Inputs) -> np.ndarray:
+    """Float32 [n, H, W, C], around the centres."""
     return np.array(store.array(SAMPLES, centres.images.shape, SAMPLES, centres.indices))
 
 
-def _write_samples(config, store: Store, centres: Inputs) -> Path:
-    samples = _samples(store, centres)
-    given = {"labels": centres.labels} if config.sample.start == "noised" else {}
-    path = store.folder / "samples.npz"
+def write_samples(
+    folder: Path,
+    sampler: AnnealedLangevin,
+    samples: np.ndarray,
+    centres: Inputs,
+    seed: int,
+    *,
+    noised: bool,
+) -> list[Path]:
+    """Write samples.npz and draw them; noised: below what they started from, too."""
+    figures, path = folder / "figures", folder / "samples.npz"
+    given = {"labels": centres.labels} if noised else {}
     with writing(path) as file:
         np.savez(file, images=samples, index=centres.indices, **given)
-    return path
+    drawing = drawn(figures / "samples.png", lambda path: plots.image_grid(path, samples))
+    if noised:
+        draw = functools.partial(
+            _starts_figure, sampler=sampler, centres=centres, samples=samples, seed=seed
+        )
+        drawing += drawn(figures / "starts.png", draw)
+    return [path, *drawing]
+
+
+def draw_path(store: Store, path: ShownPath, followed: Inputs, number: int) -> list[Path]:
+    """Draw the path of each of the first `number` followed images."""
+    shape = path_shape(path, followed)
+    images = store.array(path.row, shape, path.row, followed.indices)[:number]
+    shown, records = followed.first(number), store.records(path.row)
+    draw = functools.partial(
+        _path_figure, images=images, records=records, path=path, followed=shown
+    )
+    return drawn(store.folder / "figures" / f"{path.row}.png", draw)
 
 
 def _starts_figure(
@@ -89,31 +73,10 @@ def _starts_figure(
     plots.image_rows(file, {"image": images, "noised": noised, "sample": samples[:n]})
 
 
-def _samples_entry(store: Store, sampler: AnnealedLangevin, settings: dict) -> dict:
-    seconds = [record["seconds"] for record in store.records(SAMPLES).values()]
-    return {
-        "file": "samples.npz",
-        **settings,
-        "eps": sampler.step_size * sampler.sigma_min**2,  # in the terms of Song and Ermon
-        "nfe_per_image": sampler.nfe,
-        "seconds_per_image": float(np.median(seconds)),
-    }
-
-
-def _path_entries(store: Store, path: ShownPath, followed: Inputs) -> list[dict]:
-    defense = {"name": path.name, **purifier_fields(path.purifier)}
-    records = store.records(path.row)
-    return [
-        {"defense": defense, "stepwise": path.stepwise}
-        | {k: v for k, v in records[int(index)].items() if k != "row"}
-        for index in followed.indices
-    ]
-
-
-def _path_figure(file: Path, store: Store, path: ShownPath, followed: Inputs) -> None:
+def _path_figure(
+    file: Path, images: np.ndarray, records: Mapping, path: ShownPath, followed: Inputs
+) -> None:
     """A strip for each image: itself, noised, and after each step, or the result alone."""
-    shape = path_shape(path, followed)
-    images = store.array(path.row, shape, path.row, followed.indices)
     last = path.length - 1
     columns = np.unique(np.rint(np.linspace(1, last, FIGURE_COLUMNS - 1)).astype(int))
     columns = np.append(0, columns)
@@ -121,7 +84,7 @@ def _path_figure(file: Path, store: Store, path: ShownPath, followed: Inputs) ->
     heads += [f"step {step}" for step in range(1, last)]
     rows, captions, notes, names = {}, {}, {}, followed.class_names
     for place, (index, label) in enumerate(zip(followed.indices, followed.labels, strict=True)):
-        name, record = f"image {index}\nlabel {names[label]}", store.records(path.row)[int(index)]
+        name, record = f"image {index}\nlabel {names[label]}", records[int(index)]
         rows[name] = images[place, columns]
         if record["predictions"]:
             classes = np.array(record["predictions"])[columns]
@@ -133,15 +96,6 @@ def _path_figure(file: Path, store: Store, path: ShownPath, followed: Inputs) ->
             sizes = ["", "", *taken, *["stopped"] * (last - 1 - len(taken))]
             notes[name]["step size"] = [sizes[at] for at in columns]
     plots.image_rows(file, rows, captions, notes=notes, heads=[heads[at] for at in columns])
-
-
-MEANING = (
-    "The images of samples.npz are drawn by annealed Langevin dynamics (purify/langevin.py) and "
-    "clipped to [0, 1]; where they start from noised images, labels and index are those images'. "
-    "A path has the image, x_0 (noised), ..., x_T of the first run that an evaluation scores: "
-    "score_norms (rms of h) and predictions are of each of them, step_sizes[t] leads from x_t to "
-    "x_{t+1}, and steps is how many were taken."
-)
 
 
 def says(results: Mapping) -> str:
