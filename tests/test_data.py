@@ -167,7 +167,7 @@ def test_the_loser_of_a_race_to_prepare_reads_the_winners_copy(tmp_path, monkeyp
 
 @pytest.mark.slow  # each process imports TFDS anew; the test above covers the same race
 def test_processes_that_prepare_at_once_all_succeed(tmp_path):
-    code = "from purify import data; print(len(data.load('digits8x8', 'all')))"
+    code = "from purify.data import datasets; print(len(datasets.load('digits8x8', 'all')))"
     environment = {**os.environ, "TFDS_DATA_DIR": str(tmp_path)}
     processes = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=-1)
@@ -791,7 +791,8 @@ def test_folders_are_the_same_data_set_in_every_locale(tmp_path):
     for value, name in enumerate(("été", "hiver", "łódź", "雪")):
         spelled(name, "NFC", tmp_path / "train", 3, 10 * value)
     code = (
-        "import sys; from purify import data; d = data.load('folder', 'train', path=sys.argv[1]);"
+        "import sys; from purify.data import datasets;"
+        "d = datasets.load('folder', 'train', path=sys.argv[1]);"
         "print(ascii((d.class_names, d.labels.tolist(), d.images[:, 0, 0, 0].tolist())))"
     )
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

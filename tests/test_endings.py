@@ -29,7 +29,7 @@ def script(body: str, *, name: str = "work.py", grace: float = 10.0) -> list[str
     lines = "\n    ".join(["print('here', flush=True)", *body.strip().splitlines()])
     code = f"""
 import os, signal, sys, threading
-from purify import ending
+from purify.runtime import ending
 ending.GRACE = {grace}
 ending.catch_signals()
 sys.argv[0] = {name!r}
@@ -143,7 +143,7 @@ def test_a_signal_while_libraries_are_imported_is_one_line(tmp_path):
 @pytest.mark.parametrize("draws", [True, False], ids=["terminal", "log"])
 def test_a_progress_bar_is_left_before_the_line(draws):
     body = (
-        f"from purify import progress as p\np._can_redraw = lambda: {draws}\n"
+        f"from purify.runtime import progress as p\np._can_redraw = lambda: {draws}\n"
         "for i in p.progress(range(3), desc='train', unit='step'):\n"
         "    if i == 1: os.kill(os.getpid(), signal.SIGINT)"
     )

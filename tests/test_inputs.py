@@ -394,15 +394,16 @@ def test_settings_that_do_not_fit_a_training_are_told_with_their_file(
         load_inputs(of_animals(trained, animals[0]), workdir, ("identity",))
 
 
-def test_a_split_that_nobody_knows_is_said_to_be_unknown(trained, animals, tmp_path, capsys):
+def test_a_split_that_nobody_knows_is_said_to_be_unknown(trained, animals, tmp_path):
     workdir = own(animals, tmp_path)
     settings = read_settings(workdir / "classifier")
     settings["data"]["train_split"] = "nosuch"
     rewrite_settings(workdir / "classifier", settings)
     config = of_animals(trained, animals[0])
     inputs = load_inputs(config, workdir, ("identity",))
-    assert seen(config.data, inputs, range(2)).by == ["classifier (unknown)"]
-    assert "was trained on these images is unknown: " in capsys.readouterr().out
+    found = seen(config.data, inputs, range(2))
+    assert found.by == ["classifier (unknown)"]
+    assert "was trained on these images is unknown: " in found.notes[0]
 
 
 def test_a_link_in_the_place_of_a_network_is_refused(trained, animals, tmp_path):

@@ -159,7 +159,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, write):
 def test_texts_are_utf_8_in_every_locale_and_names_that_are_no_text_are_escaped(tmp_path):
     code = r"""
 import pathlib, sys
-from purify.jsonl import append_lines, write_text
+from purify.saving.jsonl import append_lines, write_text
 folder = pathlib.Path(sys.argv[1])
 write_text(folder / "text", "caf\xe9 \u2264 \udce9")
 append_lines(folder / "lines", [{"a": "\u2264"}, {"a": "\udce9"}])

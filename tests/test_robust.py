@@ -360,7 +360,7 @@ def test_comparisons_pair_the_same_images(trained):
         (row_of(trained, "noise_only-bpda"), records([True] * 10 + [False] * 40)),
         (row_of(trained, "adp-exact"), records([True] * 39 + [False])),
     ]
-    noise, exact = comparisons(trained.config(), done, seed=0)
+    noise, exact = comparisons("adp", done, seed=0)
     assert (noise["a"], noise["b"], noise["beats"]) == ("adp-bpda", "noise_only-bpda", True)
     assert noise["mean_difference"] == pytest.approx(0.6) and noise["mcnemar_p"] < 1e-8
     assert exact["num_images"] == 40 and not exact["beats"]  # only the images that both have
@@ -968,8 +968,7 @@ def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_
         inputs = load_inputs(config, trained.workdir, config.eval.defenses)
         networks = inputs.networks | {"score": inputs.score.replace(**score)}
         inputs = dataclasses.replace(inputs, networks=networks)
-        rows = plan(config, networks, 10)
-        settings = robust._settings(config, inputs, rows)
+        settings = robust.prepare(config, inputs).settings
         with Store(tmp_path, "eval_robust", settings) as store:
             return store.folder
 
