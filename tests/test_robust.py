@@ -379,7 +379,7 @@ def test_what_the_exact_gradient_leaves_is_a_share_of_what_bpda_leaves():
         (rows["adp-bpda"], records(30, 30)),
         (rows["adp-exact"], records(20, 16)),
     ]
-    (entry,) = comparisons(config, done, seed=0)
+    (entry,) = comparisons("adp", done, seed=0)
     assert (entry["a"], entry["b"]) == ("adp-bpda", "adp-exact")
     assert entry["share"]["value"] == pytest.approx(18 / 30)
     assert entry["mean_difference"] == pytest.approx(12 / 40)

@@ -52,6 +52,11 @@ class Task(abc.ABC):
         """All that decides the results: two tasks with equal settings are the same evaluation."""
 
     @property
+    def recorded(self) -> Mapping:
+        """What of the settings results.json has beside the config."""
+        return self.settings
+
+    @property
     @abc.abstractmethod
     def jobs(self) -> Sequence[Job]: ...
 
@@ -126,7 +131,7 @@ def complete(task: Task, engine: Engine) -> dict:
     return {
         "title": task.inputs.titled(task.title),
         **task.numbers(engine),
-        **task.settings,
+        **task.recorded,
         **engine.store.computed_by(),
         "trained": task.inputs.trained(),
         "config": task.config.to_dict(),

@@ -131,6 +131,10 @@ class Corrupted(mode.Task):
             "files": self.files,
         }
 
+    @property
+    def recorded(self) -> dict:
+        return {"weights": self.settings["weights"]}
+
     def limited(self, max_images: int) -> "Corrupted":
         rows = limited(self.rows, max_images, self.config.eval.batch_size)
         return dataclasses.replace(self, rows=rows)

@@ -25,10 +25,12 @@ MODE = "eval_robust"
 class Attacked(mode.Task):
     """Every row: a defence without an attack, and under each of them.
 
-    given: the images were attacked elsewhere.
+    shared: the settings of networks and of all images that there are, needed or not. given: the
+    images were attacked elsewhere.
     """
 
     rows: list[Row]
+    shared: Mapping
     given: bool = False
     mode = MODE
     shown = show.SHOWN
@@ -59,10 +61,14 @@ class Attacked(mode.Task):
             "attacks": {n: without(cfg["attacks"][n], "chunk") for n in (*names, *stages)},
             "eval": evaluated,
             "variants": {n: variant_settings(config, n) for n in used if n in cfg["variants"]},
-            **self.inputs.settings(config),
+            **self.shared,
             **{name: cfg[name] for name in PURIFIERS},
             "given": self.given,
         }
+
+    @property
+    def recorded(self) -> dict:
+        return {"weights": self.settings["weights"]}
 
     def limited(self, max_images: int) -> "Attacked":
         rows = limited(self.rows, max_images, self.config.eval.batch_size)
@@ -105,8 +111,9 @@ def prepare(config, inputs: Inputs, *, given: bool = False) -> Attacked:
     """
     parallel.check_batch_size("config.eval.batch_size", config.eval.batch_size)
     rows = plan(config, inputs.networks, len(inputs.labels), given=given)
-    inputs = inputs.first(max(row.num_images for row in rows))
-    return Attacked(config=config, inputs=inputs, rows=rows, given=given)
+    needed = inputs.first(max(row.num_images for row in rows))
+    shared = inputs.settings(config)
+    return Attacked(config=config, inputs=needed, rows=rows, shared=shared, given=given)
 
 
 def purifiers_of(config, *, given: bool = False) -> tuple[str, ...]:
