@@ -1,7 +1,7 @@
 """What an ascent goes along: the gradients of several runs, or an estimate, made into one."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,9 @@ from attacks.objective import single_run
 from attacks.selective import selected
 from attacks.types import Array, LogitsFn, PenaltyFn
 
-if TYPE_CHECKING:
-    from attacks.ascent import Ascent
-
 
 def step_gradient(
-    ascent: "Ascent",
+    ascent: Any,
     logits_fn: LogitsFn,
     penalty_fn: PenaltyFn | None,
     image: Array,
@@ -26,6 +23,7 @@ def step_gradient(
     """(key, x) -> (direction [H, W, C], by the ascent's eot or estimate over its eot_samples runs;
     whether one of them was wrong, which of an estimate, that sees values only, is never known).
 
+    ascent: an Ascent, which is made of this: no type of it can be named here.
     image: the centre of the ball [H, W, C]; target: the class aimed at, None for none.
     """
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from purify.evals import ablate, robust
+from purify.evals.ablate import plan
 from purify.evals.core.engine import Engine
 from purify.evals.core.inputs import load_inputs
 from purify.evals.core.stats import paired_difference
@@ -302,7 +303,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
 
 def test_the_factors_of_digits_are_evaluations_of_their_own(trained, workdir):
     """Planned only. One for each value, all but the default's seven different ones."""
-    factors, points = ablate.plan_points(trained.config(), workdir)
+    factors, points = plan.plan_points(trained.config(), workdir)
     folders = {key: folder_of(workdir, "eval_robust", p.settings) for key, p in points.items()}
     assert [factor.name for factor in factors] == [
         *("sigma", "lam", "T", "S", "curvature", "eps", "eot", "purifier")
@@ -322,7 +323,7 @@ def test_the_factors_of_digits_are_evaluations_of_their_own(trained, workdir):
         if row.attack_name in ("bpda", "exact"):
             assert row.attack.eot_samples == 16
     # The field that all purifiers refer to: one step at the factor's sigma, as by the flag.
-    one_step = ablate.changed(trained.config(), {"adp.sigma": 0.1}).one_step.sigma
+    one_step = plan.changed(trained.config(), {"adp.sigma": 0.1}).one_step.sigma
     assert one_step == 0.1 and trained.config().one_step.sigma == 0.25
 
 
@@ -336,9 +337,9 @@ def test_every_config_has_the_fields_of_its_factors(name):
     config = importlib.import_module(f"configs.{module}").get_config(*filter(None, [variant]))
     assert len(config.ablate.names) >= 6
     assert set(config.ablate.attacks) <= set(config.attacks)
-    for factor in ablate.factors_of(config):
+    for factor in plan.factors_of(config):
         assert set(factor.values) - {factor.default}
         for value in factor.values:
-            point = ablate.changed(config, dict.fromkeys(factor.fields, value))
+            point = plan.changed(config, dict.fromkeys(factor.fields, value))
             for field in factor.fields:
-                assert ablate.field_of(point, field) == value
+                assert plan.field_of(point, field) == value

@@ -14,9 +14,9 @@ import pytest
 
 from purify.data.image_io import load_labelled_npz
 from purify.models.importing import read_weights
+from purify.runtime.errors import FileError
 from purify.saving import arrays
 from purify.saving.arrays import load_npz, map_npy, open_npz, read_npy
-from purify.saving.files import FileError
 
 WEIGHTS = {"conv1.weight": np.arange(24, dtype=np.float32).reshape(4, 6), "fc.bias": np.ones(3)}
 

@@ -26,8 +26,8 @@ from purify.evals.core.store import Store
 from purify.purifiers import OneStep
 from purify.purifiers.noise import add_noise
 from purify.random import image_keys
+from purify.runtime.errors import FileError
 from purify.saving.checkpoint import load_defense
-from purify.saving.files import FileError
 from purify.saving.jsonl import read_lines
 from tests.oracles import ConstantScore
 

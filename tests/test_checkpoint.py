@@ -18,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 from purify import models
 from purify.evals.core.store import Store, folder_of
 from purify.runtime import parallel
+from purify.runtime.errors import FileError
 from purify.saving import checkpoint, settings, states, vouching
 from purify.saving.checkpoint import (
     HASHES,
@@ -29,7 +30,6 @@ from purify.saving.checkpoint import (
     load_score,
     weight_hash,
 )
-from purify.saving.files import FileError
 from purify.saving.jsonl import write_json
 from purify.saving.settings import claim, differing_fields, read_settings, settings_name
 from purify.training.loop import init_state

@@ -7,7 +7,7 @@ import pytest
 from configs import cifar10, digits
 from configs.base import set_eps
 from main import default_workdir
-from purify.evals.ablate import changed, factors_of, field_of
+from purify.evals.ablate.plan import changed, factors_of, field_of
 from tests.command import ROOT
 
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "base")

@@ -28,7 +28,7 @@ from purify.data.builders.fashion_mnist_idx import (
     read_idx,
 )
 from purify.data.png_jpeg import encode_image
-from purify.saving.files import FileError
+from purify.runtime.errors import FileError
 
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR10 = ROOT.parent / "shared/data/tfds"

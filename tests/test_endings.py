@@ -14,8 +14,8 @@ import pytest
 
 from purify.evals.core.figures import drawn
 from purify.runtime import ending
+from purify.runtime.errors import FileError
 from purify.runtime.processes import explain_death
-from purify.saving.files import FileError
 from purify.training import metrics
 from purify.training.metrics import MetricWriter
 from tests.command import ROOT, main, on_devices

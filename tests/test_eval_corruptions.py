@@ -14,11 +14,12 @@ from sklearn.datasets import load_digits
 
 from purify.data import datasets
 from purify.data.corruptions import CORRUPTIONS, corrupt
+from purify.data.corruptions.cases import Case, corrupted
 from purify.data.image_io import encode_image, to_float, to_uint8
 from purify.defense import classify
 from purify.evals import corruptions
 from purify.evals.core.terminal import print_table
-from purify.evals.corruptions import Case, corrupted, plan_rows
+from purify.evals.corruptions import plan_rows
 from purify.evals.corruptions.files import CorruptionFiles
 from purify.evals.corruptions.show import results_table
 from purify.random import image_keys, stream_key

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from purify.runtime.errors import FileError
 from purify.saving import files, temporary
 from purify.saving.files import (
-    FileError,
     append,
     inside,
     make_folders,

@@ -18,6 +18,7 @@ from purify.data.image_io import to_float
 from purify.evals.core.inputs import load_inputs
 from purify.models.importing import ARCHITECTURES, import_weights, read_weights
 from purify.models.networks import Classifier
+from purify.runtime.errors import FileError
 from purify.saving import arrays, export_weights, weight_files
 from purify.saving import import_weights as import_module
 from purify.saving.checkpoint import (
@@ -27,7 +28,6 @@ from purify.saving.checkpoint import (
     load_run,
     load_score,
 )
-from purify.saving.files import FileError
 from purify.saving.import_weights import run
 from purify.saving.settings import claim, read_settings
 from tests.command import ROOT, main

@@ -18,10 +18,10 @@ from purify.evals import certify, gradients, purify_files, robust, sample
 from purify.evals.compare import compare, read_run
 from purify.evals.core.inputs import load_inputs, network_runs, seen
 from purify.evals.core.store import folder_of
+from purify.runtime.errors import FileError
 from purify.runtime.paths import same_path
 from purify.saving import export_weights, import_weights
 from purify.saving.checkpoint import ROLES, MissingCheckpoint
-from purify.saving.files import FileError
 from purify.saving.settings import claim, differing_settings, read_settings
 from purify.training import train_classifier, train_score
 from tests.written import rewrite_settings, scored

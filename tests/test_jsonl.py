@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from purify.runtime.errors import FileError
 from purify.saving import files, jsonl
-from purify.saving.files import FileError
 from purify.saving.jsonl import append_lines, read_lines, write_json, write_lines
 
 RECORDS = [{"step": 1, "loss": 0.5}, {"step": 2, "text": 'new\nline, "quote", é'}, {"step": 3}]

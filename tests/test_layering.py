@@ -65,6 +65,50 @@ def test_library_code_takes_no_config_and_no_flags():
             assert not top(imports(file)) & {"ml_collections", "absl", "configs"}, file
 
 
+# The rooms of evaluation, one a mode; those below, which all rooms may enter.
+ROOMS = ("ablate", "certify", "corruptions", "detect", "gradients", "robust", "sample")
+BELOW = ("core", "attacked", "plots")
+
+
+def room_of(name: str) -> str:
+    """The folder below purify.evals that a module or file is in, '' for none."""
+    parts = name.removesuffix(".py").replace("/", ".").split("purify.evals.")
+    return parts[1].split(".")[0] if len(parts) == 2 else ""
+
+
+@pytest.mark.parametrize("room", [*ROOMS, *BELOW])
+def test_no_room_enters_another(room):
+    """But the ablation the evaluation under attack, which it repeats; below, core enters none."""
+    allowed = {room, *BELOW, *(["robust"] if room == "ablate" else [])}
+    allowed -= {"attacked"} if room == "core" else set()
+    for file in files(f"purify/evals/{room}"):
+        entered = {room_of(name) for name in imports(file)} & {*ROOMS, *BELOW}
+        assert entered <= allowed, file
+
+
+# Folders of the library, and what each may import of the others.
+FLOORS = ("types", "runtime", "random", "options", "models", "purifiers", "defense", "detectors")
+FLOORS += ("saving", "data", "training", "langevin", "evals")
+# Types of what is on disk are of use below, too; what is built of a checkpoint is a defence.
+ASIDE = {"models": {"saving"}}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_arrows_run_down(floor):
+    folder = ROOT / "purify" / floor
+    below = {*FLOORS[: FLOORS.index(floor) + 1], *ASIDE.get(floor, ())}
+    for file in sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]:
+        names = {n.split(".")[1] for n in imports(file) if n.startswith("purify.")}
+        assert names & {*FLOORS} <= below, (file, names & {*FLOORS} - below)
+
+
+@pytest.mark.parametrize("folder", ["purify", "attacks"])
+def test_no_import_is_hidden(folder):
+    """One that is for types alone hides a circle."""
+    for file in files(folder):
+        assert "TYPE_CHECKING" not in file.read_text(), file
+
+
 def encoding_is_left_to_the_locale(call: ast.Call) -> bool:
     """Whether a call reads or writes text and does not say in which encoding."""
     is_method = isinstance(call.func, ast.Attribute)

@@ -17,8 +17,8 @@ from purify.evals.core.terminal import print_table, tell_written
 from purify.evals.report import page
 from purify.evals.report.blocks import MAX_FIGURE, read_figure
 from purify.evals.report.runs import find_runs
+from purify.runtime.errors import FileError
 from purify.runtime.messages import printable_lines
-from purify.saving.files import FileError
 from purify.saving.jsonl import MAX_DEPTH, parse, read_lines, write_json, write_lines
 from purify.saving.settings import read_settings
 from tests.written import robust_results, write_evaluation

@@ -41,6 +41,7 @@ from purify.evals.core.store import Store, read_records
 from purify.evals.robust import versions
 from purify.evals.robust.versions import read_versions
 from purify.random import image_keys
+from purify.runtime.errors import FileError
 from purify.saving.checkpoint import (
     Checkpoints,
     load_classifier,
@@ -48,7 +49,7 @@ from purify.saving.checkpoint import (
     load_score,
     weight_hash,
 )
-from purify.saving.files import FileError, open_file
+from purify.saving.files import open_file
 from purify.saving.jsonl import read_lines, write_lines
 from purify.saving.locking import Lock
 from purify.saving.settings import claim, read_settings

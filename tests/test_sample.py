@@ -20,8 +20,8 @@ from purify.purifiers import PURIFIERS, build
 from purify.purifiers.adp import CURVATURES
 from purify.purifiers.noise import add_noise
 from purify.random import image_keys
+from purify.runtime.errors import FileError
 from purify.saving.checkpoint import Checkpoints, load_score, weight_hash
-from purify.saving.files import FileError
 from purify.saving.jsonl import read_lines
 from purify.saving.settings import claim, read_settings
 from purify.training.losses import noise_levels

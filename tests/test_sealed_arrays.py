@@ -8,7 +8,7 @@ import pytest
 from purify.evals.core import sealed_arrays
 from purify.evals.core.agreement import check_logits, check_scored
 from purify.evals.core.store import Store
-from purify.saving.files import FileError
+from purify.runtime.errors import FileError
 
 SHAPE = (5, 2, 3)
 ENTRIES = np.arange(12, dtype=np.float32).reshape(2, 2, 3)

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save
 
 from purify.models.importing import import_weights, read_weights
+from purify.runtime.errors import FileError
 from purify.saving import weight_files
-from purify.saving.files import FileError
 from purify.saving.tensors import MAX_HEADER, read_metadata, read_tensors
 
 

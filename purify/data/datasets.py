@@ -29,10 +29,11 @@ from purify.data.png_jpeg import ENCODINGS, check_total, is_colour, memory_for_f
 from purify.data.prepared import check_info, check_prepared
 from purify.models.shapes import check_shape
 from purify.random import check_seed
+from purify.runtime.errors import FileError
 from purify.runtime.messages import few, printable, shown
 from purify.runtime.paths import as_given, is_of_system, plain_spelling
 from purify.saving.arrays import NAMES, open_npz
-from purify.saving.files import FileError, make_folders, scratch, sync_folder, sync_tree
+from purify.saving.files import make_folders, scratch, sync_folder, sync_tree
 from purify.saving.schema.atoms import MAX_CLASSES
 
 SPLIT = r"\w[\w.-]*"  # what TFDS takes for the name of a split, and no slice

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from purify.models.shapes import Shape, check_shape
+from purify.runtime.errors import FileError
 from purify.runtime.messages import few, shown
 from purify.runtime.paths import is_of_system
-from purify.saving.files import FileError, memory_for, open_file, read_bytes
+from purify.saving.files import memory_for, open_file, read_bytes
 
 # JPEG loses least at quality 100 with full-resolution colour; even so it loses something.
 _JPEG: dict[str, Any] = {"format": "JPEG", "quality": 100, "subsampling": 0}

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from purify.data.png_jpeg import memory_for_files
+from purify.runtime.errors import FileError
 from purify.runtime.messages import counted, shown
-from purify.saving.files import FileError
 from purify.saving.schema.atoms import MAX_CLASSES
 
 MAX_TEXT = 2**24  # bytes of each file that holds no records

@@ -9,9 +9,10 @@ from purify.evals.core.labels import labels
 from purify.evals.core.store import read_records
 from purify.evals.core.tables import Column, Interval, Table
 from purify.evals.core.terminal import print_table
+from purify.runtime.errors import FileError
 from purify.runtime.messages import as_text, few, printable, shown
 from purify.runtime.paths import same_path, split_paths
-from purify.saving.files import FileError, inside
+from purify.saving.files import inside
 from purify.saving.jsonl import write_json
 from purify.saving.settings import differing_settings, read_settings
 

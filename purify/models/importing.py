@@ -11,9 +11,9 @@ import numpy as np
 
 from purify import models
 from purify.options import choose
+from purify.runtime.errors import FileError
 from purify.runtime.messages import few, printable, shown
 from purify.saving.arrays import load_npz
-from purify.saving.files import FileError
 from purify.saving.tensors import MAX_NAME, read_tensors
 from purify.types import PyTree
 

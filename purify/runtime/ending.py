@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
+from purify.runtime.errors import FileError
 from purify.runtime.messages import printable, shown
-from purify.saving.files import FileError
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 10.0  # seconds in which a signal is followed; then, as after a second signal, it is forced

@@ -13,9 +13,10 @@ from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from purify.runtime.errors import FileError
 from purify.runtime.messages import few, printable
 from purify.runtime.paths import is_of_system
-from purify.saving.files import FileError, memory_for, named, open_file
+from purify.saving.files import memory_for, named, open_file
 
 MAX_HEADER = 10_000  # bytes of an array's header, as NumPy has it
 MAX_DIRECTORY = 2**23  # bytes of an archive's list of members, each of which takes 46 and its name

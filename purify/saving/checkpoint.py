@@ -13,9 +13,10 @@ from purify import models, purifiers
 from purify.defense import Defense
 from purify.models.networks import Classifier, Score
 from purify.runtime import parallel
+from purify.runtime.errors import FileError
 from purify.runtime.messages import shown
 from purify.saving import states
-from purify.saving.files import FileError, inside, moved_aside, subfolder, sync_folder, sync_tree
+from purify.saving.files import inside, moved_aside, subfolder, sync_folder, sync_tree
 from purify.saving.locking import Lock
 from purify.saving.settings import SETTINGS, read_settings, settings_hash
 from purify.saving.temporary import PARTIAL, clear_partial, remove

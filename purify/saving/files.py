@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from purify.runtime.errors import FileError
 from purify.runtime.messages import shown
 from purify.saving.temporary import new_file, new_folder, remove, temporary
 
@@ -21,10 +22,6 @@ LARGEST = 2**34  # the same of the largest, by the size of its file
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux
 # How it says that a file system cannot rename so.
 _NO_EXCLUSIVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-
-
-class FileError(ValueError):
-    """A file or folder is not what it must be; the message names it."""
 
 
 def inside(folder: Path, *names: str) -> Path:

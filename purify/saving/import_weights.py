@@ -8,10 +8,11 @@ import numpy as np
 
 from purify.models.importing import ARCHITECTURES, import_weights, read_weights
 from purify.options import choose
+from purify.runtime.errors import FileError
 from purify.runtime.messages import counted, shown
 from purify.saving import weight_files
 from purify.saving.checkpoint import Checkpoints, weight_hash
-from purify.saving.files import FileError, make_folders, making
+from purify.saving.files import make_folders, making
 from purify.saving.settings import claim
 from purify.types import PyTree
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from purify.runtime.errors import FileError
 from purify.runtime.messages import few, printable, shown
-from purify.saving.files import FileError, append, open_file, read_bytes, write_bytes, writing
+from purify.saving.files import append, open_file, read_bytes, write_bytes, writing
 
 # Bytes of one file, and of one line: what they hold takes up to 25 times as many in memory.
 MAX_JSON = 2**25

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from purify.runtime import parallel
+from purify.runtime.errors import FileError
 from purify.runtime.messages import few
 from purify.runtime.paths import same_path
 from purify.saving import schema
-from purify.saving.files import FileError, inside, moved_aside
+from purify.saving.files import inside, moved_aside
 from purify.saving.jsonl import read_json, write_json
 from purify.saving.locking import Lock
 

@@ -10,8 +10,9 @@ import ml_dtypes
 import msgspec
 import numpy as np
 
+from purify.runtime.errors import FileError
 from purify.runtime.messages import few, printable
-from purify.saving.files import LARGEST, FileError, named, open_file
+from purify.saving.files import LARGEST, named, open_file
 from purify.saving.jsonl import parse
 from purify.saving.schema import check
 

@@ -15,9 +15,10 @@ from safetensors.numpy import save as save_bytes
 
 from purify import models
 from purify.models.options import num_blocks
+from purify.runtime.errors import FileError
 from purify.runtime.messages import printable, shown
 from purify.saving import schema
-from purify.saving.files import FileError, make_folders, writing
+from purify.saving.files import make_folders, writing
 from purify.saving.jsonl import parse
 from purify.saving.tensors import read_metadata, read_tensors
 from purify.types import PyTree

@@ -11,9 +11,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from purify.data.png_jpeg import encode_image
+from purify.runtime.errors import FileError
 from purify.runtime.messages import printable, shown
 from purify.runtime.paths import is_of_system
-from purify.saving.files import FileError, open_file, read_bytes
+from purify.saving.files import open_file, read_bytes
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 FILES = {  # split: images, labels

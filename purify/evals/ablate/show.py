@@ -4,9 +4,10 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from purify.evals import plots
+from purify.evals.ablate.plan import Factor
 from purify.evals.attacked.results import MAIN, protocol_name
 from purify.evals.core.figures import drawn
 from purify.evals.core.mode import tell
@@ -19,9 +20,6 @@ from purify.evals.core.terminal import (
     variant_lines,
 )
 from purify.saving.jsonl import write_text
-
-if TYPE_CHECKING:
-    from purify.evals.ablate import Factor
 
 
 class Measured(NamedTuple):
@@ -43,7 +41,7 @@ KEPT = (
 )
 
 
-def tidy(factors: Sequence["Factor"], points: Points, *, seed: int) -> list[dict]:
+def tidy(factors: Sequence[Factor], points: Points, *, seed: int) -> list[dict]:
     """One line for each factor, value (the default's too), attack and protocol.
 
     difference, low and high of it: of the accuracy here and at the default, paired over the images
@@ -84,9 +82,7 @@ def _difference(here: Measured, default: Measured, key: tuple[str, str], *, seed
     return dict(zip(names, (paired.value, paired.low, paired.high), strict=True))
 
 
-def write(
-    config, store: Store, factors: Sequence["Factor"], points: Points, settings: dict
-) -> None:
+def write(config, store: Store, factors: Sequence[Factor], points: Points, settings: dict) -> None:
     """Write ablation.csv, results.json and the figure; print the table and the paths."""
     folder, lines = store.folder, tidy(factors, points, seed=config.seed)
     evaluations = {measured.folder: measured for measured in points.values()}

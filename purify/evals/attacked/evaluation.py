@@ -14,7 +14,7 @@ from purify.evals.core.sealed_arrays import WAY_OUT, seal, sealed
 from purify.random import keys_apart
 from purify.runtime import parallel
 from purify.runtime.compilation import compile_lowered
-from purify.saving.files import FileError
+from purify.runtime.errors import FileError
 
 # Of the attack's line of an image, what its line of the row shows too.
 ATTACK_RESULTS = ("loss", "start_loss", "interim_success", "distance")

@@ -13,9 +13,9 @@ from purify.evals.core.sealed_arrays import seal
 from purify.evals.core.store import Store
 from purify.random import check_seed, image_keys
 from purify.runtime import parallel
+from purify.runtime.errors import FileError
 from purify.runtime.messages import counted, few
 from purify.runtime.progress import Progress, progress
-from purify.saving.files import FileError
 from purify.types import Key
 
 

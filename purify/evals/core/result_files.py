@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from purify.runtime.errors import FileError
 from purify.runtime.messages import shown
 from purify.saving import schema
-from purify.saving.files import FileError, inside
+from purify.saving.files import inside
 from purify.saving.jsonl import read_json, write_json
 
 RESULTS = "results.json"

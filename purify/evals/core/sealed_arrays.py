@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from purify.saving.files import FileError, named, open_descriptor, open_file, writing
+from purify.runtime.errors import FileError
+from purify.saving.files import named, open_descriptor, open_file, writing
 
 DTYPE = np.dtype("<f4")
 MAX_HEADER = 1000  # characters: those of a real one are about 80

@@ -17,9 +17,10 @@ import numpy as np
 from purify.evals.core import sealed_arrays
 from purify.evals.core.agreement import check_scored
 from purify.runtime import ending, parallel
+from purify.runtime.errors import FileError
 from purify.runtime.messages import few
 from purify.saving import schema
-from purify.saving.files import FileError, inside, subfolder
+from purify.saving.files import inside, subfolder
 from purify.saving.jsonl import Damaged, append_lines, numbered_lines, parse, read_lines
 from purify.saving.settings import claim, differing_settings, read_settings, settings_name
 from purify.saving.temporary import clear_partial

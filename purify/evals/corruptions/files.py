@@ -9,10 +9,10 @@ from purify.data import datasets
 from purify.data.corruptions import SEVERITIES
 from purify.data.image_io import to_float
 from purify.models.shapes import Shape, check_shape
+from purify.runtime.errors import FileError
 from purify.runtime.messages import few, shown
 from purify.saving.arrays import map_npy
 from purify.saving.checkpoint import weight_hash
-from purify.saving.files import FileError
 
 # What TFDS calls otherwise.
 TFDS_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}

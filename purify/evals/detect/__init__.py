@@ -12,6 +12,7 @@ import numpy as np
 from attacks.gradients import attacked_purifier
 from purify.data import datasets
 from purify.data.corruptions import CORRUPTIONS, SEVERITIES
+from purify.data.corruptions.cases import Case, corrupted
 from purify.detectors import STATISTICS as KNOWN
 from purify.detectors import Statistic, build_statistic
 from purify.evals.attacked.evaluation import Evaluation
@@ -20,7 +21,6 @@ from purify.evals.core import mode
 from purify.evals.core.defenses import defense_settings, purifier_options
 from purify.evals.core.engine import Engine, Job
 from purify.evals.core.inputs import Inputs, Seen, load_inputs, seen, without
-from purify.evals.corruptions import Case, corrupted
 from purify.evals.detect import show
 from purify.evals.detect.measure import (
     RATE,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from purify.evals.core.tables import Table
 from purify.evals.plots.style import DPI
+from purify.runtime.errors import FileError
 from purify.runtime.messages import shown
-from purify.saving.files import FileError, read_bytes
+from purify.saving.files import read_bytes
 
 MAX_FIGURE, MAX_PIXELS = 2**24, 2**26  # bytes of a file, pixels of a PNG
 INCH = 118  # pixels of the page: the small type of figures is then 12 of them high

@@ -11,9 +11,10 @@ from purify.evals.core.labels import labels
 from purify.evals.core.result_files import RESULTS, read_results
 from purify.evals.core.store import read_records
 from purify.evals.report.modes import MODES
+from purify.runtime.errors import FileError
 from purify.runtime.messages import shown
 from purify.saving.checkpoint import NeedsMode
-from purify.saving.files import FileError, inside
+from purify.saving.files import inside
 from purify.saving.settings import read_settings
 
 SETTINGS = "settings.json"
