@@ -1,5 +1,7 @@
 """The noise that every purifier injects first, to screen the adversarial perturbation."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -17,3 +19,9 @@ def add_noise(
     noisy = image + sigma * jax.random.normal(key, image.shape, image.dtype)
     clipped = jnp.clip(noisy, 0.0, 1.0)
     return identity_gradient(clipped, noisy) if straight_through else clipped
+
+
+def check_sigma(sigma: float) -> None:
+    """ValueError unless noise can be of that level."""
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"sigma={sigma} must be at least 0 and finite")
