@@ -24,7 +24,7 @@ Modes, in the order in which they are needed:
                     who do not: ROC curves, AUROC, rates at a threshold; --max_images as above
   sample            draw images from the score model by annealed Langevin dynamics, and show the way
                     of chosen images through purifiers step by step; with --input=adv.npz, of given
-                    images (arrays images, labels)
+                    images (arrays images, labels); --max_images as of eval_robust
   ablate            evaluate the configured defence with one factor at a time at other values, each
                     as eval_robust would, and print a table; what either has done is not done
                     again; --max_images as of eval_robust
@@ -118,7 +118,7 @@ OPTIONS = {
     "certify": ("max_images",),
     "detect": ("max_images",),
     "eval_corruptions": ("input", "max_images"),
-    "sample": ("input",),
+    "sample": ("input", "max_images"),
     "ablate": ("max_images",),
     "compare": ("input", "output"),
     "report": ("input", "output"),

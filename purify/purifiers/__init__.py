@@ -12,17 +12,8 @@ from purify.purifiers.schedule import Schedule
 from purify.types import Purifier
 
 __all__ = [
-    "PURIFIERS",
-    "ADP",
-    "DetectThenPurify",
-    "Identity",
-    "NoiseOnly",
-    "OneStep",
-    "ReferenceADP",
-    "Schedule",
-    "build",
-    "needs_score",
-    "parts_of",
+    *("ADP", "DetectThenPurify", "Identity", "NoiseOnly", "OneStep", "ReferenceADP", "Schedule"),
+    *("PURIFIERS", "build", "needs_score", "parts_of"),
 ]
 
 PURIFIERS = {

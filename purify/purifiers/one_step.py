@@ -39,9 +39,8 @@ class OneStep:
         x = add_noise(key, image, self.sigma, straight_through=self.straight_through_noise)
         z = self.score.predict_noise(x, self.sigma)
         step_sizes = jnp.full(1, self.sigma, image.dtype)
-        return jnp.clip(x - self.sigma * z, 0.0, 1.0), full_trace(
-            step_sizes, rms(z)[None], self.nfe
-        )
+        trace = full_trace(step_sizes, rms(z)[None], self.nfe)
+        return jnp.clip(x - self.sigma * z, 0.0, 1.0), trace
 
     def path(self, key: Key, image: Image) -> tuple[Array, Trace]:
         """As purify.types.Stepwise says."""
