@@ -355,15 +355,16 @@ def test_a_disk_that_a_checkpoint_fills_is_one_line(small_disk, trained, tmp_pat
 @pytest.mark.slow
 def test_a_disk_that_records_or_figures_fill_is_one_line(small_disk, trained, tmp_path):
     """An evaluation goes on to the end once there is room."""
-    small_disk(tmp_path, 10 * 4096)
     trained.copied_into(tmp_path)
+    (results := tmp_path / "eval_robust").mkdir()
+    small_disk(results, 10 * 4096)
     command = (
         "--mode=eval_robust",
         f"--workdir={tmp_path}",
         "--config.eval.defenses=('identity',)",
     )
-    check_full(trained.main(*command), f"{tmp_path}/eval_robust/")
-    enlarge(tmp_path)
+    check_full(trained.main(*command), f"{results}/")
+    enlarge(results)
     assert trained.main(*command).returncode == 0
     (figures,) = tmp_path.glob("eval_robust/*/figures")
     small_disk(figures, 4096)
