@@ -964,6 +964,15 @@ def test_labels_that_are_not_those_of_the_images_are_named(evaluated, trained, w
         robust.run(whole(trained), workdir)
 
 
+def test_the_images_of_an_evaluation_are_all_of_the_split_needed_or_not(trained):
+    """Their hash names its folder: that of an earlier version is found again."""
+    config = trained.config(eval__num_images=5)
+    inputs = load_inputs(config, trained.workdir, config.eval.defenses)
+    task = robust.prepare(config, inputs)
+    assert len(task.inputs.labels) == 5 < len(inputs.labels)
+    assert task.settings["images"] == inputs.settings(config)["images"]
+
+
 def test_other_settings_get_another_folder_and_batch_size_does_not(trained, tmp_path):
     def folder(config, **score):
         inputs = load_inputs(config, trained.workdir, config.eval.defenses)
