@@ -21,13 +21,10 @@ from purify.runtime.messages import few, printable
 
 _FINITE = 1.7976931348623157e308
 Count = Annotated[int, msgspec.Meta(ge=1, description="at least 1")]
-CountOrNone = Annotated[int, msgspec.Meta(ge=0, description="at least 0")]
-Positive = Annotated[float, msgspec.Meta(gt=0, le=_FINITE, description="positive and finite")]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=_FINITE, description="at least 0 and finite")]
 Fraction = Annotated[
     float, msgspec.Meta(gt=0, lt=1, description="a number strictly between 0 and 1")
 ]
-Decay = Annotated[float, msgspec.Meta(ge=0, lt=1, description="at least 0 and below 1")]
 
 T = TypeVar("T")
 

@@ -30,7 +30,6 @@ class Evaluation:
     def __init__(self, engine: Engine):
         self.engine = engine
         self._scorers: dict = {}  # compiled `score`, by defence, number of draws and size
-        self._in_ball: dict[tuple, set[int]] = {}  # positions of images that were looked at
 
     def run(self, rows: list[Row], images_of: ImagesOf | None = None) -> None:
         """`measure`, with a progress bar in units of work (see Cost)."""
@@ -62,7 +61,7 @@ class Evaluation:
         out of the ball or the box.
         """
         engine, images = self.engine, self._crafted(row.crafted)
-        known = self._in_ball.setdefault((row.crafted, *row.ball), set())
+        known = engine.in_ball.setdefault((row.crafted, *row.ball), set())
         records = engine.store.records(row.attack_records)
         at = [i for i in engine.positions(records) if i not in known and there(images[i])]
         if at:
@@ -95,7 +94,8 @@ class Evaluation:
                 needed += [(stage.crafted, pending) for stage in row.stages]
             scored = (row for row in rows if row.attack)
             needed += [(row.crafted, engine.pending(row.score_job)) for row in scored]
-            lost = any([self._forget_gone(name, positions) for name, positions in needed])
+            shape = engine.images.shape
+            lost = any([engine.forget_gone(f"attack:{n}", n, shape, at) for n, at in needed])
         for row in (row for row in rows if row.attack):
             engine.forget_stale(row.name, row.crafted, self._crafted(row.crafted))
 
@@ -104,17 +104,6 @@ class Evaluation:
         # Where the choice is made the stages of it, some of them spared, are not there.
         choosing = [r for r in rows if r.stages and self.engine.pending(r.attack_job)]
         return [*(row for row in rows if not row.stages), *with_stages(choosing)]
-
-    def _forget_gone(self, name: str, positions: Collection[int]) -> bool:
-        """Whether attacked images of that name at these positions were done, but are not there."""
-        store, index = self.engine.store, self.engine.index
-        records = store.records(f"attack:{name}")
-        done = [at for at in positions if index(at) in records]
-        images = self._crafted(name) if done else np.empty(0)
-        gone = [index(at) for at in done if not there(images[at])]
-        if gone:
-            store.forget(f"attack:{name}", gone, f"arrays/{name}.npy lacks its image")
-        return bool(gone)
 
     # Attacking
 

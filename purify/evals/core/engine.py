@@ -94,6 +94,8 @@ class Engine:
         self.store, self.seed, self.batch_size = store, check_seed(seed), batch_size
         self.images, self.labels, self.indices = images, labels, indices
         self.progress: Progress = None
+        # Positions of attacked images that were found in their ball, by what they are.
+        self.in_ball: dict[tuple, set[int]] = {}
         self._estimated: set[str] = set()  # the kinds of work whose speed was told
         self._asks_score = False
 
@@ -246,6 +248,19 @@ class Engine:
                     f"{self.store.folder}/images.jsonl: {job.name}, index {record['index']}: "
                     f"{error}; bring the file back, or move the folder elsewhere"
                 ) from None
+
+    def forget_gone(
+        self, name: str, array: str, shape: tuple[int, ...], positions: Collection[int]
+    ) -> bool:
+        """Put records under that name aside, of images at these positions, whose entries of an
+        array of that shape are not there any more; whether there were any."""
+        records = self.store.records(name)
+        done = [at for at in positions if self.index(at) in records]
+        entries = self.store.array(array, shape, name, self.indices) if done else np.empty(0)
+        gone = [self.index(at) for at in done if not there(entries[at])]
+        if gone:
+            self.store.forget(name, gone, f"arrays/{array}.npy lacks its image")
+        return bool(gone)
 
     def forget_stale(self, name: str, array: str, images: np.ndarray) -> None:
         """Put records under that name aside that are of other images than these, [n, H, W, C] of

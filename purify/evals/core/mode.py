@@ -109,11 +109,12 @@ def run(task: Task, workdir: Path, max_images: int | None = None) -> None:
     needed = task.num_images
     task = task.limited(max_images) if max_images else task
     stopped = stopped_early(task.num_images, needed, max_images)
+    cost = str(task.cost)  # rows that do not fit say so here, before anything is written
     with Store(workdir, task.mode, task.settings, stopped=stopped) as store:
         engine = task.engine(store)
         task.mend(engine)
         left = [job for job in task.jobs if engine.number_left(job)]
-        tell_work(task.asked, str(task.cost), str(engine.left(left)) if left else "", store.folder)
+        tell_work(task.asked, cost, str(engine.left(left)) if left else "", store.folder)
         task.tell_seen()
         results = complete(task, engine)
         if parallel.is_first_process():

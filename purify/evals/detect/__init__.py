@@ -41,7 +41,6 @@ from purify.runtime import parallel
 from purify.runtime.messages import counted
 from purify.saving.checkpoint import ROLES
 
-UNCALIBRATED = None
 # What an attack on a detector cannot have of its own.
 _TAKEN = ("surrogate", "direction", "penalty", "starts", "estimate", "fixed_key")
 
@@ -70,7 +69,7 @@ class Detected(mode.Task):
     @property
     def title(self) -> str:
         natural = len(self.calibration.labels)
-        return show.title(self.config, self.rows(UNCALIBRATED), natural)
+        return show.title(self.config, self.planned, natural)
 
     @property
     def num_images(self) -> int:
@@ -83,12 +82,11 @@ class Detected(mode.Task):
 
     @property
     def jobs(self) -> list[Job]:
-        rows = self.rows(UNCALIBRATED)
-        attacked = [name for name, row in rows.items() if row.attack]
+        attacked = [name for name, row in self.planned.items() if row.attack]
         natural = ("clean", "noise", *self.config.detect.corruptions)
         return [
             self.calibration_job,
-            *jobs_of(list(rows.values())),
+            *jobs_of(list(self.planned.values())),
             *(self.statistics_job(name) for name in (*natural, *attacked)),
         ]
 
@@ -118,13 +116,16 @@ class Detected(mode.Task):
     def limited(self, max_images: int) -> "Detected":
         return dataclasses.replace(self, taken=min(self.taken, max_images))
 
-    def rows(self, calibrated: Mapping[str, Calibrated] | None) -> dict[str, Row]:
+    @functools.cached_property
+    def planned(self) -> dict[str, Row]:
+        """Rows of the names and costs that those after calibration have."""
+        return self.rows({name: Calibrated(s, 0.0, 1.0) for name, s in self.statistics.items()})
+
+    def rows(self, calibrated: Mapping[str, Calibrated]) -> dict[str, Row]:
         """The defence behind the detector on clean images and under every attack, by the attack.
 
-        calibrated: by statistic; UNCALIBRATED for rows of the same names and costs.
+        calibrated: by statistic.
         """
-        if calibrated is UNCALIBRATED:
-            calibrated = {name: Calibrated(s, 0.0, 1.0) for name, s in self.statistics.items()}
         config, cfg = self.config, self.config.detect
         defense = self.inputs.defense(config, cfg.defense)
         num_draws = self.num_draws if defense.purifier.stochastic else 1
@@ -141,7 +142,7 @@ class Detected(mode.Task):
             num_draws=num_draws,
         )
 
-    @property
+    @functools.cached_property
     def calibration_seen(self) -> Seen:
         split, positions = self.config.detect.calibration_split, range(len(self.calibration.labels))
         return seen(self.config.data, self.inputs, positions, split)
@@ -154,7 +155,7 @@ class Detected(mode.Task):
         for job in self.jobs:
             if job.name.startswith(STATISTICS):
                 forget_others(engine.store, job.name, self.statistics, self.num_draws)
-        Evaluation(engine).forget_lost(list(self.rows(UNCALIBRATED).values()))
+        Evaluation(engine).forget_lost(list(self.planned.values()))
 
     def measure(self, engine: Engine) -> None:
         natural, measured = self.calibration, functools.partial(measure_images, engine)
@@ -233,7 +234,6 @@ def run(config, workdir: Path, max_images: int | None = None) -> None:
         statistics=_statistics(config, inputs),
         taken=cfg.num_images,
     )
-    task.rows(UNCALIBRATED)  # does the attack fit?
     mode.run(task, workdir, max_images)
 
 

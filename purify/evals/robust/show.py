@@ -17,6 +17,7 @@ from purify.evals.attacked.results import (
     protocol_name,
 )
 from purify.evals.attacked.rows import Row, crafting
+from purify.evals.core.engine import there
 from purify.evals.core.figures import attempted, drawn
 from purify.evals.core.inputs import Inputs
 from purify.evals.core.show import Shown
@@ -159,7 +160,7 @@ def title(config, rows: list[Row], settings: Mapping) -> str:
 
 
 def _has_images(evaluation, row: Row) -> bool:
-    return bool(np.isfinite(evaluation.attacked_images(row)[: row.num_images]).all())
+    return there(evaluation.attacked_images(row)[: row.num_images])
 
 
 def _save_attacked(evaluation, row: Row) -> Path:

@@ -21,7 +21,7 @@ from purify.evals.sample import show
 from purify.evals.sample.measure import (
     SAMPLES,
     ShownPath,
-    forget_gone,
+    beside_of,
     measure_path,
     measure_samples,
     path_job,
@@ -81,10 +81,13 @@ class Sampled(mode.Task):
         jobs = []
         if self.sampler:
             jobs.append(samples_job(self.sampler, self.centres, self.taken))
-        if len(self.followed.labels):
-            given = self.followed, self.taken, self.inputs.score
-            jobs += [path_job(path, *given) for path in self.paths]
-        return jobs
+        given = self.followed, self.taken, self.inputs.score
+        return [*jobs, *(path_job(path, *given) for path in self.shown_paths)]
+
+    @property
+    def shown_paths(self) -> list[ShownPath]:
+        """None where there are no images to follow."""
+        return self.paths if len(self.followed.labels) else []
 
     @functools.cached_property
     def settings(self) -> dict:
@@ -115,19 +118,20 @@ class Sampled(mode.Task):
         shapes = {path.row: path_shape(path, self.followed) for path in self.paths}
         for job in self.jobs:
             images = self.centres if job.name == SAMPLES else self.followed
-            forget_gone(engine.store, job, images, shapes.get(job.name, images.images.shape))
+            shape = shapes.get(job.name, images.images.shape)
+            every = range(len(images.indices))
+            beside_of(engine, images).forget_gone(job.name, job.name, shape, every)
 
     def measure(self, engine: Engine) -> None:
         if self.sampler:
             measure_samples(engine, self.sampler, self.centres, self.taken)
-        for path in self.paths if len(self.followed.labels) else ():
+        for path in self.shown_paths:
             measure_path(engine, path, self.followed, self.taken, self.inputs.score)
 
     def numbers(self, engine: Engine) -> dict:
         centres, followed = self.chosen
-        shown = self.paths if len(followed.labels) else []
         given = self.sampler, self.settings["sampler"], centres
-        return numbers(engine.store, *given, shown, followed)
+        return numbers(engine.store, *given, self.shown_paths, followed)
 
     def write(self, engine: Engine, results: Mapping) -> list[Path]:
         store, paths = engine.store, []
@@ -137,7 +141,7 @@ class Sampled(mode.Task):
             paths += show.write_samples(
                 store.folder, self.sampler, *arrays, engine.seed, noised=noised
             )
-        for path in self.paths if len(self.followed.labels) else ():
+        for path in self.shown_paths:
             paths += show.draw_path(store, path, self.followed, self.taken)
         return paths
 

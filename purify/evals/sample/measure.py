@@ -9,10 +9,9 @@ import numpy as np
 
 from purify.defense import first_run
 from purify.evals.attacked.results import purifier_fields
-from purify.evals.core.engine import Compute, Cost, Engine, Job, there
+from purify.evals.core.engine import Compute, Cost, Engine, Job
 from purify.evals.core.inputs import Inputs
 from purify.evals.core.sealed_arrays import sealed
-from purify.evals.core.store import Store
 from purify.langevin import AnnealedLangevin
 from purify.models.networks import Classifier, Score
 from purify.purifiers.detect_then_purify import score_norm
@@ -97,21 +96,11 @@ def path_job(path: ShownPath, images: Inputs, number: int, score: Score) -> Job:
     return Job(path.row, min(number, len(indices)), cost, indices=indices)
 
 
-def forget_gone(store: Store, job: Job, images: Inputs, shape: tuple[int, ...]) -> None:
-    """Put records aside whose images are not there any more, in an array of that shape: they are
-    computed again."""
-    records, indices = store.records(job.name), images.indices.tolist()
-    if done := [at for at, index in enumerate(indices) if index in records]:
-        array = store.array(job.name, shape, job.name, indices)
-        gone = [indices[at] for at in done if not there(array[at])]
-        store.forget(job.name, gone, f"arrays/{job.name}.npy lacks its image")
-
-
 def measure_samples(
     engine: Engine, sampler: AnnealedLangevin, centres: Inputs, number: int
 ) -> None:
     """What is pending of `samples_job`."""
-    beside, job = _beside(engine, centres), samples_job(sampler, centres, number)
+    beside, job = beside_of(engine, centres), samples_job(sampler, centres, number)
 
     def begin(pending: Sequence[int]) -> Compute:
         program = _Program(beside, job, sample, (sampler,), "sample", pending)
@@ -136,7 +125,7 @@ def measure_path(
     engine: Engine, path: ShownPath, images: Inputs, number: int, score: Score
 ) -> None:
     """What is pending of `path_job`."""
-    beside, job = _beside(engine, images), path_job(path, images, number, score)
+    beside, job = beside_of(engine, images), path_job(path, images, number, score)
     # The norms that its steps see are of its own model, where it has one.
     fixed = (path.purifier, path.classifier, getattr(path.purifier, "score", score))
 
@@ -170,7 +159,8 @@ def measure_path(
     engine.do(job, begin, doing="following")
 
 
-def _beside(engine: Engine, images: Inputs) -> Engine:
+def beside_of(engine: Engine, images: Inputs) -> Engine:
+    """The engine on those images."""
     return engine.on(images.images, images.labels, images.indices)
 
 
